@@ -1,0 +1,1 @@
+//! The tensor IR of lite3r.

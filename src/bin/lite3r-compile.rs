@@ -1,0 +1,2 @@
+//! Compiles backbones to plans.
+fn main() {}

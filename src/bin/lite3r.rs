@@ -1,0 +1,2 @@
+//! Runs compiled plans.
+fn main() {}
