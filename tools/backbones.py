@@ -225,7 +225,7 @@ def plane_embedding(channels: int, rows: int, cols: int, aspect: float, double: 
     xs = torch.linspace(-1.0, 1.0, cols, device=device) * (aspect / norm * (cols - 1) / cols)
     ys = torch.linspace(-1.0, 1.0, rows, device=device) * (1.0 / norm * (rows - 1) / rows)
     dtype = torch.float64 if double else torch.float32
-    omega = 1.0 / (100.0 ** (torch.arange(channels // 4, dtype=dtype, device=device) / (channels / 4)))
+    omega = torch.tensor([100.0 ** (-4 * k / channels) for k in range(channels // 4)], dtype=dtype, device=device)
     parts = []
     for axis in (xs[None, :].expand(rows, cols), ys[:, None].expand(rows, cols)):
         angle = torch.einsum("m,d->md", axis.reshape(-1).to(dtype), omega)
@@ -526,7 +526,7 @@ class Da3Backbone(nn.Module):
         t, c = x.shape[1:]
         here = patch_positions(rows, cols, 1, x.device)
         anywhere = here.clamp(max=1)
-        local, reference, taps = x, None, []
+        local, reference, kept = x, None, {}
         for i, block in enumerate(self.blocks):
             if i == cfg.alt_start - 1 and s >= 3:
                 reference = balanced_view(x.reshape(b, s, t, c)[:, :, 0])
@@ -543,16 +543,16 @@ class Da3Backbone(nn.Module):
                 local = x
             if i in cfg.taps:
                 tap = torch.cat([local, x], dim=-1).reshape(b, s, t, 2 * c)
-                taps.append(tap if reference is None else take_views(tap, from_front(reference, s)))
-        camera = taps[-1][:, :, 0]
-        taps = [torch.cat([tap[..., :c], self.norm(tap[..., c:])], dim=-1)[:, :, 1:] for tap in taps]
+                kept[i] = tap if reference is None else take_views(tap, from_front(reference, s))
+        camera = kept[cfg.taps[-1]][:, :, 0]
+        taps = [torch.cat([kept[i][..., :c], self.norm(kept[i][..., c:])], dim=-1)[:, :, 1:] for i in cfg.taps]
         return taps, camera
 
     def _positions(self, rows: int, cols: int) -> Tensor:
         side = self.cfg.grid
         if rows == side and cols == side:
             return self.pos_embed
-        scale = ((rows + 0.1) / side, (cols + 0.1) / side)
+        scale = ((float(rows) + 0.1) / side, (float(cols) + 0.1) / side)
         return resized_positions(self.pos_embed, side, scale_factor=scale, antialias=False)
 
 
@@ -688,6 +688,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             x = 1.0 + 0.2 * x
         elif p.dim() == 1:
             x = 0.1 * x
+            if name.endswith(("fc_fov.0.bias", "pose_branch.fc2.bias")):
+                x[-2:] += 1.0  # fields of view above zero
         else:
             fan = p.shape[1] if "resize_layers.0" not in name and "resize_layers.1" not in name else p.shape[0]
             x = x / math.sqrt(fan * (p[0, 0].numel() if "resize_layers.0" not in name else 1))
