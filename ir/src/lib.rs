@@ -1,1 +1,22 @@
-//! The tensor IR of lite3r.
+//! The tensor IR of lite3r: graph, operations, text form, patterns and passes.
+//!
+//! No device, no ONNX, no file format is known here.
+
+pub mod attr;
+pub mod builder;
+pub mod dim;
+pub mod float8;
+pub mod graph;
+pub mod ops;
+pub mod passes;
+pub mod patch;
+pub mod tensor;
+pub mod types;
+
+pub use builder::Builder;
+pub use dim::{Bindings, Dim};
+pub use graph::{Graph, NodeId, OpError, Value};
+pub use ops::Op;
+pub use patch::Patch;
+pub use tensor::Tensor;
+pub use types::{DType, ValueType};
