@@ -220,7 +220,10 @@ macro_rules! attributes {
             }
         }
     };
-    (@is_default $value:expr, $type:ty, $default:expr) => { $value == <$type>::from($default) };
+    (@is_default $value:expr, $type:ty, $default:expr) => {{
+        let default: $type = <$type>::from($default);
+        $value == default
+    }};
     (@is_default $value:expr, $type:ty) => { false };
     (@default $problems:ident, $field:ident, $type:ty, $default:expr) => { Some(<$type>::from($default)) };
     (@default $problems:ident, $field:ident, $type:ty) => {{

@@ -202,7 +202,7 @@ impl Graph {
     }
 
     /// Every node after the nodes that it reads; otherwise in creation order. Graphs are acyclic by construction: a node
-    /// reads only what exists, and [`crate::patch::Patch`] refuses a shunt that would close a cycle.
+    /// reads only what exists. Should a patch have closed a cycle, its nodes are missing here, and [`crate::verify`] says so.
     pub fn topological(&self) -> Vec<NodeId> {
         use std::{cmp::Reverse, collections::BinaryHeap};
         let mut waiting: HashMap<NodeId, usize> = HashMap::with_capacity(self.len());
@@ -226,11 +226,6 @@ impl Graph {
             }
         }
         order
-    }
-
-    /// Whether `to` reads `from`, directly or through others.
-    pub fn reaches(&self, from: NodeId, to: NodeId) -> bool {
-        petgraph::algo::has_path_connecting(&self.nodes, from.0, to.0, None)
     }
 
     /// Lets every reader of `old` read `new`, graph outputs included. [`crate::patch::Patch`] has checked types and cycles.

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use crate::{
-    graph::{Graph, OpError, Value},
+    graph::{Graph, NodeId, OpError, Value},
     ops::{Constant, Op},
     tensor::Tensor,
+    types::ValueType,
 };
 
 /// Why a patch was refused. Both are defects of the pass, reported with the patch's name.
@@ -39,6 +40,7 @@ pub struct Patch<'g> {
     graph: &'g mut Graph,
     name: &'static str,
     origin: Arc<str>,
+    created: Vec<NodeId>,
     shunts: Vec<(Value, Value)>,
 }
 
@@ -46,7 +48,7 @@ impl<'g> Patch<'g> {
     /// A patch around `root`, whose origin the new operations inherit.
     pub fn new(graph: &'g mut Graph, name: &'static str, root: Value) -> Self {
         let origin = graph.node(root.node).origin.clone();
-        Self { graph, name, origin, shunts: Vec::new() }
+        Self { graph, name, origin, created: Vec::new(), shunts: Vec::new() }
     }
 
     /// The graph as it stands, new operations included.
@@ -63,6 +65,7 @@ impl<'g> Patch<'g> {
     pub fn wire_all(&mut self, op: impl Into<Op>, operands: &[Value]) -> Result<Vec<Value>, PatchError> {
         let node =
             self.graph.add(op, operands, &self.origin).map_err(|source| PatchError::Op { patch: self.name, source })?;
+        self.created.push(node);
         Ok(self.graph.results(node).collect())
     }
 
@@ -72,7 +75,7 @@ impl<'g> Patch<'g> {
     }
 
     /// Adds a weight of that name.
-    pub fn param(&mut self, name: impl Into<String>, ty: crate::types::ValueType) -> Value {
+    pub fn param(&mut self, name: impl Into<String>, ty: ValueType) -> Value {
         self.graph.param(name, ty)
     }
 
@@ -86,19 +89,11 @@ impl<'g> Patch<'g> {
         Ok(())
     }
 
-    /// Carries out the shunts. Readers of `old` that `new` itself depends on keep reading `old`, so no cycle can arise.
+    /// Carries out the shunts. The operations of this patch go on reading old values. A new value must not depend on an old
+    /// reader of what it replaces; [`crate::verify`] finds the cycle that would arise.
     pub fn apply(self) {
         for (old, new) in self.shunts {
-            if old == new {
-                continue;
-            }
-            let users = self.graph.users(old);
-            let ancestors: Vec<_> = users
-                .into_iter()
-                .map(|(user, _)| user)
-                .filter(|user| *user == new.node || self.graph.reaches(*user, new.node))
-                .collect();
-            self.graph.redirect(old, new, &ancestors);
+            self.graph.redirect(old, new, &self.created);
         }
     }
 }
