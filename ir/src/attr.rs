@@ -80,8 +80,6 @@ impl AttrField for f64 {
         match attr {
             Attr::Float(x) => Some(*x),
             Attr::Dim(d) => d.constant().map(|c| c as f64),
-            Attr::Word(w) if w == "inf" => Some(f64::INFINITY),
-            Attr::Word(w) if w == "NaN" => Some(f64::NAN),
             _ => None,
         }
     }

@@ -224,6 +224,37 @@ impl Tensor {
         (shape.iter().product::<usize>() == self.len()).then(|| Self { shape: shape.to_vec(), data: self.data.clone() })
     }
 
+    /// The elements at these flat indices, bit for bit, as a tensor of `shape`.
+    ///
+    /// # Panics
+    /// If an index is out of range or the count does not fit the shape: a defect of the caller.
+    pub fn pick(&self, shape: &[usize], indices: impl Iterator<Item = usize>) -> Self {
+        let data = match &self.data {
+            Data::F64(v) => Data::F64(indices.map(|i| v[i]).collect()),
+            Data::F32(v) => Data::F32(indices.map(|i| v[i]).collect()),
+            Data::F16(v) => Data::F16(indices.map(|i| v[i]).collect()),
+            Data::BF16(v) => Data::BF16(indices.map(|i| v[i]).collect()),
+            Data::F8E4M3(v) => Data::F8E4M3(indices.map(|i| v[i]).collect()),
+            Data::F8E5M2(v) => Data::F8E5M2(indices.map(|i| v[i]).collect()),
+            Data::I64(v) => Data::I64(indices.map(|i| v[i]).collect()),
+            Data::I32(v) => Data::I32(indices.map(|i| v[i]).collect()),
+            Data::U8(v) => Data::U8(indices.map(|i| v[i]).collect()),
+            Data::Bool(v) => Data::Bool(indices.map(|i| v[i]).collect()),
+        };
+        Self::checked(shape, data)
+    }
+
+    /// The elements of tensors of one type, one after the other.
+    ///
+    /// # Panics
+    /// If there is none or the types differ: a defect of the caller.
+    pub fn concat_flat(tensors: &[&Self]) -> Self {
+        let dtype = tensors[0].dtype();
+        assert!(tensors.iter().all(|t| t.dtype() == dtype), "one element type");
+        let bytes: Vec<u8> = tensors.iter().flat_map(|t| t.bytes()).copied().collect();
+        Self::from_bytes(dtype, &[bytes.len() / dtype.size()], &bytes).expect("whole elements")
+    }
+
     /// Converted to another element type: floats round, floats to integers truncate, anything but zero is true.
     pub fn cast(&self, dtype: DType) -> Self {
         match (self.dtype() == dtype, self.dtype().is_float()) {

@@ -6,18 +6,18 @@ use crate::{
     types::{DType, ValueType},
 };
 
-/// Declares an elementwise operation with one real operand: `unary!(Exp, "exp", f64::exp, [(x, y), ...])`, where the
-/// pairs are known values for the cases.
+/// Declares an elementwise operation with one operand: `unary!(Exp, "exp", real, f64::exp, 4.0, [(x, y), ...])`. `real`
+/// takes floating-point operands, `number` integers too; then the function, its cost in operations, and known values.
 #[macro_export]
 macro_rules! unary {
-    ($(#[$meta:meta])* $variant:ident, $name:literal, $scalar:expr, $flops:literal, [$($known:expr),* $(,)?]) => {
+    ($(#[$meta:meta])* $variant:ident, $name:literal, $domain:ident, $scalar:expr, $flops:literal, [$($known:expr),* $(,)?]) => {
         $crate::attributes! { $(#[$meta])* pub struct $variant {} }
 
         impl $crate::ops::OpDef for $variant {
             const NAME: &'static str = $name;
 
             fn infer(&self, inputs: &[$crate::types::ValueType]) -> Result<Vec<$crate::types::ValueType>, String> {
-                $crate::ops::elementwise::infer_unary(inputs)
+                $crate::ops::elementwise::infer_unary(inputs, stringify!($domain) == "number")
             }
 
             fn eval(
@@ -80,10 +80,10 @@ pub fn operands<const N: usize>(inputs: &[ValueType]) -> Result<&[ValueType; N],
     inputs.try_into().map_err(|_| format!("takes {N} operands, not {}", inputs.len()))
 }
 
-/// One floating-point operand; the result has its type.
-pub fn infer_unary(inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
+/// One floating-point operand, or an integer one where `integers` says so; the result has its type.
+pub fn infer_unary(inputs: &[ValueType], integers: bool) -> Result<Vec<ValueType>, String> {
     let [x] = operands(inputs)?;
-    if !x.dtype.is_float() {
+    if !x.dtype.is_float() && (!integers || x.dtype == DType::Bool) {
         return Err(format!("takes a floating-point operand, not {x}"));
     }
     Ok(vec![x.clone()])

@@ -11,7 +11,9 @@ use crate::{
 };
 
 pub mod elementwise;
+pub mod reduce;
 pub mod shape_rules;
+pub mod special;
 
 /// What an operation costs when nothing is fused.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -173,11 +175,64 @@ ops! {
     Param: param,
     Constant: constant,
     // Elementwise, one operand.
+    Neg: neg,
+    Abs: abs,
     Exp: exp,
-    // Elementwise, two operands.
+    Log: log,
+    Sqrt: sqrt,
+    Reciprocal: reciprocal,
+    Sin: sin,
+    Cos: cos,
+    Tan: tan,
+    Atan: atan,
+    Erf: erf,
+    Tanh: tanh,
+    Sigmoid: sigmoid,
+    Silu: silu,
+    Relu: relu,
+    Sign: sign,
+    Floor: floor,
+    Ceil: ceil,
+    Round: round,
+    Not: not,
+    Clip: clip,
+    Cast: cast,
+    // Elementwise, two and three operands.
     Add: add,
-    // Shape.
+    Sub: sub,
+    Mul: mul,
+    Div: div,
+    Pow: pow,
+    Max: max,
+    Min: min,
+    Remainder: remainder,
+    Equal: equal,
+    Less: less,
+    LessEqual: less_equal,
+    And: and,
+    Or: or,
+    Where: select,
+    // Shape and movement.
     Reshape: reshape,
+    Transpose: transpose,
+    Concat: concat,
+    Slice: slice,
+    Split: split,
+    Expand: expand,
+    Pad: pad,
+    Gather: gather,
+    GatherNd: gather_nd,
+    GatherElements: gather_elements,
+    ScatterElements: scatter_elements,
+    ScatterNd: scatter_nd,
+    // Reductions.
+    ReduceSum: reduce_sum,
+    ReduceMean: reduce_mean,
+    ReduceMax: reduce_max,
+    ReduceMin: reduce_min,
+    ReduceProd: reduce_prod,
+    ArgMax: arg_max,
+    ArgMin: arg_min,
     // Products.
     MatMul: matmul,
 }

@@ -1,0 +1,6 @@
+//! `abs(x)`: |x|, elementwise; integers too.
+
+crate::unary!(
+    /// |x|, elementwise; integers too.
+    Abs, "abs", number, f64::abs, 1.0, [(-2.0, 2.0), (3.0, 3.0)]
+);

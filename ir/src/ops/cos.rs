@@ -1,0 +1,6 @@
+//! `cos(x)`: cos x in radians, elementwise.
+
+crate::unary!(
+    /// cos x in radians, elementwise.
+    Cos, "cos", real, f64::cos, 4.0, [(0.0, 1.0), (std::f64::consts::PI, -1.0)]
+);

@@ -1,0 +1,6 @@
+//! `min(a, b)`: The smaller of a and b, with NumPy broadcasting.
+
+crate::binary!(
+    /// The smaller of a and b, with NumPy broadcasting.
+    Min, "min", f64::min, |a, b| Some(a.min(b)), None, [(3.0, 2.0, 2.0), (-4.0, 0.5, -4.0)]
+);

@@ -1,0 +1,6 @@
+//! `tanh(x)`: tanh x, elementwise.
+
+crate::unary!(
+    /// tanh x, elementwise.
+    Tanh, "tanh", real, f64::tanh, 4.0, [(0.0, 0.0), (1.0, 0.761_594_155_955_764_9)]
+);
