@@ -127,7 +127,7 @@ pub fn zip(
 }
 
 /// Walks `shape` row-major and yields the offset into each operand under its strides.
-pub fn indices<const N: usize>(shape: &[usize], strides: [Vec<usize>; N]) -> impl Iterator<Item = [usize; N]> {
+pub fn indices<const N: usize>(shape: &[usize], strides: [Vec<usize>; N]) -> impl Iterator<Item = [usize; N]> + use<N> {
     let count: usize = shape.iter().product();
     let mut position = vec![0usize; shape.len()];
     let mut offsets = [0usize; N];

@@ -10,6 +10,7 @@ use crate::{
     types::{DType, ValueType},
 };
 
+pub mod activation;
 pub mod elementwise;
 pub mod reduce;
 pub mod shape_rules;
@@ -189,6 +190,7 @@ ops! {
     Tanh: tanh,
     Sigmoid: sigmoid,
     Silu: silu,
+    Gelu: gelu,
     Relu: relu,
     Sign: sign,
     Floor: floor,
@@ -233,6 +235,16 @@ ops! {
     ReduceProd: reduce_prod,
     ArgMax: arg_max,
     ArgMin: arg_min,
-    // Products.
+    // Products, attention, images.
     MatMul: matmul,
+    Linear: linear,
+    LayerNorm: layer_norm,
+    Softmax: softmax,
+    Attention: attention,
+    Rope: rope,
+    SplitHeads: split_heads,
+    MergeHeads: merge_heads,
+    Conv2d: conv2d,
+    ConvTranspose2d: conv_transpose2d,
+    Resize: resize,
 }

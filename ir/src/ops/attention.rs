@@ -1,0 +1,105 @@
+//! `attention(q, k, v) {scale}`: softmax(scale·q kᵀ) v (Vaswani et al. 2017).
+
+use rayon::prelude::*;
+
+use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, softmax::softmax, traffic};
+use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+
+crate::attributes! {
+    /// softmax(scale·q kᵀ) v: q [B, H, N, D], k [B, H, M, D], v [B, H, M, E], result [B, H, N, E]. No mask.
+    pub struct Attention {
+        /// What the products are multiplied by, usually D^(−1/2).
+        pub scale: f64,
+    }
+}
+
+/// Sizes of an attention, checked.
+pub struct Sizes {
+    /// Batch.
+    pub b: usize,
+    /// Heads.
+    pub h: usize,
+    /// Queries.
+    pub n: usize,
+    /// Keys.
+    pub m: usize,
+    /// Width of queries and keys.
+    pub d: usize,
+    /// Width of values.
+    pub e: usize,
+}
+
+impl Sizes {
+    /// From q, k, v as evaluation sees them.
+    pub fn of(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Self, String> {
+        match (q.shape(), k.shape(), v.shape()) {
+            (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) => Ok(Self { b, h, n, m, d, e }),
+            _ => Err("takes operands of rank 4".into()),
+        }
+    }
+}
+
+/// Checks q, k, v of any attention and returns [B, H, N, E].
+pub fn infer_qkv(q: &ValueType, k: &ValueType, v: &ValueType) -> Result<ValueType, String> {
+    let misfit = || format!("q [B,H,N,D], k [B,H,M,D], v [B,H,M,E] do not fit: {q}, {k}, {v}");
+    if !q.dtype.is_float() || k.dtype != q.dtype || v.dtype != q.dtype {
+        return Err(format!("q, k and v must share a floating-point type: {q}, {k}, {v}"));
+    }
+    let ([b, h, n, d], [bk, hk, m, dk], [bv, hv, mv, e]) = (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice()) else {
+        return Err(misfit());
+    };
+    if [b, h, d] != [bk, hk, dk] || [bk, hk, m] != [bv, hv, mv] {
+        return Err(misfit());
+    }
+    Ok(q.with_shape([b, h, n, e].map(Dim::clone)))
+}
+
+impl OpDef for Attention {
+    const NAME: &'static str = "attention";
+
+    fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
+        let [q, k, v] = operands(inputs)?;
+        Ok(vec![infer_qkv(q, k, v)?])
+    }
+
+    fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
+        let Sizes { b, h, n, m, d, e } = Sizes::of(inputs[0], inputs[1], inputs[2])?;
+        let (q, k, v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
+        let mut out = vec![0.0; b * h * n * e];
+        out.par_chunks_mut(e.max(1)).enumerate().for_each(|(row, o)| {
+            let (head, query) = (row / n, &q[row * d..][..d]);
+            let key = |j: usize| &k[(head * m + j) * d..][..d];
+            let mut p: Vec<f64> =
+                (0..m).map(|j| self.scale * query.iter().zip(key(j)).map(|(a, b)| a * b).sum::<f64>()).collect();
+            softmax(&mut p);
+            for (j, p) in p.iter().enumerate() {
+                o.iter_mut().zip(&v[(head * m + j) * e..][..e]).for_each(|(o, v)| *o += p * v);
+            }
+        });
+        Ok(vec![Tensor::from_f64(results[0].dtype, &[b, h, n, e], &out)])
+    }
+
+    fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
+        let rows = results[0].elements().unwrap_or(0) as f64;
+        let keys = inputs[1].shape[2].size().unwrap_or(0) as f64;
+        let widths = inputs[1].shape[3].size().unwrap_or(0) as f64 / inputs[2].shape[3].size().unwrap_or(1).max(1) as f64;
+        Cost { flops: 2.0 * rows * keys * (1.0 + widths), bytes: traffic(inputs, results) }
+    }
+
+    fn tolerance(&self, result: DType) -> Tolerance {
+        Tolerance::ulps(result, 32.0)
+    }
+
+    fn cases() -> Vec<Case> {
+        let wave = |dtype, shape: &[usize], seed| Tensor::wave(dtype, shape, seed);
+        let qkv = |dtype, b, h, n, m, d| vec![wave(dtype, &[b, h, n, d], 1), wave(dtype, &[b, h, m, d], 2), wave(dtype, &[b, h, m, d], 3)];
+        let uniform = vec![Tensor::from_f32(&[1, 1, 1, 1], vec![0.0]), Tensor::from_f32(&[1, 1, 2, 1], vec![5.0, -5.0]), Tensor::from_f32(&[1, 1, 2, 1], vec![1.0, 3.0])];
+        let mut cases = vec![Case::known("known", Self { scale: 1.0 }, uniform, vec![Tensor::from_f32(&[1, 1, 1, 1], vec![2.0])])];
+        for (name, n, m, d) in [("one", 1, 1, 64), ("below_64", 63, 63, 64), ("at_64", 64, 64, 64), ("above_64", 65, 65, 32), ("cross", 3, 130, 128), ("frame_1374", 1374, 1374, 32)] {
+            cases.push(Case::new(name, Self { scale: (d as f64).powf(-0.5) }, qkv(DType::F32, 1, if n > 1000 { 1 } else { 2 }, n, m, d)));
+        }
+        cases.push(Case::new("bf16", Self { scale: 0.125 }, qkv(DType::BF16, 2, 1, 65, 65, 64)));
+        cases.push(Case::new("f16", Self { scale: 0.125 }, qkv(DType::F16, 1, 2, 63, 70, 64)));
+        cases
+    }
+}

@@ -1,0 +1,129 @@
+//! `conv2d(x, w, [b], [residual])`: cross-correlation of images, y = act(x ∗ w + b) + residual.
+
+use rayon::prelude::*;
+
+use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
+use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+
+crate::attributes! {
+    /// y = act(x ∗ w + b) + residual with zero padding: x [N, I, H, W], w [O, I/groups, kh, kw], b [O], residual like y.
+    pub struct Conv2d {
+        /// Rows and columns between neighbours.
+        pub strides: Vec<usize> = [1, 1],
+        /// Zeros above, left, below, right.
+        pub pads: Vec<usize> = [0, 0, 0, 0],
+        /// Rows and columns between taps.
+        pub dilations: Vec<usize> = [1, 1],
+        /// Channel groups.
+        pub groups: usize = 1usize,
+        /// Applied to the sum with its bias.
+        pub activation: Activation = Activation::None,
+        /// Whether there is a bias operand.
+        pub bias: bool = false,
+        /// Whether there is a residual operand, the last.
+        pub residual: bool = false,
+    }
+}
+
+impl Conv2d {
+    /// A dense convolution of stride one with equal padding on all sides.
+    pub fn same(pad: usize, bias: bool) -> Self {
+        Self { strides: vec![1, 1], pads: vec![pad; 4], dilations: vec![1, 1], groups: 1, activation: Activation::None, bias, residual: false }
+    }
+}
+
+impl OpDef for Conv2d {
+    const NAME: &'static str = "conv2d";
+
+    fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
+        let [x, w, extra @ ..] = inputs else { return Err("takes x and w at least".into()) };
+        let ([n, i, h, ww], [o, ig, kh, kw]) = (x.shape.as_slice(), w.shape.as_slice()) else {
+            return Err(format!("takes x [N,I,H,W] and w [O,I,kh,kw], not {x} and {w}"));
+        };
+        if x.dtype != w.dtype || !x.dtype.is_float() {
+            return Err(format!("x and w must share a floating-point type, not {x} and {w}"));
+        }
+        let lists = [&self.strides, &self.dilations].iter().all(|l| l.len() == 2 && !l.contains(&0)) && self.pads.len() == 4;
+        if !lists || self.groups == 0 || ig.clone() * Dim::from(self.groups) != *i {
+            return Err(format!("{} groups of {w} do not fit {x}, or strides, pads, dilations are malformed", self.groups));
+        }
+        let along = |size: &Dim, k: &Dim, axis: usize| -> Result<Dim, String> {
+            let (size, k) = size.size().zip(k.size()).ok_or("needs static image sizes")?;
+            let padded = size + self.pads[axis] + self.pads[axis + 2];
+            let reach = self.dilations[axis] * k.saturating_sub(1) + 1;
+            let room = padded.checked_sub(reach).ok_or_else(|| format!("a kernel of {reach} does not fit {padded} pixels"))?;
+            Ok(Dim::from(room / self.strides[axis] + 1))
+        };
+        let y = x.with_shape([n.clone(), o.clone(), along(h, kh, 0)?, along(ww, kw, 1)?]);
+        let (bias, residual) = (self.bias as usize, self.residual as usize);
+        if extra.len() != bias + residual
+            || self.bias && extra[0].shape != [o.clone()]
+            || self.residual && extra[bias].shape != y.shape
+        {
+            return Err(format!("bias [{o}] and residual like {y} do not fit the operands behind w"));
+        }
+        Ok(vec![y])
+    }
+
+    fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
+        let shape = results[0].dims().ok_or("needs static shapes")?;
+        let (&[_, channels, h, w], &[o, ig, kh, kw], &[_, _, oh, ow]) = (inputs[0].shape(), inputs[1].shape(), &shape[..]) else {
+            return Err("takes images".into());
+        };
+        let (x, k) = (inputs[0].to_f64(), inputs[1].to_f64());
+        let bias = self.bias.then(|| inputs[2].to_f64());
+        let residual = self.residual.then(|| inputs[inputs.len() - 1].to_f64());
+        let mut y = vec![0.0; shape.iter().product()];
+        y.par_chunks_mut((oh * ow).max(1)).enumerate().for_each(|(plane, out)| {
+            let (image, oc) = (plane / o, plane % o);
+            let first = oc / (o / self.groups) * ig;
+            for ic in 0..ig {
+                let source = &x[(image * channels + first + ic) * h * w..][..h * w];
+                for (ky, kx) in (0..kh * kw).map(|t| (t / kw, t % kw)) {
+                    let tap = k[((oc * ig + ic) * kh + ky) * kw + kx];
+                    for (i, value) in out.iter_mut().enumerate() {
+                        let row = (i / ow * self.strides[0] + ky * self.dilations[0]).wrapping_sub(self.pads[0]);
+                        let column = (i % ow * self.strides[1] + kx * self.dilations[1]).wrapping_sub(self.pads[1]);
+                        if row < h && column < w {
+                            *value += tap * source[row * w + column];
+                        }
+                    }
+                }
+            }
+            for (i, value) in out.iter_mut().enumerate() {
+                let sum = *value + bias.as_ref().map_or(0.0, |b| b[oc]);
+                *value = self.activation.apply(sum) + residual.as_ref().map_or(0.0, |r| r[plane * oh * ow + i]);
+            }
+        });
+        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &y)])
+    }
+
+    fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
+        let taps: f64 = inputs[1].shape[1..].iter().map(|d| d.size().unwrap_or(0) as f64).product();
+        Cost { flops: 2.0 * taps * results[0].elements().unwrap_or(0) as f64, bytes: traffic(inputs, results) }
+    }
+
+    fn tolerance(&self, result: DType) -> Tolerance {
+        Tolerance::ulps(result, 32.0)
+    }
+
+    fn cases() -> Vec<Case> {
+        let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
+        let ones = |shape: &[usize]| Tensor::from_f32(shape, vec![1.0; shape.iter().product()]);
+        let strided = Self { strides: vec![2, 2], ..Self::same(1, true) };
+        let patch = Self { strides: vec![14, 14], ..Self::same(0, true) };
+        let fused = Self { activation: Activation::Relu, residual: true, ..Self::same(1, true) };
+        let grouped = Self { groups: 2, dilations: vec![2, 1], ..Self::same(1, false) };
+        vec![
+            Case::known("border", Self::same(1, false), vec![ones(&[1, 1, 2, 2]), ones(&[1, 1, 3, 3])], vec![Tensor::from_f32(&[1, 1, 2, 2], vec![4.0; 4])]),
+            Case::new("same_3x3", Self::same(1, true), vec![wave(&[2, 5, 7, 9], 1), wave(&[6, 5, 3, 3], 2), wave(&[6], 3)]),
+            Case::new("pointwise", Self::same(0, true), vec![wave(&[2, 33, 5, 13], 1), wave(&[65, 33, 1, 1], 2), wave(&[65], 3)]),
+            Case::new("stride_2", strided, vec![wave(&[1, 4, 7, 8], 1), wave(&[3, 4, 3, 3], 2), wave(&[3], 3)]),
+            Case::new("patches", patch, vec![wave(&[2, 3, 28, 42], 1), wave(&[8, 3, 14, 14], 2), wave(&[8], 3)]),
+            Case::new("fused", fused, vec![wave(&[1, 4, 5, 6], 1), wave(&[4, 4, 3, 3], 2), wave(&[4], 3), wave(&[1, 4, 5, 6], 4)]),
+            Case::new("grouped_dilated", grouped, vec![wave(&[1, 4, 6, 5], 1), wave(&[6, 2, 3, 3], 2)]),
+            Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
+            Case::new("bf16", Self::same(1, false), vec![Tensor::wave(DType::BF16, &[1, 8, 6, 6], 1), Tensor::wave(DType::BF16, &[4, 8, 3, 3], 2)]),
+        ]
+    }
+}

@@ -1,0 +1,148 @@
+//! `linear(x, w, [b], [residual])`: y = act(x wᵀ + b) + residual.
+
+use rayon::prelude::*;
+
+use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
+use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+
+crate::attributes! {
+    /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is wide;
+    /// bias and residual may be f32 beside 16-bit x and w.
+    pub struct Linear {
+        /// Applied to the sum with its bias.
+        pub activation: Activation = Activation::None,
+        /// Whether there is a bias operand.
+        pub bias: bool = false,
+        /// Whether there is a residual operand, the last.
+        pub residual: bool = false,
+        /// The element type of the result; that of x by default.
+        pub out: Option<DType> = None,
+    }
+}
+
+impl Linear {
+    /// A plain product with or without bias.
+    pub fn new(bias: bool) -> Self {
+        Self { activation: Activation::None, bias, residual: false, out: None }
+    }
+}
+
+/// What sits after a product: the same for every kind of linear layer.
+pub struct Epilogue<'a> {
+    /// Applied to sum and bias.
+    pub activation: Activation,
+    /// One value a column.
+    pub bias: Option<&'a Tensor>,
+    /// One value an element.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl Epilogue<'_> {
+    /// `sums` [rows, n] as the result.
+    pub fn finish(&self, mut sums: Vec<f64>, n: usize, dtype: DType, shape: &[usize]) -> Tensor {
+        let bias = self.bias.map(Tensor::to_f64);
+        let residual = self.residual.map(Tensor::to_f64);
+        for (i, y) in sums.iter_mut().enumerate() {
+            let x = *y + bias.as_ref().map_or(0.0, |b| b[i % n]);
+            *y = self.activation.apply(x) + residual.as_ref().map_or(0.0, |r| r[i]);
+        }
+        Tensor::from_f64(dtype, shape, &sums)
+    }
+}
+
+/// Checks `extra` = [bias] [residual] against a result [.., N] and returns the result type.
+pub fn infer_epilogue(
+    x: &ValueType,
+    n: &Dim,
+    extra: &[ValueType],
+    (bias, residual): (bool, bool),
+    out: DType,
+) -> Result<Vec<ValueType>, String> {
+    if extra.len() != bias as usize + residual as usize {
+        return Err(format!("has {} operands behind the weights, its attributes say otherwise", extra.len()));
+    }
+    let mut shape = x.shape.clone();
+    *shape.last_mut().ok_or("x needs a dimension")? = n.clone();
+    let result = ValueType { dtype: out, shape };
+    if bias && (extra[0].shape != [n.clone()] || !extra[0].dtype.is_float()) {
+        return Err(format!("the bias must have shape [{n}], not {}", extra[0]));
+    }
+    if residual && extra.last().is_some_and(|r| r.shape != result.shape || !r.dtype.is_float()) {
+        return Err(format!("the residual must have the shape of {result}, not {}", extra[extra.len() - 1]));
+    }
+    Ok(vec![result])
+}
+
+/// Σₖ x[m, k]·w[n, k] in f64.
+pub fn product(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
+    if k == 0 {
+        return Vec::new();
+    }
+    x.par_chunks(k)
+        .flat_map_iter(|row| w.chunks(k).map(move |column| row.iter().zip(column).map(|(a, b)| a * b).sum::<f64>()))
+        .collect()
+}
+
+impl OpDef for Linear {
+    const NAME: &'static str = "linear";
+
+    fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
+        let [x, w, extra @ ..] = inputs else { return Err("takes x and w at least".into()) };
+        if x.dtype != w.dtype || !x.dtype.is_float() {
+            return Err(format!("x and w must share a floating-point type, not {x} and {w}"));
+        }
+        match (x.shape.last(), w.shape.as_slice()) {
+            (Some(k), [n, kw]) if k == kw => {
+                infer_epilogue(x, n, extra, (self.bias, self.residual), self.out.unwrap_or(x.dtype))
+            }
+            _ => Err(format!("x [.., K] and w [N, K] do not fit: {x} and {w}")),
+        }
+    }
+
+    fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
+        let shape = results[0].dims().ok_or("needs static shapes")?;
+        let [n, k] = *inputs[1].shape() else { return Err("w must be a matrix".into()) };
+        let mut sums = product(&inputs[0].to_f64(), &inputs[1].to_f64(), k);
+        sums.resize(shape.iter().product(), 0.0);
+        let epilogue = Epilogue {
+            activation: self.activation,
+            bias: self.bias.then(|| inputs[2]),
+            residual: self.residual.then(|| inputs[inputs.len() - 1]),
+        };
+        Ok(vec![epilogue.finish(sums, n, results[0].dtype, &shape)])
+    }
+
+    fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
+        let k = inputs[1].shape[1].size().unwrap_or(0) as f64;
+        let n = results[0].elements().unwrap_or(0) as f64;
+        Cost { flops: n * (2.0 * k + self.activation.flops()), bytes: traffic(inputs, results) }
+    }
+
+    fn tolerance(&self, result: DType) -> Tolerance {
+        Tolerance::ulps(result, 16.0)
+    }
+
+    fn cases() -> Vec<Case> {
+        let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
+        let x = Tensor::from_f32(&[1, 2], vec![1.0, 2.0]);
+        let w = Tensor::from_f32(&[1, 2], vec![3.0, 4.0]);
+        let b = Tensor::from_f32(&[1], vec![-20.0]);
+        let r = Tensor::from_f32(&[1, 1], vec![7.0]);
+        let relu = Self { activation: Activation::Relu, bias: true, residual: true, out: None };
+        let mut cases = vec![
+            Case::known("known", Self::new(true), vec![x.clone(), w.clone(), b.clone()], vec![Tensor::from_f32(&[1, 1], vec![-9.0])]),
+            Case::known("known_epilogue", relu.clone(), vec![x, w, b, r.clone()], vec![r]),
+        ];
+        for (name, m) in [("one", 1), ("below_64", 63), ("at_64", 64), ("above_64", 65), ("frame_1374", 1374)] {
+            let inputs = vec![wave(&[m, 48], 1), wave(&[40, 48], 2), wave(&[40], 3)];
+            cases.push(Case::new(name, Self::new(true), inputs));
+        }
+        let gelu = Self { activation: Activation::Gelu, ..relu.clone() };
+        cases.push(Case::new("gelu_residual", gelu, vec![wave(&[2, 65, 32], 1), wave(&[24, 32], 2), wave(&[24], 3), wave(&[2, 65, 24], 4)]));
+        let half = Self { activation: Activation::Silu, bias: true, residual: false, out: Some(DType::F32) };
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        cases.push(Case::new("bf16_to_f32", half, vec![bf16(&[63, 64], 1), bf16(&[8, 64], 2), wave(&[8], 3)]));
+        cases.push(Case::new("f16", Self::new(false), vec![Tensor::wave(DType::F16, &[3, 64], 1), Tensor::wave(DType::F16, &[5, 64], 2)]));
+        cases
+    }
+}

@@ -1,0 +1,191 @@
+//! `resize(x) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize.
+
+use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, traffic};
+use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+
+crate::word_enum! {
+    /// Which neighbours count and how.
+    pub enum ResizeMode {
+        /// One neighbour.
+        Nearest = "nearest",
+        /// Two an axis.
+        Linear = "linear",
+        /// Four an axis (Keys 1981).
+        Cubic = "cubic",
+    }
+}
+
+crate::word_enum! {
+    /// Where a pixel of the result lies in x. `scale` is result size over x size, or as given.
+    pub enum Coordinates {
+        /// (i + 0.5)/scale − 0.5.
+        HalfPixel = "half_pixel",
+        /// i·(size − 1)/(result size − 1).
+        AlignCorners = "align_corners",
+        /// i/scale.
+        Asymmetric = "asymmetric",
+        /// As half_pixel, but 0 where the result has one pixel.
+        PytorchHalfPixel = "pytorch_half_pixel",
+    }
+}
+
+crate::word_enum! {
+    /// How `nearest` rounds.
+    pub enum Nearest {
+        /// Down.
+        Floor = "floor",
+        /// Up.
+        Ceil = "ceil",
+        /// To nearest, halves down.
+        RoundPreferFloor = "round_prefer_floor",
+        /// To nearest, halves up.
+        RoundPreferCeil = "round_prefer_ceil",
+    }
+}
+
+crate::attributes! {
+    /// The last two dimensions of x at another resolution.
+    pub struct Resize {
+        /// Which neighbours count.
+        pub mode: ResizeMode,
+        /// Where pixels lie.
+        pub coordinates: Coordinates,
+        /// Height and width of the result.
+        pub size: Vec<Dim>,
+        /// If given, used for coordinates instead of the ratio of sizes: height, width.
+        pub scales: Vec<f64> = [],
+        /// The parameter a of the cubic kernel.
+        pub cubic_a: f64 = -0.75,
+        /// Whether the kernel widens when shrinking.
+        pub antialias: bool = false,
+        /// Whether weights outside x are dropped and the rest rescaled; otherwise the border is repeated.
+        pub exclude_outside: bool = false,
+        /// How `nearest` rounds.
+        pub nearest: Nearest = Nearest::RoundPreferFloor,
+    }
+}
+
+impl Resize {
+    /// Along one axis (0: height, 1: width): for every result pixel, the source pixels with their weights.
+    pub fn weights(&self, axis: usize, from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
+        let scale = self.scales.get(axis).copied().unwrap_or(to as f64 / from as f64);
+        (0..to).map(|i| self.pixel(i as f64, from, to, scale)).collect()
+    }
+
+    fn pixel(&self, i: f64, from: usize, to: usize, scale: f64) -> Vec<(usize, f64)> {
+        let at = match self.coordinates {
+            Coordinates::AlignCorners if to == 1 => 0.0,
+            Coordinates::AlignCorners => i * (from as f64 - 1.0) / (to as f64 - 1.0),
+            Coordinates::Asymmetric => i / scale,
+            Coordinates::PytorchHalfPixel if to == 1 => 0.0,
+            Coordinates::HalfPixel | Coordinates::PytorchHalfPixel => (i + 0.5) / scale - 0.5,
+        };
+        let inside = |j: i64| j.clamp(0, from as i64 - 1) as usize;
+        if self.mode == ResizeMode::Nearest {
+            let j = match self.nearest {
+                Nearest::Floor => at.floor(),
+                Nearest::Ceil => at.ceil(),
+                Nearest::RoundPreferFloor => (at - 0.5).ceil(),
+                Nearest::RoundPreferCeil => (at + 0.5).floor(),
+            };
+            return vec![(inside(j as i64), 1.0)];
+        }
+        let stretch = if self.antialias { scale.min(1.0) } else { 1.0 };
+        let radius = if self.mode == ResizeMode::Linear { 1.0 } else { 2.0 } / stretch;
+        let (first, last) = ((at - radius).floor() as i64 + 1, (at + radius).ceil() as i64 - 1);
+        let mut taps: Vec<(i64, f64)> = (first..=last).map(|j| (j, self.kernel((j as f64 - at) * stretch))).collect();
+        if self.exclude_outside {
+            taps.retain(|(j, _)| (0..from as i64).contains(j));
+        }
+        let sum: f64 = taps.iter().map(|(_, w)| w).sum();
+        taps.into_iter().filter(|(_, w)| *w != 0.0).map(|(j, w)| (inside(j), w / sum)).collect()
+    }
+
+    fn kernel(&self, x: f64) -> f64 {
+        let (x, a) = (x.abs(), self.cubic_a);
+        match self.mode {
+            ResizeMode::Nearest | ResizeMode::Linear => (1.0 - x).max(0.0),
+            ResizeMode::Cubic if x < 1.0 => ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0,
+            ResizeMode::Cubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * a,
+            ResizeMode::Cubic => 0.0,
+        }
+    }
+}
+
+impl OpDef for Resize {
+    const NAME: &'static str = "resize";
+
+    fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
+        let [x] = operands(inputs)?;
+        let Some((outer, [_, _])) = x.shape.split_last_chunk::<2>() else { return Err(format!("takes images, not {x}")) };
+        if self.size.len() != 2 || !matches!(self.scales.len(), 0 | 2) || !x.dtype.is_float() {
+            return Err(format!("needs two sizes, no or two scales, and floating-point images, not {x}"));
+        }
+        if self.scales.iter().any(|s| *s <= 0.0 || !s.is_finite()) {
+            return Err(format!("scales must be positive: {:?}", self.scales));
+        }
+        Ok(vec![x.with_shape([outer, &self.size].concat())])
+    }
+
+    fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
+        let shape = results[0].dims().ok_or("needs static shapes")?;
+        let (Some((outer, &[h, w])), Some((_, &[oh, ow]))) = (inputs[0].shape().split_last_chunk::<2>(), shape.split_last_chunk::<2>()) else {
+            return Err("takes images".into());
+        };
+        if h == 0 || w == 0 {
+            return Err("takes images with pixels".into());
+        }
+        let (rows, columns) = (self.weights(0, h, oh), self.weights(1, w, ow));
+        let x = inputs[0].to_f64();
+        let planes: usize = outer.iter().product();
+        let mut y = Vec::with_capacity(planes * oh * ow);
+        for plane in x.chunks(h * w).take(planes) {
+            let narrow: Vec<f64> = (0..h)
+                .flat_map(|r| columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>()))
+                .collect();
+            for taps in &rows {
+                y.extend((0..ow).map(|c| taps.iter().map(|(i, k)| narrow[i * ow + c] * k).sum::<f64>()));
+            }
+        }
+        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &y)])
+    }
+
+    fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
+        let taps = match self.mode {
+            ResizeMode::Nearest => 0.0,
+            ResizeMode::Linear => 8.0,
+            ResizeMode::Cubic => 32.0,
+        };
+        Cost { flops: taps * results[0].elements().unwrap_or(0) as f64, bytes: traffic(inputs, results) }
+    }
+
+    fn tolerance(&self, result: DType) -> Tolerance {
+        Tolerance::ulps(result, 32.0)
+    }
+
+    fn cases() -> Vec<Case> {
+        let to = |mode, coordinates, h: usize, w: usize| Self {
+            mode,
+            coordinates,
+            size: vec![h.into(), w.into()],
+            scales: vec![],
+            cubic_a: -0.75,
+            antialias: false,
+            exclude_outside: false,
+            nearest: Nearest::RoundPreferFloor,
+        };
+        let wave = |shape: &[usize]| Tensor::wave(DType::F32, shape, 1);
+        let ramp = Tensor::from_f32(&[1, 2], vec![0.0, 3.0]);
+        use {Coordinates::*, ResizeMode::{Cubic, Linear}};
+        vec![
+            Case::known("ends_stay", to(Linear, AlignCorners, 1, 4), vec![ramp], vec![Tensor::from_f32(&[1, 4], vec![0.0, 1.0, 2.0, 3.0])]),
+            Case::new("dpt_up", to(Linear, AlignCorners, 10, 14), vec![wave(&[2, 3, 5, 7])]),
+            Case::new("dpt_odd", to(Linear, AlignCorners, 9, 13), vec![wave(&[1, 2, 5, 7])]),
+            Case::new("half_pixel", to(Linear, HalfPixel, 3, 9), vec![wave(&[1, 1, 5, 4])]),
+            Case::new("cubic_scales", Self { scales: vec![27.1 / 37.0, 36.1 / 37.0], ..to(Cubic, HalfPixel, 27, 36) }, vec![wave(&[1, 2, 37, 37])]),
+            Case::new("cubic_antialias", Self { antialias: true, exclude_outside: true, cubic_a: -0.5, ..to(Cubic, HalfPixel, 28, 37) }, vec![wave(&[1, 2, 37, 37])]),
+            Case::new("nearest", to(ResizeMode::Nearest, Asymmetric, 6, 5), vec![wave(&[1, 1, 3, 4])]),
+            Case::new("one_pixel", to(Linear, AlignCorners, 3, 1), vec![wave(&[1, 2, 1, 1])]),
+        ]
+    }
+}
