@@ -58,7 +58,7 @@ import argparse
 import math
 import sys
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -116,8 +116,17 @@ ARCHITECTURES: dict[str, Vggt | Da3] = {
     "da3-base": _da3(768, 12, 128),
     "da3-large": Da3(pose_encoder=True),
     "tiny_vggt_a": Vggt(
-        64, 2, 1, 4, 6, taps=(0, 1, 2, 3), camera_depth=1, camera_heads=4, camera_mlp_ratio=2,
-        features=16, channels=(16, 32, 32, 32),
+        64,
+        2,
+        1,
+        4,
+        6,
+        taps=(0, 1, 2, 3),
+        camera_depth=1,
+        camera_heads=4,
+        camera_mlp_ratio=2,
+        features=16,
+        channels=(16, 32, 32, 32),
     ),
     "tiny_da3_b": Da3(64, 2, 6, 5, 2, taps=(2, 3, 4, 5), features=16, channels=(16, 32, 32, 32)),
 }
@@ -187,15 +196,15 @@ class Block(nn.Module):
 # Positions
 
 
-def rope(x: Tensor, positions: Tensor) -> Tensor:
+def rope(x: Tensor, positions: Tensor, base: float = ROPE_BASE, rows: int = MAX_POSITION) -> Tensor:
     """2-D rotary embedding: the first half of a head turns with the row, the second with the column.
 
-    `x` is [B, heads, N, D], `positions` int64 [B, N, 2]. In each half channel j pairs with channel j + D/4 and turns by
-    p * 100^(-4j/D) (Su et al., "RoFormer"; Heo et al., "Rotary Position Embedding for Vision Transformer").
+    `x` is [B, heads, N, D], `positions` int64 [B, N, 2] below `rows`. In each half channel j pairs with channel j + D/4 and
+    turns by p * base^(-4j/D) (Su et al., "RoFormer"; Heo et al., "Rotary Position Embedding for Vision Transformer").
     """
     half = x.shape[-1] // 2
     steps = torch.arange(0, half, 2, device=x.device).float() / half
-    turns = torch.einsum("i,j->ij", torch.arange(MAX_POSITION, device=x.device).float(), 1.0 / (ROPE_BASE**steps))
+    turns = torch.einsum("i,j->ij", torch.arange(rows, device=x.device).float(), 1.0 / (base**steps))
     turns = torch.cat([turns, turns], dim=-1).to(x.dtype)
     cos, sin = turns.cos(), turns.sin()
     turned = []
@@ -277,7 +286,9 @@ class Dpt(nn.Module):
     Returns logits [S, H, W, outputs] and, with `rays`, a second set [S, 8 rows, 8 cols, 7].
     """
 
-    def __init__(self, inputs: int, outputs: int, features: int, channels: tuple[int, ...], *, vggt: bool, rays: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, features: int, channels: tuple[int, ...], *, vggt: bool, rays: bool = False
+    ):
         super().__init__()
         c, half = channels, features // 2
         self.double = vggt
@@ -306,7 +317,8 @@ class Dpt(nn.Module):
             scratch.output_conv1_aux = nn.ModuleList(nn.Sequential(*level) for level in convs)
             norm = nn.LayerNorm(32)
             scratch.output_conv2_aux = nn.ModuleList(
-                nn.ModuleDict({"0": nn.Conv2d(half, 32, 3, padding=1), "2": norm, "5": nn.Conv2d(32, 7, 1)}) for _ in range(4)
+                nn.ModuleDict({"0": nn.Conv2d(half, 32, 3, padding=1), "2": norm, "5": nn.Conv2d(32, 7, 1)})
+                for _ in range(4)
             )
 
     def forward(self, taps: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor | None]:
@@ -700,7 +712,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_argument("--list", action="store_true", help="names and sizes of the known architectures")
-    cli.add_argument("--params", metavar="ARCH", choices=ARCHITECTURES, help="every parameter of an architecture: name, shape")
+    cli.add_argument(
+        "--params", metavar="ARCH", choices=ARCHITECTURES, help="every parameter of an architecture: name, shape"
+    )
     args = cli.parse_args()
     if not (args.list or args.params):
         cli.error("give --list or --params ARCH")

@@ -40,7 +40,9 @@ def first_uses(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
     uses: dict[str, tuple[str, int]] = {}
     for node in reversed(graph.node):
         for position, name in enumerate(node.input):
-            through = node.op_type in ("Identity", "Cast", "Transpose", "Unsqueeze", "Reshape", "Expand") and position == 0
+            through = (
+                node.op_type in ("Identity", "Cast", "Transpose", "Unsqueeze", "Reshape", "Expand") and position == 0
+            )
             behind = uses.get(node.output[0]) if through else None
             uses[name] = behind or (node.op_type, position)
     return uses

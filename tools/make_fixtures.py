@@ -42,10 +42,12 @@ VGGT = Vggt(
     dim=32, heads=1, dino_depth=1, depth=2, grid=3, mlp_ratio=2, taps=(0, 0, 1, 1), camera_depth=1, camera_heads=2,
     camera_mlp_ratio=1, features=8, channels=(8, 8, 16, 16),
 )  # fmt: skip
-DA3 = Da3(dim=64, heads=2, depth=4, grid=5, alt_start=2, mlp_ratio=0.5, taps=(2, 2, 3, 3), features=8, channels=(8, 8, 16, 16))
+DA3 = Da3(
+    dim=64, heads=2, depth=4, grid=5, alt_start=2, mlp_ratio=0.5, taps=(2, 2, 3, 3), features=8, channels=(8, 8, 16, 16)
+)
 
 Arrays = dict[str, np.ndarray]
-FIXTURES: dict[str, tuple[str, Callable[[], "Fixture"]]] = {}
+FIXTURES: dict[str, tuple[str, Callable[[], Fixture]]] = {}
 
 
 @dataclasses.dataclass
@@ -151,7 +153,9 @@ def random(*shape: int, seed: int = 0, low: float | None = None) -> torch.Tensor
     return torch.randn(shape, generator=g) if low is None else torch.rand(shape, generator=g) + low
 
 
-def export(model: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str], flavour: str, views: bool = False) -> onnx.ModelProto:
+def export(
+    model: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str], flavour: str, views: bool = False
+) -> onnx.ModelProto:
     """`flavour` is ts<opset> (TorchScript) or dyn<opset> (torch.export). `views`: dimension 1 of the first input is S."""
     scripted, opset = flavour.startswith("ts"), int(flavour.lstrip("tsdyn"))
     first = next(iter(inputs))
@@ -176,7 +180,9 @@ def export(model: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str]
     return made
 
 
-def exported(model: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str], flavour: str, tolerance: float = 2e-5) -> Fixture:
+def exported(
+    model: nn.Module, inputs: dict[str, torch.Tensor], outputs: list[str], flavour: str, tolerance: float = 2e-5
+) -> Fixture:
     model = model.eval()
     made = export(model, inputs, outputs, flavour)
     return Fixture(made, [("", as_numpy(inputs), run(model, inputs, outputs))], tolerance)
@@ -200,7 +206,9 @@ def images(s: int, height: int, width: int, centred: bool = False) -> torch.Tens
     """Smooth random views in 0..1, each different, or around 0 where the model wants normalised images."""
     g = torch.Generator().manual_seed(s)
     coarse = torch.randn(s, 3, 4, 4, generator=g) + 0.3 * torch.randn(s, 3, 1, 1, generator=g)
-    fine = F.interpolate(coarse, size=(height, width), mode="bicubic") + 0.1 * torch.randn(s, 3, height, width, generator=g)
+    fine = F.interpolate(coarse, size=(height, width), mode="bicubic") + 0.1 * torch.randn(
+        s, 3, height, width, generator=g
+    )
     return (fine if centred else (0.5 + 0.2 * fine).clamp(0, 1))[None]
 
 
@@ -300,7 +308,9 @@ for _flavour in ("ts17", "dyn18", "dyn23"):
         def f(x):
             return F.gelu(x), F.gelu(x, approximate="tanh"), F.silu(x), F.relu(x), x.sigmoid(), 1 + x.exp()
 
-        return exported(Lambda(f), {"x": 2 * random(2, 5, 16)}, ["gelu", "gelu_tanh", "silu", "relu", "sigmoid", "exp1"], flavour)
+        return exported(
+            Lambda(f), {"x": 2 * random(2, 5, 16)}, ["gelu", "gelu_tanh", "silu", "relu", "sigmoid", "exp1"], flavour
+        )
 
     @fixture(f"op_block_{_flavour}", "one frame block: q/k norm, RoPE, LayerScale, positions as an input")
     def _(flavour=_flavour):
@@ -329,7 +339,9 @@ for _flavour in ("ts13", "ts17", "dyn18"):
 
 for _flavour in ("ts17", "dyn18"):
 
-    @fixture(f"op_resize_{_flavour}", "bilinear with aligned corners by size, twice and to odd sizes; bicubic by scales")
+    @fixture(
+        f"op_resize_{_flavour}", "bilinear with aligned corners by size, twice and to odd sizes; bicubic by scales"
+    )
     def _(flavour=_flavour):
         def f(x):
             even = F.interpolate(x, size=(8, 10), mode="bilinear", align_corners=True)
@@ -392,8 +404,14 @@ def value(name: str, x: np.ndarray) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
 
 
-def by_hand(opset: int, nodes, inputs: Arrays, outputs: Arrays, weights: Arrays | list = (), tolerance=2e-5, external=False) -> Fixture:
-    stored = [numpy_helper.from_array(x, name) for name, x in weights.items()] if isinstance(weights, dict) else list(weights)
+def by_hand(
+    opset: int, nodes, inputs: Arrays, outputs: Arrays, weights: Arrays | list = (), tolerance=2e-5, external=False
+) -> Fixture:
+    stored = (
+        [numpy_helper.from_array(x, name) for name, x in weights.items()]
+        if isinstance(weights, dict)
+        else list(weights)
+    )
     inside = {k: value(k, v) for k, v in inputs.items()}, {k: value(k, v) for k, v in outputs.items()}
     graph = helper.make_graph(nodes, "fixture", list(inside[0].values()), list(inside[1].values()), stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8 if opset < 20 else 10)
@@ -409,11 +427,19 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-@fixture("op_attention_scale_23", "Attention with its scale as an attribute, and with the default, 10 queries on 12 keys")
+@fixture(
+    "op_attention_scale_23", "Attention with its scale as an attribute, and with the default, 10 queries on 12 keys"
+)
 def _():
     x = as_numpy(heads((10, 12, 12)))
-    want = {name: softmax(x["q"] @ x["k"].swapaxes(-1, -2) * s) @ x["v"] for name, s in (("given", 0.3), ("default", 32**-0.5))}
-    nodes = [helper.make_node("Attention", ["q", "k", "v"], ["given"], scale=0.3), helper.make_node("Attention", ["q", "k", "v"], ["default"])]
+    want = {
+        name: softmax(x["q"] @ x["k"].swapaxes(-1, -2) * s) @ x["v"]
+        for name, s in (("given", 0.3), ("default", 32**-0.5))
+    }
+    nodes = [
+        helper.make_node("Attention", ["q", "k", "v"], ["given"], scale=0.3),
+        helper.make_node("Attention", ["q", "k", "v"], ["default"]),
+    ]
     return by_hand(23, nodes, x, want)
 
 
@@ -505,7 +531,13 @@ def _():
         helper.make_node("Cast", ["small"], ["narrow"], to=TensorProto.FLOAT),
         helper.make_node("Add", ["x", "narrow"], ["y"]),
     ]
-    weights = {"zero": np.array(0.0), "four": np.array(1.0), "step": np.array(0.25), "hundred": np.array(100.0), "at": at}
+    weights = {
+        "zero": np.array(0.0),
+        "four": np.array(1.0),
+        "step": np.array(0.25),
+        "hundred": np.array(100.0),
+        "at": at,
+    }
     return by_hand(17, nodes, {"x": x}, want, weights)
 
 
@@ -591,8 +623,19 @@ def reduce_fixture(opset: int) -> Fixture:
         "most": x.max((0, 1, 2), keepdims=True),
         "where": x.argmin(1),
     }
-    rows = [("ReduceMean", "mean", [-1], 1), ("ReduceSum", "sum", [0, 2], 0), ("ReduceL2", "norm", [1], 1), ("ReduceMin", "least", [2], 0)]
-    nodes, weights = [helper.make_node("ReduceMax", ["x"], ["most"]), helper.make_node("ArgMin", ["x"], ["where"], axis=1, keepdims=0)], {}
+    rows = [
+        ("ReduceMean", "mean", [-1], 1),
+        ("ReduceSum", "sum", [0, 2], 0),
+        ("ReduceL2", "norm", [1], 1),
+        ("ReduceMin", "least", [2], 0),
+    ]
+    nodes, weights = (
+        [
+            helper.make_node("ReduceMax", ["x"], ["most"]),
+            helper.make_node("ArgMin", ["x"], ["where"], axis=1, keepdims=0),
+        ],
+        {},
+    )
     for op, name, axes, keep in rows:
         if opset >= 18 or op == "ReduceSum":
             weights[f"{name}_axes"] = np.array(axes)
@@ -612,7 +655,10 @@ def _():
     return reduce_fixture(18)
 
 
-@fixture("op_shapes_17", "shape arithmetic that folds: Shape, Slice to the end, Concat with an empty tensor, Range, Expand, Where, EyeLike")
+@fixture(
+    "op_shapes_17",
+    "shape arithmetic that folds: Shape, Slice to the end, Concat with an empty tensor, Range, Expand, Where, EyeLike",
+)
 def _():
     x = numbers(2, 3, 4)
     y = x.reshape(2, 12)
@@ -658,13 +704,20 @@ def _():
     ]
     weights = {"i0": np.array([0]), "i1": np.array([1]), "i3": np.array([3]), "s0": np.array(0), "s1": np.array(1)}
     weights |= {"end": np.array([most]), "end_axis": np.array([-1]), "copy": np.array([0, 0, 2, -1])}
-    weights |= {"starts": np.array([1, most]), "ends": np.array([most, -most]), "axes": np.array([1, -1]), "steps": np.array([1, -1])}
+    weights |= {
+        "starts": np.array([1, most]),
+        "ends": np.array([most, -most]),
+        "axes": np.array([1, -1]),
+        "steps": np.array([1, -1]),
+    }
     weights |= {"target": np.array([-1, 3, 4]), "three_three": np.array([3, 3])}
     weights |= {"zero_f": np.float32(0), "two_f": np.float32(2)}
     return by_hand(17, nodes, {"x": x}, want, weights)
 
 
-@fixture("op_external_data_17", "external data in an initialiser and in a Constant attribute, at aligned offsets of one file")
+@fixture(
+    "op_external_data_17", "external data in an initialiser and in a Constant attribute, at aligned offsets of one file"
+)
 def _():
     x, w, b = numbers(5, 6), numbers(6, 4, seed=1), numbers(4, seed=2)
     stored, attribute = numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b_value")
@@ -677,7 +730,10 @@ def _():
     return by_hand(17, nodes, {"x": x}, {"y": x @ w + b}, [stored], external=True)
 
 
-@fixture("op_tensor_storage_17", "one number in every storage: raw and typed fields, f16, bf16, f64, i32, u8, bool, scalar attributes")
+@fixture(
+    "op_tensor_storage_17",
+    "one number in every storage: raw and typed fields, f16, bf16, f64, i32, u8, bool, scalar attributes",
+)
 def _():
     x = numbers(2, 4)
     typed = [
@@ -689,7 +745,9 @@ def _():
         helper.make_tensor("u8", TensorProto.UINT8, [4], [0, 1, 200, 255]),
         helper.make_tensor("flags", TensorProto.BOOL, [4], [True, False, True, False]),
         numpy_helper.from_array(np.array([0.5, -1.5, 2.0, 0.25], np.float16), "f16_raw"),
-        helper.make_tensor("bf16_raw", TensorProto.BFLOAT16, [4], np.array([0x3F80, 0xC000, 0x3F00, 0x4040], "<u2").tobytes(), raw=True),
+        helper.make_tensor(
+            "bf16_raw", TensorProto.BFLOAT16, [4], np.array([0x3F80, 0xC000, 0x3F00, 0x4040], "<u2").tobytes(), raw=True
+        ),
     ]
     names = ["f16", "f16_raw", "bf16", "bf16_raw", "f64", "i32", "u8"]
     nodes = [helper.make_node("Cast", [n], [f"{n}_wide"], to=TensorProto.FLOAT) for n in names]

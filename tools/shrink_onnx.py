@@ -40,7 +40,9 @@ def halve(graph: onnx.GraphProto) -> int:
         saved += narrow.nbytes
     if inexact:
         some = ", ".join(inexact[:5]) + (", ..." if len(inexact) > 5 else "")
-        raise SystemExit(f"error: {len(inexact)} initialisers are not exact in half precision ({some}); round the weights first")
+        raise SystemExit(
+            f"error: {len(inexact)} initialisers are not exact in half precision ({some}); round the weights first"
+        )
     nodes = casts + list(graph.node)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -118,7 +120,9 @@ def main() -> int:
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("model", type=Path, metavar="IN.onnx")
     cli.add_argument("out", type=Path, metavar="OUT.onnx")
-    cli.add_argument("--check", type=Path, metavar="IO.npz", help="recorded inputs and outputs to hold both models against")
+    cli.add_argument(
+        "--check", type=Path, metavar="IO.npz", help="recorded inputs and outputs to hold both models against"
+    )
     args = cli.parse_args()
     model = onnx.load(args.model)
     if any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute):
@@ -130,7 +134,9 @@ def main() -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(model.SerializeToString(deterministic=True))
     sizes = (args.model.stat().st_size / 1e6, args.out.stat().st_size / 1e6)
-    print(f"{sizes[0]:.2f} MB -> {sizes[1]:.2f} MB: {saved / 1e6:.2f} MB of weights halved, {merged} equal constants merged")
+    print(
+        f"{sizes[0]:.2f} MB -> {sizes[1]:.2f} MB: {saved / 1e6:.2f} MB of weights halved, {merged} equal constants merged"
+    )
     if args.check:
         check(args.model, args.out, args.check)
     return 0

@@ -44,7 +44,9 @@ def named_weights(path: Path) -> dict[str, np.ndarray]:
     return values
 
 
-def load(model: torch.nn.Module, values: dict[str, np.ndarray], given: dict[str, np.ndarray], optional: set[str]) -> None:
+def load(
+    model: torch.nn.Module, values: dict[str, np.ndarray], given: dict[str, np.ndarray], optional: set[str]
+) -> None:
     state = model.state_dict()
     values = {name.removeprefix("net."): value for name, value in values.items()} | given
     missing = [name for name in state if name not in values and name not in optional]

@@ -40,7 +40,10 @@ def run(path: Path) -> np.ndarray:
 
 
 def call(tool, *words: object) -> str:
-    with mock.patch.object(sys, "argv", [tool.__name__, *map(str, words)]), contextlib.redirect_stdout(io.StringIO()) as out:
+    with (
+        mock.patch.object(sys, "argv", [tool.__name__, *map(str, words)]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
         tool.main()
     return out.getvalue()
 
