@@ -6,7 +6,7 @@
     python3 tools/export_onnx.py vggt --weights model.pt --size 392x518 --views 8 -o vggt_8.onnx --exporter torchscript
 
 You need the official package (`vggt` or `depth_anything_3`: installed, or its folder named by --package), its weights
-(a .safetensors, .pt, .pth or .bin file, or a model on the Hugging Face hub), torch >= 2.6, onnx, onnxscript and onnxruntime.
+(a .safetensors, .pt, .pth or .bin file, or a model on the Hugging Face hub), torch >= 2.9, onnx, onnxscript and onnxruntime.
 VGGT-1B takes 12 GB of memory and a few minutes, DA3-Large a third of that.
 
 The result is OUT.onnx with all weights in OUT.onnx.data beside it. Height and width are fixed, multiples of 14; the number
