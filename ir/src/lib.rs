@@ -11,6 +11,7 @@ pub mod ops;
 pub mod passes;
 pub mod patch;
 pub mod tensor;
+pub mod text;
 pub mod types;
 
 pub use builder::Builder;
