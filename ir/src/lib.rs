@@ -13,6 +13,7 @@ pub mod patch;
 pub mod tensor;
 pub mod text;
 pub mod types;
+pub mod verify;
 
 pub use builder::Builder;
 pub use dim::{Bindings, Dim};
@@ -21,3 +22,4 @@ pub use ops::Op;
 pub use patch::Patch;
 pub use tensor::Tensor;
 pub use types::{DType, ValueType};
+pub use verify::verify;

@@ -38,6 +38,7 @@ mod resolve;
 use std::{collections::HashMap, fmt, ops::Range};
 
 pub use printer::Printer;
+pub(crate) use printer::Site;
 
 use crate::{
     graph::{Graph, NodeId, Value},
@@ -199,7 +200,10 @@ pub(crate) fn excerpt(source: &str, span: Range<usize>, around: usize) -> String
     let number = source[..start].matches('\n').count();
     let line_start = source[..start].rfind('\n').map_or(0, |i| i + 1);
     let column = source[line_start..start].chars().count();
-    let lines: Vec<&str> = source.split('\n').collect();
+    let mut lines: Vec<&str> = source.split('\n').collect();
+    if lines.len() > number + 1 && lines.last() == Some(&"") {
+        lines.pop();
+    }
     let line_length = lines[number].chars().count();
     let carets = source[start..span.end.clamp(start, source.len())].chars().take_while(|c| *c != '\n').count();
     let cut = if line_length > WIDTH { column.saturating_sub(WIDTH / 3) } else { 0 };
