@@ -7,6 +7,7 @@ pub mod builder;
 pub mod dim;
 pub mod float8;
 pub mod graph;
+pub mod interpret;
 pub mod ops;
 pub mod passes;
 pub mod patch;

@@ -1,7 +1,10 @@
 //! `arg_max(x) {axis, keep}`: where the largest value is.
 
 use super::{Case, OpDef, reduce};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// The index of the largest value along an axis, as i64; the first of equals.

@@ -1,7 +1,10 @@
 //! `arg_min(x) {axis, keep}`: where the smallest value is.
 
 use super::{Case, OpDef, reduce};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// The index of the smallest value along an axis, as i64; the first of equals.

@@ -3,13 +3,44 @@
 use rayon::prelude::*;
 
 use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, softmax::softmax, traffic};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
+
+crate::word_enum! {
+    /// What an attention of a reconstruction transformer looks over. Set by the pass `attention_kinds`; changes no result.
+    pub enum AttentionKind {
+        /// Not told apart yet, or a model without views.
+        Unknown = "unknown",
+        /// The tokens of one view in an image encoder without q/k norm and RoPE (DINOv2).
+        Encoder = "encoder",
+        /// The tokens of one view, with q/k norm or RoPE.
+        Frame = "frame",
+        /// The tokens of all views.
+        Global = "global",
+        /// One token a view: camera refinement.
+        Camera = "camera",
+    }
+}
 
 crate::attributes! {
     /// softmax(scale·q kᵀ) v: q [B, H, N, D], k [B, H, M, D], v [B, H, M, E], result [B, H, N, E]. No mask.
     pub struct Attention {
         /// What the products are multiplied by, usually D^(−1/2).
         pub scale: f64,
+        /// What it looks over.
+        pub kind: AttentionKind = AttentionKind::Unknown,
+        /// How many views the sequence joins; its N tokens are `views` runs of N / `views`, special tokens first in each.
+        pub views: Dim = 1,
+    }
+}
+
+impl Attention {
+    /// Of unknown kind over one view.
+    pub fn new(scale: f64) -> Self {
+        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1) }
     }
 }
 
@@ -45,7 +76,8 @@ pub fn infer_qkv(q: &ValueType, k: &ValueType, v: &ValueType) -> Result<ValueTyp
     if !q.dtype.is_float() || k.dtype != q.dtype || v.dtype != q.dtype {
         return Err(format!("q, k and v must share a floating-point type: {q}, {k}, {v}"));
     }
-    let ([b, h, n, d], [bk, hk, m, dk], [bv, hv, mv, e]) = (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice()) else {
+    let ([b, h, n, d], [bk, hk, m, dk], [bv, hv, mv, e]) = (q.shape.as_slice(), k.shape.as_slice(), v.shape.as_slice())
+    else {
         return Err(misfit());
     };
     if [b, h, d] != [bk, hk, dk] || [bk, hk, m] != [bv, hv, mv] {
@@ -82,7 +114,8 @@ impl OpDef for Attention {
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
         let rows = results[0].elements().unwrap_or(0) as f64;
         let keys = inputs[1].shape[2].size().unwrap_or(0) as f64;
-        let widths = inputs[1].shape[3].size().unwrap_or(0) as f64 / inputs[2].shape[3].size().unwrap_or(1).max(1) as f64;
+        let widths =
+            inputs[1].shape[3].size().unwrap_or(0) as f64 / inputs[2].shape[3].size().unwrap_or(1).max(1) as f64;
         Cost { flops: 2.0 * rows * keys * (1.0 + widths), bytes: traffic(inputs, results) }
     }
 
@@ -92,14 +125,32 @@ impl OpDef for Attention {
 
     fn cases() -> Vec<Case> {
         let wave = |dtype, shape: &[usize], seed| Tensor::wave(dtype, shape, seed);
-        let qkv = |dtype, b, h, n, m, d| vec![wave(dtype, &[b, h, n, d], 1), wave(dtype, &[b, h, m, d], 2), wave(dtype, &[b, h, m, d], 3)];
-        let uniform = vec![Tensor::from_f32(&[1, 1, 1, 1], vec![0.0]), Tensor::from_f32(&[1, 1, 2, 1], vec![5.0, -5.0]), Tensor::from_f32(&[1, 1, 2, 1], vec![1.0, 3.0])];
-        let mut cases = vec![Case::known("known", Self { scale: 1.0 }, uniform, vec![Tensor::from_f32(&[1, 1, 1, 1], vec![2.0])])];
-        for (name, n, m, d) in [("one", 1, 1, 64), ("below_64", 63, 63, 64), ("at_64", 64, 64, 64), ("above_64", 65, 65, 32), ("cross", 3, 130, 128), ("frame_1374", 1374, 1374, 32)] {
-            cases.push(Case::new(name, Self { scale: (d as f64).powf(-0.5) }, qkv(DType::F32, 1, if n > 1000 { 1 } else { 2 }, n, m, d)));
+        let qkv = |dtype, b, h, n, m, d| {
+            vec![wave(dtype, &[b, h, n, d], 1), wave(dtype, &[b, h, m, d], 2), wave(dtype, &[b, h, m, d], 3)]
+        };
+        let uniform = vec![
+            Tensor::from_f32(&[1, 1, 1, 1], vec![0.0]),
+            Tensor::from_f32(&[1, 1, 2, 1], vec![5.0, -5.0]),
+            Tensor::from_f32(&[1, 1, 2, 1], vec![1.0, 3.0]),
+        ];
+        let mut cases =
+            vec![Case::known("known", Self::new(1.0), uniform, vec![Tensor::from_f32(&[1, 1, 1, 1], vec![2.0])])];
+        for (name, n, m, d) in [
+            ("one", 1, 1, 64),
+            ("below_64", 63, 63, 64),
+            ("at_64", 64, 64, 64),
+            ("above_64", 65, 65, 32),
+            ("cross", 3, 130, 128),
+            ("frame_1374", 1374, 1374, 32),
+        ] {
+            cases.push(Case::new(
+                name,
+                Self::new((d as f64).powf(-0.5)),
+                qkv(DType::F32, 1, if n > 1000 { 1 } else { 2 }, n, m, d),
+            ));
         }
-        cases.push(Case::new("bf16", Self { scale: 0.125 }, qkv(DType::BF16, 2, 1, 65, 65, 64)));
-        cases.push(Case::new("f16", Self { scale: 0.125 }, qkv(DType::F16, 1, 2, 63, 70, 64)));
+        cases.push(Case::new("bf16", Self::new(0.125), qkv(DType::BF16, 2, 1, 65, 65, 64)));
+        cases.push(Case::new("f16", Self::new(0.125), qkv(DType::F16, 1, 2, 63, 70, 64)));
         cases
     }
 }

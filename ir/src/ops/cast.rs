@@ -1,7 +1,10 @@
 //! `cast(x) {to}`: the same numbers in another element type.
 
 use super::{Case, OpDef, Tolerance, elementwise::operands};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// The same numbers in another element type: floats round to nearest even (saturating in the 8-bit formats), floats to
@@ -30,7 +33,8 @@ impl OpDef for Cast {
 
     fn cases() -> Vec<Case> {
         let x = Tensor::from_f32(&[4], vec![-1.5, 0.0, 2.75, 300.0]);
-        let known = |name, to, y: &[f64]| Case::known(name, Self { to }, vec![x.clone()], vec![Tensor::from_f64(to, &[4], y)]);
+        let known =
+            |name, to, y: &[f64]| Case::known(name, Self { to }, vec![x.clone()], vec![Tensor::from_f64(to, &[4], y)]);
         vec![
             known("to_i64", DType::I64, &[-1.0, 0.0, 2.0, 300.0]),
             known("to_bool", DType::Bool, &[1.0, 0.0, 1.0, 1.0]),

@@ -1,7 +1,13 @@
 //! `clip(x) {min, max}`: x limited to an interval.
 
-use super::{Case, OpDef, elementwise::{infer_unary, map}};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef,
+    elementwise::{infer_unary, map},
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// min(max(x, min), max), elementwise.
@@ -30,8 +36,18 @@ impl OpDef for Clip {
     fn cases() -> Vec<Case> {
         let x = Tensor::from_f32(&[3], vec![-2.0, 0.5, 7.0]);
         vec![
-            Case::known("both", Self { min: 0.0, max: 1.0 }, vec![x.clone()], vec![Tensor::from_f32(&[3], vec![0.0, 0.5, 1.0])]),
-            Case::known("below", Self { min: 1e-6, max: f64::INFINITY }, vec![x], vec![Tensor::from_f32(&[3], vec![1e-6, 0.5, 7.0])]),
+            Case::known(
+                "both",
+                Self { min: 0.0, max: 1.0 },
+                vec![x.clone()],
+                vec![Tensor::from_f32(&[3], vec![0.0, 0.5, 1.0])],
+            ),
+            Case::known(
+                "below",
+                Self { min: 1e-6, max: f64::INFINITY },
+                vec![x],
+                vec![Tensor::from_f32(&[3], vec![1e-6, 0.5, 7.0])],
+            ),
             Case::new("ragged_65", Self { min: -0.25, max: 0.25 }, vec![Tensor::wave(DType::F32, &[3, 65], 1)]),
         ]
     }

@@ -1,7 +1,11 @@
 //! `concat(x₀, x₁, …) {axis}`: tensors one after the other along an axis.
 
 use super::{Case, OpDef, Tolerance};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// Tensors of one type one after the other along `axis`; all other dimensions agree.
@@ -55,7 +59,11 @@ impl OpDef for Concat {
             Case::known("known", Self { axis: 1 }, vec![a, b], vec![expect]),
             Case::new("tokens", Self { axis: 1 }, vec![wave(&[2, 1, 8], 1), wave(&[2, 64, 8], 2), wave(&[2, 0, 8], 3)]),
             Case::new("one", Self { axis: 0 }, vec![wave(&[3], 1)]),
-            Case::new("indices", Self { axis: 0 }, vec![Tensor::wave(DType::I64, &[2], 1), Tensor::wave(DType::I64, &[1], 2)]),
+            Case::new(
+                "indices",
+                Self { axis: 0 },
+                vec![Tensor::wave(DType::I64, &[2], 1), Tensor::wave(DType::I64, &[1], 2)],
+            ),
         ]
     }
 }

@@ -3,7 +3,11 @@
 use rayon::prelude::*;
 
 use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// y = act(x ∗ w + b) + residual with zero padding: x [N, I, H, W], w [O, I/groups, kh, kw], b [O], residual like y.
@@ -28,7 +32,15 @@ crate::attributes! {
 impl Conv2d {
     /// A dense convolution of stride one with equal padding on all sides.
     pub fn same(pad: usize, bias: bool) -> Self {
-        Self { strides: vec![1, 1], pads: vec![pad; 4], dilations: vec![1, 1], groups: 1, activation: Activation::None, bias, residual: false }
+        Self {
+            strides: vec![1, 1],
+            pads: vec![pad; 4],
+            dilations: vec![1, 1],
+            groups: 1,
+            activation: Activation::None,
+            bias,
+            residual: false,
+        }
     }
 }
 
@@ -43,15 +55,20 @@ impl OpDef for Conv2d {
         if x.dtype != w.dtype || !x.dtype.is_float() {
             return Err(format!("x and w must share a floating-point type, not {x} and {w}"));
         }
-        let lists = [&self.strides, &self.dilations].iter().all(|l| l.len() == 2 && !l.contains(&0)) && self.pads.len() == 4;
+        let lists =
+            [&self.strides, &self.dilations].iter().all(|l| l.len() == 2 && !l.contains(&0)) && self.pads.len() == 4;
         if !lists || self.groups == 0 || ig.clone() * Dim::from(self.groups) != *i {
-            return Err(format!("{} groups of {w} do not fit {x}, or strides, pads, dilations are malformed", self.groups));
+            return Err(format!(
+                "{} groups of {w} do not fit {x}, or strides, pads, dilations are malformed",
+                self.groups
+            ));
         }
         let along = |size: &Dim, k: &Dim, axis: usize| -> Result<Dim, String> {
             let (size, k) = size.size().zip(k.size()).ok_or("needs static image sizes")?;
             let padded = size + self.pads[axis] + self.pads[axis + 2];
             let reach = self.dilations[axis] * k.saturating_sub(1) + 1;
-            let room = padded.checked_sub(reach).ok_or_else(|| format!("a kernel of {reach} does not fit {padded} pixels"))?;
+            let room =
+                padded.checked_sub(reach).ok_or_else(|| format!("a kernel of {reach} does not fit {padded} pixels"))?;
             Ok(Dim::from(room / self.strides[axis] + 1))
         };
         let y = x.with_shape([n.clone(), o.clone(), along(h, kh, 0)?, along(ww, kw, 1)?]);
@@ -67,7 +84,9 @@ impl OpDef for Conv2d {
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
-        let (&[_, channels, h, w], &[o, ig, kh, kw], &[_, _, oh, ow]) = (inputs[0].shape(), inputs[1].shape(), &shape[..]) else {
+        let (&[_, channels, h, w], &[o, ig, kh, kw], &[_, _, oh, ow]) =
+            (inputs[0].shape(), inputs[1].shape(), &shape[..])
+        else {
             return Err("takes images".into());
         };
         let (x, k) = (inputs[0].to_f64(), inputs[1].to_f64());
@@ -115,15 +134,36 @@ impl OpDef for Conv2d {
         let fused = Self { activation: Activation::Relu, residual: true, ..Self::same(1, true) };
         let grouped = Self { groups: 2, dilations: vec![2, 1], ..Self::same(1, false) };
         vec![
-            Case::known("border", Self::same(1, false), vec![ones(&[1, 1, 2, 2]), ones(&[1, 1, 3, 3])], vec![Tensor::from_f32(&[1, 1, 2, 2], vec![4.0; 4])]),
-            Case::new("same_3x3", Self::same(1, true), vec![wave(&[2, 5, 7, 9], 1), wave(&[6, 5, 3, 3], 2), wave(&[6], 3)]),
-            Case::new("pointwise", Self::same(0, true), vec![wave(&[2, 33, 5, 13], 1), wave(&[65, 33, 1, 1], 2), wave(&[65], 3)]),
+            Case::known(
+                "border",
+                Self::same(1, false),
+                vec![ones(&[1, 1, 2, 2]), ones(&[1, 1, 3, 3])],
+                vec![Tensor::from_f32(&[1, 1, 2, 2], vec![4.0; 4])],
+            ),
+            Case::new(
+                "same_3x3",
+                Self::same(1, true),
+                vec![wave(&[2, 5, 7, 9], 1), wave(&[6, 5, 3, 3], 2), wave(&[6], 3)],
+            ),
+            Case::new(
+                "pointwise",
+                Self::same(0, true),
+                vec![wave(&[2, 33, 5, 13], 1), wave(&[65, 33, 1, 1], 2), wave(&[65], 3)],
+            ),
             Case::new("stride_2", strided, vec![wave(&[1, 4, 7, 8], 1), wave(&[3, 4, 3, 3], 2), wave(&[3], 3)]),
             Case::new("patches", patch, vec![wave(&[2, 3, 28, 42], 1), wave(&[8, 3, 14, 14], 2), wave(&[8], 3)]),
-            Case::new("fused", fused, vec![wave(&[1, 4, 5, 6], 1), wave(&[4, 4, 3, 3], 2), wave(&[4], 3), wave(&[1, 4, 5, 6], 4)]),
+            Case::new(
+                "fused",
+                fused,
+                vec![wave(&[1, 4, 5, 6], 1), wave(&[4, 4, 3, 3], 2), wave(&[4], 3), wave(&[1, 4, 5, 6], 4)],
+            ),
             Case::new("grouped_dilated", grouped, vec![wave(&[1, 4, 6, 5], 1), wave(&[6, 2, 3, 3], 2)]),
             Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
-            Case::new("bf16", Self::same(1, false), vec![Tensor::wave(DType::BF16, &[1, 8, 6, 6], 1), Tensor::wave(DType::BF16, &[4, 8, 3, 3], 2)]),
+            Case::new(
+                "bf16",
+                Self::same(1, false),
+                vec![Tensor::wave(DType::BF16, &[1, 8, 6, 6], 1), Tensor::wave(DType::BF16, &[4, 8, 3, 3], 2)],
+            ),
         ]
     }
 }

@@ -1,7 +1,11 @@
 //! `conv_transpose2d(x, w, [b])`: the transpose of a convolution; every pixel stamps a weighted kernel.
 
 use super::{Case, Cost, OpDef, Tolerance, traffic};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// y[n, o, i·s + k·dilation − pad] += x[n, c, i]·w[c, o, k], plus b: x [N, I, H, W], w [I, O/groups, kh, kw], b [O].
@@ -30,12 +34,19 @@ impl OpDef for ConvTranspose2d {
             return Err(format!("takes x [N,I,H,W] and w [I,O,kh,kw], not {x} and {w}"));
         };
         let pairs = [&self.strides, &self.dilations].iter().all(|l| l.len() == 2 && !l.contains(&0));
-        if x.dtype != w.dtype || i != iw || self.groups == 0 || !pairs || self.pads.len() != 4 || self.output_padding.len() != 2 {
+        if x.dtype != w.dtype
+            || i != iw
+            || self.groups == 0
+            || !pairs
+            || self.pads.len() != 4
+            || self.output_padding.len() != 2
+        {
             return Err(format!("{x} and {w} do not fit, or strides, pads, dilations are malformed"));
         }
         let o = og.clone() * Dim::from(self.groups);
         let along = |size: &Dim, k: &Dim, a: usize| -> Result<Dim, String> {
-            let (size, k) = size.size().zip(k.size()).filter(|(s, k)| *s > 0 && *k > 0).ok_or("needs static image sizes")?;
+            let (size, k) =
+                size.size().zip(k.size()).filter(|(s, k)| *s > 0 && *k > 0).ok_or("needs static image sizes")?;
             let full = (size - 1) * self.strides[a] + self.dilations[a] * (k - 1) + 1 + self.output_padding[a];
             let cut = full.checked_sub(self.pads[a] + self.pads[a + 2]).ok_or("the padding cuts everything off")?;
             Ok(Dim::from(cut))
@@ -49,7 +60,9 @@ impl OpDef for ConvTranspose2d {
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
-        let (&[n, channels, h, w], &[_, og, kh, kw], &[_, o, oh, ow]) = (inputs[0].shape(), inputs[1].shape(), &shape[..]) else {
+        let (&[n, channels, h, w], &[_, og, kh, kw], &[_, o, oh, ow]) =
+            (inputs[0].shape(), inputs[1].shape(), &shape[..])
+        else {
             return Err("takes images".into());
         };
         let (x, k) = (inputs[0].to_f64(), inputs[1].to_f64());
@@ -85,16 +98,39 @@ impl OpDef for ConvTranspose2d {
 
     fn cases() -> Vec<Case> {
         let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
-        let by = |s: usize, pad: usize, bias| Self { strides: vec![s, s], pads: vec![pad; 4], output_padding: vec![0, 0], dilations: vec![1, 1], groups: 1, bias };
+        let by = |s: usize, pad: usize, bias| Self {
+            strides: vec![s, s],
+            pads: vec![pad; 4],
+            output_padding: vec![0, 0],
+            dilations: vec![1, 1],
+            groups: 1,
+            bias,
+        };
         let x = Tensor::from_f32(&[1, 1, 1, 2], vec![1.0, 2.0]);
         let w = Tensor::from_f32(&[1, 1, 1, 2], vec![10.0, 1.0]);
         let stamp = Self { strides: vec![1, 2], ..by(1, 0, false) };
         vec![
             Case::known("stamp", stamp, vec![x, w], vec![Tensor::from_f32(&[1, 1, 1, 4], vec![10.0, 1.0, 20.0, 2.0])]),
-            Case::new("kernel_is_stride_4", by(4, 0, true), vec![wave(&[2, 6, 3, 5], 1), wave(&[6, 5, 4, 4], 2), wave(&[5], 3)]),
-            Case::new("kernel_is_stride_2", by(2, 0, true), vec![wave(&[1, 4, 5, 4], 1), wave(&[4, 4, 2, 2], 2), wave(&[4], 3)]),
-            Case::new("overlapping", Self { output_padding: vec![1, 0], ..by(2, 1, false) }, vec![wave(&[1, 3, 4, 4], 1), wave(&[3, 2, 3, 3], 2)]),
-            Case::new("grouped", Self { groups: 2, ..by(2, 0, false) }, vec![wave(&[1, 4, 2, 3], 1), wave(&[4, 3, 2, 2], 2)]),
+            Case::new(
+                "kernel_is_stride_4",
+                by(4, 0, true),
+                vec![wave(&[2, 6, 3, 5], 1), wave(&[6, 5, 4, 4], 2), wave(&[5], 3)],
+            ),
+            Case::new(
+                "kernel_is_stride_2",
+                by(2, 0, true),
+                vec![wave(&[1, 4, 5, 4], 1), wave(&[4, 4, 2, 2], 2), wave(&[4], 3)],
+            ),
+            Case::new(
+                "overlapping",
+                Self { output_padding: vec![1, 0], ..by(2, 1, false) },
+                vec![wave(&[1, 3, 4, 4], 1), wave(&[3, 2, 3, 3], 2)],
+            ),
+            Case::new(
+                "grouped",
+                Self { groups: 2, ..by(2, 0, false) },
+                vec![wave(&[1, 4, 2, 3], 1), wave(&[4, 3, 2, 2], 2)],
+            ),
         ]
     }
 }

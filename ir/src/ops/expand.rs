@@ -1,7 +1,15 @@
 //! `expand(x) {shape}`: x broadcast to a shape.
 
-use super::{Case, OpDef, Tolerance, elementwise::{indices, operands}, shape_rules::{broadcast, strides_for}};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::{indices, operands},
+    shape_rules::{broadcast, strides_for},
+};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// x broadcast to `shape` (NumPy broadcast_to).

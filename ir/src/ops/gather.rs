@@ -1,7 +1,10 @@
 //! `gather(x, indices) {axis}`: slices of x along an axis, by index.
 
 use super::{Case, OpDef, Tolerance, elementwise::operands};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// NumPy take: the axis is replaced by the dimensions of `indices`; negative indices count from the end.
@@ -55,10 +58,26 @@ impl OpDef for Gather {
         let index = |shape: &[usize], v: &[i64]| Tensor::from_i64(DType::I64, shape, v);
         let x = Tensor::from_f32(&[3], vec![1.0, 2.0, 3.0]);
         vec![
-            Case::known("known", Self { axis: 0 }, vec![x, index(&[2], &[2, -3])], vec![Tensor::from_f32(&[2], vec![3.0, 1.0])]),
+            Case::known(
+                "known",
+                Self { axis: 0 },
+                vec![x, index(&[2], &[2, -3])],
+                vec![Tensor::from_f32(&[2], vec![3.0, 1.0])],
+            ),
             Case::new("drop_axis", Self { axis: 1 }, vec![Tensor::wave(DType::F32, &[2, 5, 7], 1), index(&[], &[3])]),
-            Case::new("table", Self { axis: 0 }, vec![Tensor::wave(DType::F32, &[38, 32], 1), index(&[1, 65], &(0..65).map(|i| i % 38).collect::<Vec<_>>())]),
-            Case::new("half", Self { axis: 2 }, vec![Tensor::wave(DType::F16, &[2, 1, 9], 1), index(&[4], &[0, 8, 8, -1])]),
+            Case::new(
+                "table",
+                Self { axis: 0 },
+                vec![
+                    Tensor::wave(DType::F32, &[38, 32], 1),
+                    index(&[1, 65], &(0..65).map(|i| i % 38).collect::<Vec<_>>()),
+                ],
+            ),
+            Case::new(
+                "half",
+                Self { axis: 2 },
+                vec![Tensor::wave(DType::F16, &[2, 1, 9], 1), index(&[4], &[0, 8, 8, -1])],
+            ),
         ]
     }
 }

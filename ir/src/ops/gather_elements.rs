@@ -1,7 +1,15 @@
 //! `gather_elements(x, indices) {axis}`: every element picks along one axis.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands, gather::{integer, wrap}, shape_rules::strides};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::operands,
+    gather::{integer, wrap},
+    shape_rules::strides,
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// ONNX GatherElements: y[i, j, k] = x[i, indices[i, j, k], k] for axis 1. `indices` has the rank of x and is nowhere

@@ -1,7 +1,16 @@
 //! `gather_nd(x, indices) {batch_dims}`: slices of x by index tuples.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands, gather::{integer, wrap}, shape_rules::strides};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::operands,
+    gather::{integer, wrap},
+    shape_rules::strides,
+};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// ONNX GatherND: the last dimension of `indices` [.., r] holds tuples that index the first r dimensions of x after the
@@ -54,10 +63,29 @@ impl OpDef for GatherNd {
         let x = Tensor::from_f32(&[2, 2], vec![0.0, 1.0, 2.0, 3.0]);
         let index = |shape: &[usize], v: &[i64]| Tensor::from_i64(DType::I64, shape, v);
         vec![
-            Case::known("elements", Self { batch_dims: 0 }, vec![x.clone(), index(&[2, 2], &[0, 0, 1, 1])], vec![Tensor::from_f32(&[2], vec![0.0, 3.0])]),
-            Case::known("rows", Self { batch_dims: 0 }, vec![x.clone(), index(&[1, 1], &[-1])], vec![Tensor::from_f32(&[1, 2], vec![2.0, 3.0])]),
-            Case::known("batched", Self { batch_dims: 1 }, vec![x, index(&[2, 1], &[1, 0])], vec![Tensor::from_f32(&[2], vec![1.0, 2.0])]),
-            Case::new("views", Self { batch_dims: 0 }, vec![Tensor::wave(DType::F32, &[1, 4, 65, 3], 1), index(&[1, 4, 2], &[0, 2, 0, 0, 0, 1, 0, 3])]),
+            Case::known(
+                "elements",
+                Self { batch_dims: 0 },
+                vec![x.clone(), index(&[2, 2], &[0, 0, 1, 1])],
+                vec![Tensor::from_f32(&[2], vec![0.0, 3.0])],
+            ),
+            Case::known(
+                "rows",
+                Self { batch_dims: 0 },
+                vec![x.clone(), index(&[1, 1], &[-1])],
+                vec![Tensor::from_f32(&[1, 2], vec![2.0, 3.0])],
+            ),
+            Case::known(
+                "batched",
+                Self { batch_dims: 1 },
+                vec![x, index(&[2, 1], &[1, 0])],
+                vec![Tensor::from_f32(&[2], vec![1.0, 2.0])],
+            ),
+            Case::new(
+                "views",
+                Self { batch_dims: 0 },
+                vec![Tensor::wave(DType::F32, &[1, 4, 65, 3], 1), index(&[1, 4, 2], &[0, 2, 0, 0, 0, 1, 0, 3])],
+            ),
         ]
     }
 }

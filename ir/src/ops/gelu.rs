@@ -1,7 +1,15 @@
 //! `gelu(x) {approximate}`: the Gaussian error linear unit (Hendrycks and Gimpel 2016).
 
-use super::{Case, Cost, OpDef, activation::Activation, elementwise::{infer_unary, map}, traffic};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, Cost, OpDef,
+    activation::Activation,
+    elementwise::{infer_unary, map},
+    traffic,
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::word_enum! {
     /// How Φ is computed.
@@ -48,7 +56,11 @@ impl OpDef for Gelu {
         vec![
             Case::known("known", Self { approximate: Approximate::None }, vec![x()], y(known)),
             Case::known("known_tanh", Self { approximate: Approximate::Tanh }, vec![x()], y(tanh)),
-            Case::new("ragged_65", Self { approximate: Approximate::None }, vec![Tensor::wave(DType::F32, &[3, 65], 1)]),
+            Case::new(
+                "ragged_65",
+                Self { approximate: Approximate::None },
+                vec![Tensor::wave(DType::F32, &[3, 65], 1)],
+            ),
             Case::new("bf16", Self { approximate: Approximate::Tanh }, vec![Tensor::wave(DType::BF16, &[2, 64], 2)]),
         ]
     }

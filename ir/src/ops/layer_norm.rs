@@ -1,7 +1,10 @@
 //! `layer_norm(x, [g, b]) {eps}`: rows with mean zero and variance one (Ba, Kiros, Hinton 2016).
 
 use super::{Case, Cost, OpDef, Tolerance, traffic};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// (x − mean)/√(var + eps)·g + b over the last axis, var biased. With one operand there is neither g nor b.
@@ -71,11 +74,25 @@ impl OpDef for LayerNorm {
         let mut cases = vec![Case::known(
             "known",
             plain(0.0),
-            vec![Tensor::from_f32(&[2], vec![1.0, 3.0]), Tensor::from_f32(&[2], vec![2.0, 2.0]), Tensor::from_f32(&[2], vec![0.5, 0.0])],
+            vec![
+                Tensor::from_f32(&[2], vec![1.0, 3.0]),
+                Tensor::from_f32(&[2], vec![2.0, 2.0]),
+                Tensor::from_f32(&[2], vec![0.5, 0.0]),
+            ],
             vec![Tensor::from_f32(&[2], vec![-1.5, 2.0])],
         )];
-        for (name, rows, c, dtype) in [("one", 1, 64, DType::F32), ("rows_65", 65, 192, DType::F32), ("rows_1374", 1374, 64, DType::F32), ("f16", 63, 64, DType::F16), ("bf16", 2, 1024, DType::BF16)] {
-            cases.push(Case::new(name, plain(1e-6), vec![wave(dtype, &[rows, c], 1), wave(dtype, &[c], 2), wave(dtype, &[c], 3)]));
+        for (name, rows, c, dtype) in [
+            ("one", 1, 64, DType::F32),
+            ("rows_65", 65, 192, DType::F32),
+            ("rows_1374", 1374, 64, DType::F32),
+            ("f16", 63, 64, DType::F16),
+            ("bf16", 2, 1024, DType::BF16),
+        ] {
+            cases.push(Case::new(
+                name,
+                plain(1e-6),
+                vec![wave(dtype, &[rows, c], 1), wave(dtype, &[c], 2), wave(dtype, &[c], 3)],
+            ));
         }
         cases.push(Case::new("no_affine", plain(1e-6), vec![wave(DType::F32, &[3, 63], 1)]));
         cases

@@ -3,7 +3,11 @@
 use rayon::prelude::*;
 
 use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is wide;
@@ -130,7 +134,12 @@ impl OpDef for Linear {
         let r = Tensor::from_f32(&[1, 1], vec![7.0]);
         let relu = Self { activation: Activation::Relu, bias: true, residual: true, out: None };
         let mut cases = vec![
-            Case::known("known", Self::new(true), vec![x.clone(), w.clone(), b.clone()], vec![Tensor::from_f32(&[1, 1], vec![-9.0])]),
+            Case::known(
+                "known",
+                Self::new(true),
+                vec![x.clone(), w.clone(), b.clone()],
+                vec![Tensor::from_f32(&[1, 1], vec![-9.0])],
+            ),
             Case::known("known_epilogue", relu.clone(), vec![x, w, b, r.clone()], vec![r]),
         ];
         for (name, m) in [("one", 1), ("below_64", 63), ("at_64", 64), ("above_64", 65), ("frame_1374", 1374)] {
@@ -138,11 +147,19 @@ impl OpDef for Linear {
             cases.push(Case::new(name, Self::new(true), inputs));
         }
         let gelu = Self { activation: Activation::Gelu, ..relu.clone() };
-        cases.push(Case::new("gelu_residual", gelu, vec![wave(&[2, 65, 32], 1), wave(&[24, 32], 2), wave(&[24], 3), wave(&[2, 65, 24], 4)]));
+        cases.push(Case::new(
+            "gelu_residual",
+            gelu,
+            vec![wave(&[2, 65, 32], 1), wave(&[24, 32], 2), wave(&[24], 3), wave(&[2, 65, 24], 4)],
+        ));
         let half = Self { activation: Activation::Silu, bias: true, residual: false, out: Some(DType::F32) };
         let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
         cases.push(Case::new("bf16_to_f32", half, vec![bf16(&[63, 64], 1), bf16(&[8, 64], 2), wave(&[8], 3)]));
-        cases.push(Case::new("f16", Self::new(false), vec![Tensor::wave(DType::F16, &[3, 64], 1), Tensor::wave(DType::F16, &[5, 64], 2)]));
+        cases.push(Case::new(
+            "f16",
+            Self::new(false),
+            vec![Tensor::wave(DType::F16, &[3, 64], 1), Tensor::wave(DType::F16, &[5, 64], 2)],
+        ));
         cases
     }
 }

@@ -1,6 +1,11 @@
 //! `matmul(a, b)`: batched matrix product, batch dimensions broadcast.
 
-use super::{Case, Cost, OpDef, elementwise::operands, shape_rules::{broadcast, strides_for}, traffic};
+use super::{
+    Case, Cost, OpDef,
+    elementwise::operands,
+    shape_rules::{broadcast, strides_for},
+    traffic,
+};
 use crate::{
     tensor::Tensor,
     types::{DType, ValueType},
@@ -72,7 +77,11 @@ impl OpDef for MatMul {
         for (name, m) in [("one", 1), ("below_64", 63), ("at_64", 64), ("above_64", 65)] {
             cases.push(Case::new(name, Self { transpose_b: true }, vec![wave(&[m, 48], 1), wave(&[m, 48], 2)]));
         }
-        cases.push(Case::new("batched", Self { transpose_b: false }, vec![wave(&[2, 1, 5, 7], 1), wave(&[3, 7, 4], 2)]));
+        cases.push(Case::new(
+            "batched",
+            Self { transpose_b: false },
+            vec![wave(&[2, 1, 5, 7], 1), wave(&[3, 7, 4], 2)],
+        ));
         cases.push(Case::new("no_rows", Self { transpose_b: false }, vec![wave(&[0, 3], 1), wave(&[3, 4], 2)]));
         cases
     }

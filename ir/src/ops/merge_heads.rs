@@ -1,7 +1,13 @@
 //! `merge_heads(x)`: heads side by side again.
 
-use super::{Case, Cost, OpDef, Tolerance, elementwise::{indices, operands}};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, Cost, OpDef, Tolerance,
+    elementwise::{indices, operands},
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// x [B, H, N, D] as [B, N, H·D].

@@ -1,7 +1,10 @@
 //! `not(x)`: logical negation, elementwise.
 
 use super::{Case, OpDef, elementwise::operands};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// Logical negation of booleans, elementwise.

@@ -1,7 +1,11 @@
 //! `pad(x) {before, after, value}`: a constant border.
 
 use super::{Case, OpDef, Tolerance, elementwise::operands, shape_rules::strides};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// x with a constant border.
@@ -53,9 +57,22 @@ impl OpDef for Pad {
     fn cases() -> Vec<Case> {
         let x = Tensor::from_f32(&[2], vec![1.0, 2.0]);
         vec![
-            Case::known("known", Self { before: vec![1], after: vec![2], value: 9.0 }, vec![x], vec![Tensor::from_f32(&[5], vec![9.0, 1.0, 2.0, 9.0, 9.0])]),
-            Case::new("image", Self { before: vec![0, 0, 1, 1], after: vec![0, 0, 1, 2], value: 0.0 }, vec![Tensor::wave(DType::F32, &[1, 3, 5, 7], 1)]),
-            Case::new("none", Self { before: vec![0, 0], after: vec![0, 0], value: 1.0 }, vec![Tensor::wave(DType::BF16, &[3, 63], 1)]),
+            Case::known(
+                "known",
+                Self { before: vec![1], after: vec![2], value: 9.0 },
+                vec![x],
+                vec![Tensor::from_f32(&[5], vec![9.0, 1.0, 2.0, 9.0, 9.0])],
+            ),
+            Case::new(
+                "image",
+                Self { before: vec![0, 0, 1, 1], after: vec![0, 0, 1, 2], value: 0.0 },
+                vec![Tensor::wave(DType::F32, &[1, 3, 5, 7], 1)],
+            ),
+            Case::new(
+                "none",
+                Self { before: vec![0, 0], after: vec![0, 0], value: 1.0 },
+                vec![Tensor::wave(DType::BF16, &[3, 63], 1)],
+            ),
         ]
     }
 }

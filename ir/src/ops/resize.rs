@@ -1,7 +1,11 @@
 //! `resize(x) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize.
 
 use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, traffic};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::word_enum! {
     /// Which neighbours count and how.
@@ -117,7 +121,9 @@ impl OpDef for Resize {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [x] = operands(inputs)?;
-        let Some((outer, [_, _])) = x.shape.split_last_chunk::<2>() else { return Err(format!("takes images, not {x}")) };
+        let Some((outer, [_, _])) = x.shape.split_last_chunk::<2>() else {
+            return Err(format!("takes images, not {x}"));
+        };
         if self.size.len() != 2 || !matches!(self.scales.len(), 0 | 2) || !x.dtype.is_float() {
             return Err(format!("needs two sizes, no or two scales, and floating-point images, not {x}"));
         }
@@ -129,7 +135,9 @@ impl OpDef for Resize {
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
-        let (Some((outer, &[h, w])), Some((_, &[oh, ow]))) = (inputs[0].shape().split_last_chunk::<2>(), shape.split_last_chunk::<2>()) else {
+        let (Some((outer, &[h, w])), Some((_, &[oh, ow]))) =
+            (inputs[0].shape().split_last_chunk::<2>(), shape.split_last_chunk::<2>())
+        else {
             return Err("takes images".into());
         };
         if h == 0 || w == 0 {
@@ -141,7 +149,9 @@ impl OpDef for Resize {
         let mut y = Vec::with_capacity(planes * oh * ow);
         for plane in x.chunks(h * w).take(planes) {
             let narrow: Vec<f64> = (0..h)
-                .flat_map(|r| columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>()))
+                .flat_map(|r| {
+                    columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>())
+                })
                 .collect();
             for taps in &rows {
                 y.extend((0..ow).map(|c| taps.iter().map(|(i, k)| narrow[i * ow + c] * k).sum::<f64>()));
@@ -176,14 +186,30 @@ impl OpDef for Resize {
         };
         let wave = |shape: &[usize]| Tensor::wave(DType::F32, shape, 1);
         let ramp = Tensor::from_f32(&[1, 2], vec![0.0, 3.0]);
-        use {Coordinates::*, ResizeMode::{Cubic, Linear}};
+        use {
+            Coordinates::*,
+            ResizeMode::{Cubic, Linear},
+        };
         vec![
-            Case::known("ends_stay", to(Linear, AlignCorners, 1, 4), vec![ramp], vec![Tensor::from_f32(&[1, 4], vec![0.0, 1.0, 2.0, 3.0])]),
+            Case::known(
+                "ends_stay",
+                to(Linear, AlignCorners, 1, 4),
+                vec![ramp],
+                vec![Tensor::from_f32(&[1, 4], vec![0.0, 1.0, 2.0, 3.0])],
+            ),
             Case::new("dpt_up", to(Linear, AlignCorners, 10, 14), vec![wave(&[2, 3, 5, 7])]),
             Case::new("dpt_odd", to(Linear, AlignCorners, 9, 13), vec![wave(&[1, 2, 5, 7])]),
             Case::new("half_pixel", to(Linear, HalfPixel, 3, 9), vec![wave(&[1, 1, 5, 4])]),
-            Case::new("cubic_scales", Self { scales: vec![27.1 / 37.0, 36.1 / 37.0], ..to(Cubic, HalfPixel, 27, 36) }, vec![wave(&[1, 2, 37, 37])]),
-            Case::new("cubic_antialias", Self { antialias: true, exclude_outside: true, cubic_a: -0.5, ..to(Cubic, HalfPixel, 28, 37) }, vec![wave(&[1, 2, 37, 37])]),
+            Case::new(
+                "cubic_scales",
+                Self { scales: vec![27.1 / 37.0, 36.1 / 37.0], ..to(Cubic, HalfPixel, 27, 36) },
+                vec![wave(&[1, 2, 37, 37])],
+            ),
+            Case::new(
+                "cubic_antialias",
+                Self { antialias: true, exclude_outside: true, cubic_a: -0.5, ..to(Cubic, HalfPixel, 28, 37) },
+                vec![wave(&[1, 2, 37, 37])],
+            ),
             Case::new("nearest", to(ResizeMode::Nearest, Asymmetric, 6, 5), vec![wave(&[1, 1, 3, 4])]),
             Case::new("one_pixel", to(Linear, AlignCorners, 3, 1), vec![wave(&[1, 2, 1, 1])]),
         ]

@@ -1,7 +1,15 @@
 //! `rope(x, cos, sin) {segments}`: rotary position embedding (Su et al. 2021), along several axes at once.
 
-use super::{Case, Cost, OpDef, Tolerance, elementwise::{indices, operands}, shape_rules::{broadcast, strides_for}, traffic};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, Cost, OpDef, Tolerance,
+    elementwise::{indices, operands},
+    shape_rules::{broadcast, strides_for},
+    traffic,
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// The last dimension D is cut into `segments` equal parts of width W, one a spatial axis. In each, with
@@ -53,14 +61,38 @@ impl OpDef for Rope {
     fn cases() -> Vec<Case> {
         let wave = |dtype, shape: &[usize], seed| Tensor::wave(dtype, shape, seed);
         // A quarter turn: (1, 0) becomes (0, 1).
-        let quarter = vec![Tensor::from_f32(&[1, 2], vec![1.0, 0.0]), Tensor::from_f32(&[1, 2], vec![0.0, 0.0]), Tensor::from_f32(&[1, 2], vec![1.0, 1.0])];
+        let quarter = vec![
+            Tensor::from_f32(&[1, 2], vec![1.0, 0.0]),
+            Tensor::from_f32(&[1, 2], vec![0.0, 0.0]),
+            Tensor::from_f32(&[1, 2], vec![1.0, 1.0]),
+        ];
         let table = |n, d, seed| wave(DType::F32, &[n, d], seed);
         vec![
             Case::known("quarter_turn", Self { segments: 1 }, quarter, vec![Tensor::from_f32(&[1, 2], vec![0.0, 1.0])]),
-            Case::new("image", Self { segments: 2 }, vec![wave(DType::F32, &[2, 3, 65, 64], 1), table(65, 64, 2), table(65, 64, 3)]),
-            Case::new("one", Self { segments: 2 }, vec![wave(DType::F32, &[1, 1, 1, 32], 1), table(1, 32, 2), table(1, 32, 3)]),
-            Case::new("bf16", Self { segments: 2 }, vec![wave(DType::BF16, &[1, 2, 63, 64], 1), table(63, 64, 2), table(63, 64, 3)]),
-            Case::new("per_view", Self { segments: 2 }, vec![wave(DType::F32, &[2, 2, 5, 64], 1), wave(DType::F32, &[2, 1, 5, 64], 2), wave(DType::F32, &[2, 1, 5, 64], 3)]),
+            Case::new(
+                "image",
+                Self { segments: 2 },
+                vec![wave(DType::F32, &[2, 3, 65, 64], 1), table(65, 64, 2), table(65, 64, 3)],
+            ),
+            Case::new(
+                "one",
+                Self { segments: 2 },
+                vec![wave(DType::F32, &[1, 1, 1, 32], 1), table(1, 32, 2), table(1, 32, 3)],
+            ),
+            Case::new(
+                "bf16",
+                Self { segments: 2 },
+                vec![wave(DType::BF16, &[1, 2, 63, 64], 1), table(63, 64, 2), table(63, 64, 3)],
+            ),
+            Case::new(
+                "per_view",
+                Self { segments: 2 },
+                vec![
+                    wave(DType::F32, &[2, 2, 5, 64], 1),
+                    wave(DType::F32, &[2, 1, 5, 64], 2),
+                    wave(DType::F32, &[2, 1, 5, 64], 3),
+                ],
+            ),
         ]
     }
 }

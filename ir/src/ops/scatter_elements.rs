@@ -1,7 +1,14 @@
 //! `scatter_elements(x, indices, updates) {axis}`: x with single elements replaced.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands, gather_elements::{fits, offsets}};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::operands,
+    gather_elements::{fits, offsets},
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// ONNX ScatterElements without reduction: a copy of x in which y[i, indices[i, j, k], k] = updates[i, j, k] for axis 1.

@@ -1,7 +1,17 @@
 //! `scatter_nd(x, indices, updates)`: x with slices replaced, by index tuples.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands, gather::{integer, wrap}, scatter_elements::replace, shape_rules::strides};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::operands,
+    gather::{integer, wrap},
+    scatter_elements::replace,
+    shape_rules::strides,
+};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// ONNX ScatterND without reduction: the last dimension of `indices` [.., r] holds tuples that index the first r
@@ -16,7 +26,8 @@ impl OpDef for ScatterNd {
         let [x, indices, updates] = operands(inputs)?;
         integer(indices)?;
         let (tuple, outer) = indices.shape.split_last().ok_or("indices need a dimension")?;
-        let tuple = tuple.size().filter(|r| *r <= x.rank()).ok_or("the tuple length must be static and at most the rank")?;
+        let tuple =
+            tuple.size().filter(|r| *r <= x.rank()).ok_or("the tuple length must be static and at most the rank")?;
         let slices: Vec<Dim> = [outer, &x.shape[tuple..]].concat();
         if updates.dtype != x.dtype || updates.shape != slices {
             return Err(format!("updates {updates} do not go with {x} and {indices}"));

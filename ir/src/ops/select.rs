@@ -1,7 +1,14 @@
 //! `where(condition, a, b)`: a where the condition holds, b elsewhere, with broadcasting.
 
-use super::{Case, OpDef, elementwise::{indices, operands}, shape_rules::{broadcast, strides_for}};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef,
+    elementwise::{indices, operands},
+    shape_rules::{broadcast, strides_for},
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// a where the condition holds, b elsewhere, with NumPy broadcasting over all three.
@@ -36,7 +43,11 @@ impl OpDef for Where {
         let mask = Tensor::from_i64(DType::Bool, &[65], &(0..65).map(|i| i % 3 % 2).collect::<Vec<_>>());
         vec![
             Case::known("known", Self {}, vec![condition, a, b], vec![expect]),
-            Case::new("f16", Self {}, vec![mask, Tensor::wave(DType::F16, &[3, 65], 1), Tensor::wave(DType::F16, &[65], 2)]),
+            Case::new(
+                "f16",
+                Self {},
+                vec![mask, Tensor::wave(DType::F16, &[3, 65], 1), Tensor::wave(DType::F16, &[65], 2)],
+            ),
         ]
     }
 }

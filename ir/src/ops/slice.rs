@@ -1,7 +1,15 @@
 //! `slice(x) {axis, start, end, step}`: every step-th element of a range along one axis.
 
-use super::{Case, OpDef, Tolerance, elementwise::{indices, operands}, shape_rules::strides};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::{indices, operands},
+    shape_rules::strides,
+};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// Elements start, start + step, … below end along one axis.
@@ -26,7 +34,10 @@ impl OpDef for Slice {
         let count = match (self.start.constant(), self.end.constant(), size.constant()) {
             (Some(start), Some(end), size) => {
                 if start < 0 || end < start || size.is_some_and(|n| end > n) || self.step == 0 {
-                    return Err(format!("{start}..{end} by {} is no range within axis {} of {x}", self.step, self.axis));
+                    return Err(format!(
+                        "{start}..{end} by {} is no range within axis {} of {x}",
+                        self.step, self.axis
+                    ));
                 }
                 Dim::from((end - start + self.step as i64 - 1) / self.step as i64)
             }

@@ -1,7 +1,10 @@
 //! `softmax(x) {axis}`: eˣ/Σeˣ along an axis.
 
 use super::{Case, Cost, OpDef, Tolerance, elementwise::infer_unary, shape_rules, traffic};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// eˣ/Σeˣ along an axis, computed from differences to the largest value.
@@ -54,7 +57,12 @@ impl OpDef for Softmax {
         let x = Tensor::from_f32(&[2], vec![0.0, 3f32.ln()]);
         vec![
             Case::known("known", Self { axis: -1 }, vec![x], vec![Tensor::from_f32(&[2], vec![0.25, 0.75])]),
-            Case::known("large", Self { axis: 0 }, vec![Tensor::from_f32(&[2], vec![1e4, -1e4])], vec![Tensor::from_f32(&[2], vec![1.0, 0.0])]),
+            Case::known(
+                "large",
+                Self { axis: 0 },
+                vec![Tensor::from_f32(&[2], vec![1e4, -1e4])],
+                vec![Tensor::from_f32(&[2], vec![1.0, 0.0])],
+            ),
             Case::new("rows_65", Self { axis: -1 }, vec![Tensor::wave(DType::F32, &[3, 65], 1)]),
             Case::new("rows_1374", Self { axis: -1 }, vec![Tensor::wave(DType::F32, &[2, 1374], 1)]),
             Case::new("middle", Self { axis: 1 }, vec![Tensor::wave(DType::F32, &[2, 63, 3], 1)]),

@@ -1,7 +1,11 @@
 //! `split(x) {axis, sizes}`: consecutive parts along an axis.
 
 use super::{Case, OpDef, Slice, Tolerance, elementwise::operands};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// Consecutive parts along `axis`, one result a part.

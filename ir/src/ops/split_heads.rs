@@ -1,7 +1,14 @@
 //! `split_heads(x) {parts, heads}`: the result of a joint projection as one tensor a part, heads in front.
 
-use super::{Case, Cost, OpDef, Tolerance, elementwise::{indices, operands}};
-use crate::{dim::Dim, tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, Cost, OpDef, Tolerance,
+    elementwise::{indices, operands},
+};
+use crate::{
+    dim::Dim,
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// x [B, N, parts·heads·D], columns ordered (part, head, d), as `parts` results [B, heads, N, D].
@@ -29,7 +36,9 @@ impl OpDef for SplitHeads {
         let shape = results[0].dims().ok_or("needs static shapes")?;
         let [_, h, n, d] = shape[..] else { return Err("takes [B, N, C]".into()) };
         let row = self.parts * h * d;
-        let part = |p: usize| inputs[0].pick(&shape, indices(&shape, [vec![n * row, d, row, 1]]).map(move |[i]| i + p * h * d));
+        let part = |p: usize| {
+            inputs[0].pick(&shape, indices(&shape, [vec![n * row, d, row, 1]]).map(move |[i]| i + p * h * d))
+        };
         Ok((0..self.parts).map(part).collect())
     }
 
@@ -45,7 +54,12 @@ impl OpDef for SplitHeads {
         let x = Tensor::from_f32(&[1, 2, 2], vec![1.0, 2.0, 3.0, 4.0]);
         let part = |v: Vec<f32>| Tensor::from_f32(&[1, 1, 2, 1], v);
         vec![
-            Case::known("known", Self { parts: 2, heads: 1 }, vec![x], vec![part(vec![1.0, 3.0]), part(vec![2.0, 4.0])]),
+            Case::known(
+                "known",
+                Self { parts: 2, heads: 1 },
+                vec![x],
+                vec![part(vec![1.0, 3.0]), part(vec![2.0, 4.0])],
+            ),
             Case::new("qkv", Self { parts: 3, heads: 3 }, vec![Tensor::wave(DType::F32, &[2, 65, 576], 1)]),
             Case::new("one_token", Self { parts: 3, heads: 2 }, vec![Tensor::wave(DType::F16, &[1, 1, 192], 1)]),
         ]

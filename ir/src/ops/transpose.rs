@@ -1,7 +1,14 @@
 //! `transpose(x) {perm}`: dimension i of the result is dimension perm[i] of x.
 
-use super::{Case, OpDef, Tolerance, elementwise::{indices, operands}, shape_rules::strides};
-use crate::{tensor::Tensor, types::{DType, ValueType}};
+use super::{
+    Case, OpDef, Tolerance,
+    elementwise::{indices, operands},
+    shape_rules::strides,
+};
+use crate::{
+    tensor::Tensor,
+    types::{DType, ValueType},
+};
 
 crate::attributes! {
     /// Dimension i of the result is dimension `perm[i]` of x.

@@ -1,0 +1,92 @@
+//! The CPU backend: the oracle that every other backend is held against, and the default where there is no GPU.
+
+use lite3r_ir::{DType, Op, Tensor, ValueType};
+
+use super::{Choice, Gap, Request, Target};
+
+/// An operand of a kernel: dense, row-major, aligned to 64 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Arg<'a> {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// The elements.
+    pub bytes: &'a [u8],
+}
+
+/// A result of a kernel: dense, row-major, aligned to 64 bytes, contents undefined before the call.
+#[derive(Debug)]
+pub struct ArgMut<'a> {
+    /// Element type.
+    pub dtype: DType,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// The elements, all to be written.
+    pub bytes: &'a mut [u8],
+}
+
+/// A row of the kernel table.
+pub struct Kernel {
+    /// `linear.f32`: unique; what plans and `inspect` print.
+    pub name: &'static str,
+    /// The operation that it computes.
+    pub op: &'static str,
+    /// The element types of the first floating-point operand that it takes; for the coverage table.
+    pub dtypes: &'static [DType],
+    /// Whether it takes a request; the refusal names the clause.
+    pub accepts: fn(&Request<'_>) -> Result<(), String>,
+    /// Bytes of scratch memory for one call.
+    pub scratch: fn(&Request<'_>) -> usize,
+    /// Computes the results. Operands and results never overlap.
+    pub run: fn(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String>,
+}
+
+/// Every kernel, the fast ones first: the first row that accepts is taken.
+pub const KERNELS: &[Kernel] = &[ORACLE];
+
+/// Every operation by its own reference evaluation: exact and slow.
+const ORACLE: Kernel = Kernel {
+    name: "oracle",
+    op: "*",
+    dtypes: &DType::ALL,
+    accepts: |_| Ok(()),
+    scratch: |_| 0,
+    run: |op, args, results, _| {
+        let tensors: Vec<Tensor> = args
+            .iter()
+            .map(|a| Tensor::from_bytes(a.dtype, a.shape, a.bytes).ok_or("an operand has the wrong length"))
+            .collect::<Result<_, _>>()?;
+        let types: Vec<ValueType> =
+            results.iter().map(|r| ValueType::new(r.dtype, r.shape.iter().copied())).collect();
+        let values = op.eval(&tensors.iter().collect::<Vec<_>>(), &types)?;
+        for (result, value) in results.iter_mut().zip(&values) {
+            result.bytes.copy_from_slice(value.bytes());
+        }
+        Ok(())
+    },
+};
+
+/// The compile side of the CPU backend.
+pub struct Cpu;
+
+impl Target for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
+        let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+        for kernel in KERNELS.iter().filter(|k| k.op == request.op.name() || k.op == "*") {
+            match (kernel.accepts)(request) {
+                Ok(()) => return Ok(Choice { kernel: kernel.name, scratch: (kernel.scratch)(request) }),
+                Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
+            }
+        }
+        Err(gap)
+    }
+
+    fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
+        KERNELS.iter().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
+    }
+}

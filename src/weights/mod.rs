@@ -1,0 +1,112 @@
+//! Weights by name, read where they lie: memory-mapped files, or owned tensors.
+//!
+//! Importers fill a [`Weights`]; the plan maker reads it. Nothing is copied before a kernel or a plan needs the bytes.
+
+mod mapped;
+
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, sync::Arc};
+
+use lite3r_ir::{DType, Tensor, ValueType};
+
+pub use mapped::MappedFile;
+
+/// The weights of one model, by the name that [`lite3r_ir::ops::Param`] nodes use.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    by_name: BTreeMap<String, Weight>,
+}
+
+/// One weight: its type, and where its bytes lie.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Element type and static shape.
+    pub ty: ValueType,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Mapped { file: Arc<MappedFile>, range: Range<usize> },
+    Owned(Tensor),
+}
+
+impl Weight {
+    /// A range of a mapped file, little-endian and row-major; `None` if the range lies outside the file or its length does
+    /// not fit the type.
+    pub fn mapped(ty: ValueType, file: Arc<MappedFile>, range: Range<usize>) -> Option<Self> {
+        let fits = range.end <= file.bytes().len() && ty.bytes() == Some(range.end.checked_sub(range.start)?);
+        fits.then_some(Self { ty, source: Source::Mapped { file, range } })
+    }
+
+    /// A tensor in memory.
+    pub fn owned(tensor: Tensor) -> Self {
+        Self { ty: tensor.value_type(), source: Source::Owned(tensor) }
+    }
+
+    /// The bytes, little-endian and row-major. Mapped bytes need not be aligned.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.source {
+            Source::Mapped { file, range } => &file.bytes()[range.clone()],
+            Source::Owned(tensor) => tensor.bytes(),
+        }
+    }
+
+    /// The weight as a tensor; copies mapped bytes.
+    pub fn tensor(&self) -> Tensor {
+        match &self.source {
+            Source::Mapped { .. } => {
+                let dims = self.ty.dims().expect("weights have static shapes");
+                Tensor::from_bytes(self.ty.dtype, &dims, self.bytes()).expect("the length was checked")
+            }
+            Source::Owned(tensor) => tensor.clone(),
+        }
+    }
+
+    /// The file and the range that hold the bytes, where they are mapped.
+    pub fn location(&self) -> Option<(&Arc<MappedFile>, Range<usize>)> {
+        match &self.source {
+            Source::Mapped { file, range } => Some((file, range.clone())),
+            Source::Owned(_) => None,
+        }
+    }
+
+    /// The elements as f32, borrowed where they are f32 and aligned already.
+    pub fn to_f32(&self) -> Cow<'_, [f32]> {
+        match (self.ty.dtype, bytemuck::try_cast_slice(self.bytes())) {
+            (DType::F32, Ok(values)) => Cow::Borrowed(values),
+            _ => Cow::Owned(self.tensor().to_f32()),
+        }
+    }
+}
+
+impl Weights {
+    /// Adds a weight under a name; returns the one that was there.
+    pub fn insert(&mut self, name: impl Into<String>, weight: Weight) -> Option<Weight> {
+        self.by_name.insert(name.into(), weight)
+    }
+
+    /// The weight of that name.
+    pub fn get(&self, name: &str) -> Option<&Weight> {
+        self.by_name.get(name)
+    }
+
+    /// All weights, by name.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Weight)> {
+        self.by_name.iter().map(|(name, weight)| (name.as_str(), weight))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    /// Bytes of all weights.
+    pub fn bytes(&self) -> u64 {
+        self.by_name.values().map(|w| w.bytes().len() as u64).sum()
+    }
+}
