@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn evaluates_and_names_what_is_missing() {
-        let graph = parse("graph @g(%x: f32[2]) {\n  param $w: f32[2]\n  %0 = mul(%x, $w)\n  return y=%0, z=%x\n}").unwrap();
+        let graph =
+            parse("graph @g(%x: f32[2]) {\n  param $w: f32[2]\n  %0 = mul(%x, $w)\n  return y=%0, z=%x\n}").unwrap();
         let tensor = |a: f32, b: f32| Tensor::from_f32(&[2], vec![a, b]);
         let inputs = BTreeMap::from([("x".to_string(), tensor(2.0, 3.0))]);
         let outputs = interpret(&graph, &inputs, &|name| (name == "w").then(|| tensor(5.0, 7.0))).unwrap();

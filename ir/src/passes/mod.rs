@@ -6,6 +6,7 @@
 pub mod cse;
 pub mod dce;
 pub mod fold;
+pub mod pipeline;
 pub mod specialize;
 
 use std::{

@@ -41,6 +41,7 @@ pub use printer::Printer;
 pub(crate) use printer::Site;
 
 use crate::{
+    attr::AttrMap,
     graph::{Graph, NodeId, Value},
     ops::Op,
 };
@@ -111,6 +112,13 @@ pub fn parse(source: &str) -> Result<Graph, ParseErrors> {
         Some(graph) if problems.is_empty() => Ok(graph),
         _ => Err(ParseErrors::new(source, problems)),
     }
+}
+
+/// `name{attr=value,…}` in sequence, separated by commas or semicolons: `canonicalize,sla{keep=0.1,block_k=16}`.
+pub fn parse_calls(source: &str) -> Result<Vec<(String, AttrMap)>, ParseErrors> {
+    let mut problems = Vec::new();
+    let calls = parser::calls(source, &mut problems);
+    if problems.is_empty() { Ok(calls) } else { Err(ParseErrors::new(source, problems)) }
 }
 
 /// The canonical text of a graph.

@@ -92,6 +92,27 @@ pub(crate) fn parse(source: &str, problems: &mut Vec<Problem>) -> Vec<Block> {
     blocks
 }
 
+/// `name{attr=value,…}` in sequence, separated by commas or semicolons: how passes are chosen on a command line.
+pub(crate) fn calls(source: &str, problems: &mut Vec<Problem>) -> Vec<(String, AttrMap)> {
+    let tokens = lex(source, problems);
+    let mut parser = Parser { source, tokens, at: 0, problems };
+    let mut calls = Vec::new();
+    while parser.peek() != &Kind::End {
+        let Some(name) = parser.take("the name of a pass", word) else { break };
+        let Some((attrs, _)) = parser.attrs() else { break };
+        calls.push((name.it, attrs.it));
+        match parser.peek() {
+            Kind::Mark(',' | ';') => drop(parser.next()),
+            Kind::End => {}
+            _ => {
+                parser.expected::<()>("`,`");
+                break;
+            }
+        }
+    }
+    calls
+}
+
 struct Parser<'s> {
     source: &'s str,
     tokens: Vec<Token>,

@@ -57,8 +57,7 @@ const ORACLE: Kernel = Kernel {
             .iter()
             .map(|a| Tensor::from_bytes(a.dtype, a.shape, a.bytes).ok_or("an operand has the wrong length"))
             .collect::<Result<_, _>>()?;
-        let types: Vec<ValueType> =
-            results.iter().map(|r| ValueType::new(r.dtype, r.shape.iter().copied())).collect();
+        let types: Vec<ValueType> = results.iter().map(|r| ValueType::new(r.dtype, r.shape.iter().copied())).collect();
         let values = op.eval(&tensors.iter().collect::<Vec<_>>(), &types)?;
         for (result, value) in results.iter_mut().zip(&values) {
             result.bytes.copy_from_slice(value.bytes());
