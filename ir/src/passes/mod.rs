@@ -20,6 +20,9 @@ use crate::{
     patch::PatchError,
 };
 
+/// Every pass, by file: what command lines and tests choose from.
+pub const ALL: &[&Pass] = &[&cse::CSE, &dce::DCE, &fold::FOLD, &specialize::SPECIALIZE];
+
 /// What a pass promises about results; decides which test applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
