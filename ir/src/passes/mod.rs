@@ -3,6 +3,7 @@
 //! A pass changes the graph through [`crate::patch::Patch`] only, reports what it did and what it nearly did, and is never
 //! quadratic in nodes. In debug builds the graph is verified after every pass.
 
+pub mod attention_kinds;
 pub mod cse;
 pub mod dce;
 pub mod fold;
