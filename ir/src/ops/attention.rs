@@ -34,13 +34,16 @@ crate::attributes! {
         pub kind: AttentionKind = AttentionKind::Unknown,
         /// How many views the sequence joins; its N tokens are `views` runs of N / `views`, special tokens first in each.
         pub views: Dim = 1,
+        /// The runs of a sequence that the pass `token_layout` has ordered, as [`super::blocks`] reads them: all special
+        /// tokens, then one run a view. Empty: as the model orders it. Changes no result; sparse attention cuts its blocks by it.
+        pub runs: Vec<usize> = [],
     }
 }
 
 impl Attention {
     /// Of unknown kind over one view.
     pub fn new(scale: f64) -> Self {
-        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1) }
+        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1), runs: Vec::new() }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod activation;
+pub mod blocks;
 pub mod elementwise;
 pub mod reduce;
 pub mod shape_rules;
@@ -241,6 +242,10 @@ ops! {
     LayerNorm: layer_norm,
     Softmax: softmax,
     Attention: attention,
+    BlockMean: block_mean,
+    BlockRoute: block_route,
+    BlockAttention: block_attention,
+    LinearAttention: linear_attention,
     Rope: rope,
     SplitHeads: split_heads,
     MergeHeads: merge_heads,
