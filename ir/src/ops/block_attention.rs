@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     Case, Cost, OpDef, Tolerance,
-    attention::{Sizes, infer_qkv},
+    attention::{AttentionKind, Sizes, infer_qkv},
     block_mean::BlockMean,
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
     traffic,
@@ -34,6 +34,8 @@ crate::attributes! {
         pub runs: Vec<usize> = [],
         /// Tokens a centroid; 0: there are none, and what is not listed is left out.
         pub centroid: usize = 0usize,
+        /// What the attention looks over, as `attention` says it; changes no result.
+        pub kind: AttentionKind = AttentionKind::Unknown,
     }
 }
 
@@ -142,6 +144,7 @@ impl OpDef for BlockAttention {
             scale: 0.125,
             runs: runs.into(),
             centroid,
+            kind: AttentionKind::Unknown,
         };
         let inputs = |op: &Self, dtype, n: usize| {
             let wave = |seed| Tensor::wave(dtype, &[1, 2, n, 64], seed);
@@ -168,7 +171,7 @@ impl OpDef for BlockAttention {
             list(1, &[1, 1, 1]),
         ];
         let lse = |v: f32| Tensor::from_f32(&[1, 1, 1], vec![v]);
-        let one = Self { block_q: 1, block_k: 1, scale: 1.0, runs: Vec::new(), centroid: 0 };
+        let one = Self { block_q: 1, block_k: 1, scale: 1.0, runs: Vec::new(), centroid: 0, kind: AttentionKind::Unknown };
         let mut cases = vec![
             Case::known("known", one.clone(), known.clone(), vec![line(vec![9.0]), lse(0.0)]),
             Case::known(
