@@ -1,6 +1,21 @@
 //! The CPU backend: the oracle that every other backend is held against, and the default where there is no GPU.
 
+pub mod attention;
+pub mod elementwise;
+pub mod floats;
+pub mod gemm;
+pub mod lanes;
+pub mod layer_norm;
+pub mod math;
+pub mod movement;
+pub mod strided;
+
+#[cfg(test)]
+mod conformance;
+
+use elementwise::{binary, unary};
 use lite3r_ir::{DType, Op, Tensor, ValueType};
+use movement::movement;
 
 use super::{Choice, Gap, Request, Target};
 
@@ -43,7 +58,60 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[Kernel] = &[ORACLE];
+pub const KERNELS: &[Kernel] = &[
+    unary("neg.float", "neg"),
+    unary("abs.float", "abs"),
+    unary("exp.float", "exp"),
+    unary("log.float", "log"),
+    unary("sqrt.float", "sqrt"),
+    unary("reciprocal.float", "reciprocal"),
+    unary("sin.float", "sin"),
+    unary("cos.float", "cos"),
+    unary("tan.float", "tan"),
+    unary("atan.float", "atan"),
+    unary("erf.float", "erf"),
+    unary("tanh.float", "tanh"),
+    unary("sigmoid.float", "sigmoid"),
+    unary("silu.float", "silu"),
+    unary("gelu.float", "gelu"),
+    unary("relu.float", "relu"),
+    unary("sign.float", "sign"),
+    unary("floor.float", "floor"),
+    unary("ceil.float", "ceil"),
+    unary("round.float", "round"),
+    unary("clip.float", "clip"),
+    binary("add.float", "add"),
+    binary("sub.float", "sub"),
+    binary("mul.float", "mul"),
+    binary("div.float", "div"),
+    binary("pow.float", "pow"),
+    binary("max.float", "max"),
+    binary("min.float", "min"),
+    binary("remainder.float", "remainder"),
+    binary("equal.float", "equal"),
+    binary("less.float", "less"),
+    binary("less_equal.float", "less_equal"),
+    movement("where.bytes", "where"),
+    movement("reshape.bytes", "reshape"),
+    movement("transpose.bytes", "transpose"),
+    movement("concat.bytes", "concat"),
+    movement("slice.bytes", "slice"),
+    movement("split.bytes", "split"),
+    movement("expand.bytes", "expand"),
+    movement("pad.bytes", "pad"),
+    movement("gather.bytes", "gather"),
+    movement("gather_nd.bytes", "gather_nd"),
+    movement("gather_elements.bytes", "gather_elements"),
+    movement("scatter_elements.bytes", "scatter_elements"),
+    movement("scatter_nd.bytes", "scatter_nd"),
+    movement("split_heads.bytes", "split_heads"),
+    movement("merge_heads.bytes", "merge_heads"),
+    gemm::MATMUL,
+    gemm::LINEAR,
+    layer_norm::LAYER_NORM,
+    attention::ATTENTION,
+    ORACLE,
+];
 
 /// Every operation by its own reference evaluation: exact and slow.
 const ORACLE: Kernel = Kernel {

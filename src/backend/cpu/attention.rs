@@ -1,0 +1,179 @@
+//! `attention`: blocks of queries against blocks of keys with a running softmax (Dao et al. 2022), so that no N × M matrix
+//! exists.
+//!
+//! For every block of keys: S = scale·Q Kᵀ; m' = max(m, rowmax S); P = e^(S − m'); l = l·e^(m − m') + rowsum P;
+//! O = O·e^(m − m') + P V. At the end O is divided by l. Everything is f32; narrower operands are widened block by block.
+
+#![allow(unsafe_code)] // tasks write their own parts of one result
+
+use lite3r_ir::{DType, Op, ops::Attention};
+
+use super::{
+    Arg, ArgMut, Kernel,
+    floats::{FLOATS, Floats, cast_mut, only, operand, store},
+    gemm::{View, all_floats, multiply},
+    lanes::{self, Shared},
+    layer_norm::sum,
+    math::{exp, vectorised},
+};
+
+/// Queries a task.
+const QUERIES: usize = 128;
+/// Keys a step: a block of scores fits the L2 cache.
+const KEYS: usize = 512;
+
+/// `attention` by blocks.
+pub const ATTENTION: Kernel = Kernel {
+    name: "attention.flash",
+    op: "attention",
+    dtypes: FLOATS,
+    accepts: |request| match request.operands.get(1).is_some_and(|k| k.shape[2].size() == Some(0)) {
+        true => Err("takes one key at least".into()),
+        false => all_floats(request),
+    },
+    scratch: |request| {
+        let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);
+        lanes::scratch(Lane::new(size(0, 3), size(2, 3), size(1, 2), request.operands[0].dtype).bytes())
+    },
+    run: |op, args, results, scratch| match op {
+        Op::Attention(op) => attention(op, args, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// Floats of scratch that a task needs, in the order in which they lie.
+struct Lane {
+    scores: usize,
+    output: usize,
+    queries: usize,
+    keys: usize,
+    values: usize,
+}
+
+impl Lane {
+    fn new(d: usize, e: usize, m: usize, dtype: DType) -> Self {
+        let (keys, narrow) = (KEYS.min(m), (dtype != DType::F32) as usize);
+        Self {
+            scores: QUERIES * keys,
+            output: QUERIES * e,
+            queries: QUERIES * d,
+            keys: narrow * keys * d,
+            values: narrow * keys * e,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        (self.scores + self.output + self.queries + self.keys + self.values) * size_of::<f32>()
+    }
+}
+
+fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+    let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
+    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
+        return Err("takes operands of rank 4".into());
+    };
+    let (q, k, v, y) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?, only(results)?);
+    let (dtype, size) = (y.dtype, y.dtype.size());
+    if y.bytes.is_empty() {
+        return Ok(());
+    }
+    let lane = Lane::new(d, e, m, args[0].dtype);
+    let blocks = n.div_ceil(QUERIES);
+    let out = Shared::new(&mut *y.bytes);
+    lanes::run(b * h * blocks, lane.bytes(), scratch, |task, memory| {
+        let (head, first) = (task / blocks, task % blocks * QUERIES);
+        let count = QUERIES.min(n - first);
+        let (scores, rest) = cast_mut::<f32>(memory)?.split_at_mut(lane.scores);
+        let (output, rest) = rest.split_at_mut(lane.output);
+        let (queries, rest) = rest.split_at_mut(lane.queries);
+        let (keys, values) = rest.split_at_mut(lane.keys);
+        let (queries, output) = (&mut queries[..count * d], &mut output[..count * e]);
+        q.read((head * n + first) * d, queries);
+        // Scaling the queries once is cheaper than scaling every score.
+        queries.iter_mut().for_each(|x| *x *= op.scale as f32);
+        output.fill(0.0);
+        let mut state = Softmax::new();
+        for start in (0..m).step_by(KEYS) {
+            let width = KEYS.min(m - start);
+            let key = match k.as_f32() {
+                Some(k) => &k[(head * m + start) * d..][..width * d],
+                None => k.view((head * m + start) * d, &mut keys[..width * d]),
+            };
+            let value = match v.as_f32() {
+                Some(v) => &v[(head * m + start) * e..][..width * e],
+                None => v.view((head * m + start) * e, &mut values[..width * e]),
+            };
+            let scores = &mut scores[..count * width];
+            multiply(View::rows(queries, count, d, d), View::rows(key, width, d, d).t(), scores, width, false);
+            state.absorb(scores, width, output, e);
+            multiply(View::rows(scores, count, width, width), View::rows(value, width, e, e), output, e, true);
+        }
+        state.finish(output, e);
+        // SAFETY: every task has its own queries.
+        store(dtype, output, unsafe { out.slice((head * n + first) * e * size, count * e * size) })
+    })
+}
+
+/// The running maximum and sum of every query of a block.
+pub struct Softmax {
+    /// The largest score so far.
+    pub top: [f32; QUERIES],
+    /// Σ e^(score − top) so far.
+    pub total: [f32; QUERIES],
+}
+
+impl Softmax {
+    /// Before the first key.
+    pub fn new() -> Self {
+        Self { top: [f32::NEG_INFINITY; QUERIES], total: [0.0; QUERIES] }
+    }
+
+    /// Turns scores [.., width] into weights against the new maximum, and rescales what `output` [.., e] has gathered.
+    pub fn absorb(&mut self, scores: &mut [f32], width: usize, output: &mut [f32], e: usize) {
+        let rows = scores.chunks_exact_mut(width).zip(self.top.iter_mut().zip(&mut self.total));
+        vectorised(
+            #[inline(always)]
+            || {
+                for (i, (row, (top, total))) in rows.enumerate() {
+                    let now = maximum(row).max(*top);
+                    row.iter_mut().for_each(|s| *s = exp(*s - now));
+                    let rescale = exp(*top - now);
+                    *total = total.mul_add(
+                        rescale,
+                        sum(
+                            row,
+                            #[inline(always)]
+                            |p| p,
+                        ),
+                    );
+                    if now > *top {
+                        output[i * e..][..e].iter_mut().for_each(|o| *o *= rescale);
+                    }
+                    *top = now;
+                }
+            },
+        )
+    }
+
+    /// Divides by the sums.
+    pub fn finish(&self, output: &mut [f32], e: usize) {
+        for (row, total) in output.chunks_exact_mut(e.max(1)).zip(&self.total) {
+            row.iter_mut().for_each(|o| *o /= total);
+        }
+    }
+}
+
+/// The largest value, in 32 partial maxima.
+#[inline(always)]
+pub fn maximum(values: &[f32]) -> f32 {
+    #[inline(always)]
+    fn larger(a: f32, b: f32) -> f32 {
+        if b > a { b } else { a }
+    }
+    let mut tops = [f32::NEG_INFINITY; 32];
+    let mut blocks = values.chunks_exact(32);
+    for block in &mut blocks {
+        tops.iter_mut().zip(block).for_each(|(t, x)| *t = larger(*t, *x));
+    }
+    blocks.remainder().iter().chain(&tops).fold(f32::NEG_INFINITY, |a, b| larger(a, *b))
+}
