@@ -1,7 +1,9 @@
 //! GPU kernels with a graph compiler for feed-forward 3D reconstruction transformers.
 
+pub mod atomic;
 pub mod backend;
 pub mod error;
+pub mod recon;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};
