@@ -4,6 +4,10 @@ pub mod atomic;
 pub mod backend;
 pub mod error;
 pub mod recon;
+pub mod eval;
+pub mod geometry;
+pub mod rng;
+pub mod scenes;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

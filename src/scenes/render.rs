@@ -1,0 +1,82 @@
+//! One ray a pixel, through its centre; rows in parallel.
+
+use rayon::prelude::*;
+
+use super::{
+    Rendered, Scene,
+    primitives::{self, Placed, Ray},
+    shading::sky,
+};
+use crate::geometry::{Mat4, Vec3, inverse, translation};
+
+/// What lies farther than this is sky.
+const FAR: f64 = 30.0;
+
+/// What a ray meets: its parameter, the unlit colour and the normal.
+struct Hit {
+    t: f64,
+    colour: [f64; 3],
+    normal: Vec3,
+}
+
+impl Scene {
+    /// The view of that number as an image of that size.
+    ///
+    /// # Panics
+    /// If there is no such view.
+    pub fn render(&self, view: usize, width: usize, height: usize) -> Rendered {
+        let camera = self.views[view].camera(width, height);
+        let (focal, pose) = (camera.intrinsic[0][0], inverse(&camera.extrinsic));
+        let objects: Vec<Placed<'_>> = self.objects.iter().map(Placed::new).collect();
+        let mut rgb = vec![0; width * height * 3];
+        let mut depth = vec![0.0; width * height];
+        rgb.par_chunks_mut((width * 3).max(1)).zip(depth.par_chunks_mut(width.max(1))).enumerate().for_each(
+            |(row, (rgb, depth))| {
+                for (column, (rgb, depth)) in rgb.chunks_exact_mut(3).zip(depth).enumerate() {
+                    let x = (column as f64 + 0.5 - width as f64 / 2.0) / focal;
+                    let y = (row as f64 + 0.5 - height as f64 / 2.0) / focal;
+                    let (colour, t) = self.look(&objects, &through(&pose, x, y));
+                    rgb.iter_mut().zip(colour).for_each(|(to, c)| *to = (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
+                    *depth = t.map_or(0.0, |t| t as f32);
+                }
+            },
+        );
+        let valid = depth.iter().map(|d| *d > 0.0).collect();
+        Rendered { width, height, rgb, depth, valid, camera }
+    }
+
+    /// The lit colour along a ray, and the depth unless it is sky.
+    fn look(&self, objects: &[Placed<'_>], ray: &Ray) -> ([f64; 3], Option<f64>) {
+        match self.hit(objects, ray).filter(|hit| hit.t < FAR) {
+            Some(hit) => (self.lights.shade(hit.colour, ray.at(hit.t), hit.normal), Some(hit.t)),
+            None => (sky(ray.direction), None),
+        }
+    }
+
+    fn hit(&self, objects: &[Placed<'_>], ray: &Ray) -> Option<Hit> {
+        let solid = objects
+            .iter()
+            .filter_map(|placed| {
+                let local = Ray { origin: placed.local(ray.origin), direction: placed.inward(ray.direction) };
+                Some((placed.object.shape.hit(placed.object.half, &local)?, placed))
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0));
+        let around = primitives::room(&self.room, ray);
+        match (solid, around) {
+            (Some((t, placed)), around) if around.is_none_or(|(far, ..)| t < far) => {
+                let (object, p) = (placed.object, placed.local(ray.at(t)));
+                let normal = placed.outward(object.shape.normal(object.half, p));
+                Some(Hit { t, colour: object.texture.colour(p), normal })
+            }
+            (_, around) => {
+                around.map(|(t, side, normal)| Hit { t, colour: self.room.textures[side].colour(ray.at(t)), normal })
+            }
+        }
+    }
+}
+
+/// The ray from the camera through (x, y, 1) of its own axes: its parameter is the depth.
+fn through(pose: &Mat4, x: f64, y: f64) -> Ray {
+    let direction = std::array::from_fn(|i| pose[i][0] * x + pose[i][1] * y + pose[i][2]);
+    Ray { origin: translation(pose), direction }
+}
