@@ -3,9 +3,10 @@
 pub mod atomic;
 pub mod backend;
 pub mod error;
-pub mod recon;
 pub mod eval;
 pub mod geometry;
+pub mod npy;
+pub mod recon;
 pub mod rng;
 pub mod scenes;
 pub mod weights;

@@ -8,6 +8,7 @@ pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod pipeline;
+pub mod reference_view;
 pub mod specialize;
 
 use std::{
