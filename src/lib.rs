@@ -9,6 +9,7 @@ pub mod npy;
 pub mod recon;
 pub mod rng;
 pub mod scenes;
+pub mod onnx;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

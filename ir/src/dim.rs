@@ -53,6 +53,11 @@ impl Dim {
         names
     }
 
+    /// The least value for symbols from 1 on; `None` where a coefficient is negative.
+    pub fn lower_bound(&self) -> Option<i64> {
+        self.terms.iter().try_fold(self.constant, |sum, (_, k)| (*k > 0).then(|| sum.saturating_add(*k)))
+    }
+
     /// Replaces the symbols that have a value.
     pub fn bind(&self, bindings: &Bindings) -> Self {
         self.terms.iter().fold(Self::from(self.constant), |sum, (monomial, coefficient)| {

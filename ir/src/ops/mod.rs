@@ -176,6 +176,7 @@ ops! {
     Input: input,
     Param: param,
     Constant: constant,
+    Range: range,
     // Elementwise, one operand.
     Neg: neg,
     Abs: abs,

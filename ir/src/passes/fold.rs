@@ -27,7 +27,8 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
             continue;
         }
         let operands = graph.operands(id);
-        if operands.is_empty() || !operands.iter().all(|v| known.contains_key(&v.node)) {
+        let source = operands.is_empty() && !matches!(graph.op(id), Op::Range(_));
+        if source || !operands.iter().all(|v| known.contains_key(&v.node)) {
             continue;
         }
         let node = graph.node(id);
