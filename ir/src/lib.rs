@@ -11,6 +11,7 @@ pub mod interpret;
 pub mod ops;
 pub mod passes;
 pub mod patch;
+pub mod pattern;
 pub mod tensor;
 pub mod text;
 pub mod types;

@@ -4,11 +4,13 @@
 //! quadratic in nodes. In debug builds the graph is verified after every pass.
 
 pub mod attention_kinds;
+pub mod canonicalize;
 pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod pipeline;
 pub mod reference_view;
+pub mod recognize;
 pub mod specialize;
 
 use std::{
@@ -23,7 +25,21 @@ use crate::{
 };
 
 /// Every pass, by file: what command lines and tests choose from.
-pub const ALL: &[&Pass] = &[&cse::CSE, &dce::DCE, &fold::FOLD, &specialize::SPECIALIZE];
+pub const ALL: &[&Pass] = &[
+    &canonicalize::CANONICALIZE,
+    &cse::CSE,
+    &dce::DCE,
+    &fold::FOLD,
+    &specialize::SPECIALIZE,
+    &recognize::linear::RECOGNIZE_LINEAR,
+    &recognize::layer_norm::RECOGNIZE_LAYER_NORM,
+    &recognize::gelu::RECOGNIZE_GELU,
+    &recognize::silu::RECOGNIZE_SILU,
+    &recognize::rope::RECOGNIZE_ROPE,
+    &recognize::attention::RECOGNIZE_ATTENTION,
+    &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
+    &recognize::merge_heads::RECOGNIZE_MERGE_HEADS,
+];
 
 /// What a pass promises about results; decides which test applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

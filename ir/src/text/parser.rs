@@ -81,7 +81,7 @@ const DEEPEST: usize = 8;
 /// Every block of a source.
 pub(crate) fn parse(source: &str, problems: &mut Vec<Problem>) -> Vec<Block> {
     let tokens = lex(source, problems);
-    let mut parser = Parser { source, tokens, at: 0, problems };
+    let mut parser = Parser { source, tokens, at: 0, in_pattern: false, problems };
     let mut blocks = Vec::new();
     while parser.peek() != &Kind::End {
         match parser.block() {
@@ -95,7 +95,7 @@ pub(crate) fn parse(source: &str, problems: &mut Vec<Problem>) -> Vec<Block> {
 /// `name{attr=value,…}` in sequence, separated by commas or semicolons: how passes are chosen on a command line.
 pub(crate) fn calls(source: &str, problems: &mut Vec<Problem>) -> Vec<(String, AttrMap)> {
     let tokens = lex(source, problems);
-    let mut parser = Parser { source, tokens, at: 0, problems };
+    let mut parser = Parser { source, tokens, at: 0, in_pattern: false, problems };
     let mut calls = Vec::new();
     while parser.peek() != &Kind::End {
         let Some(name) = parser.take("the name of a pass", word) else { break };
@@ -117,6 +117,7 @@ struct Parser<'s> {
     source: &'s str,
     tokens: Vec<Token>,
     at: usize,
+    in_pattern: bool,
     problems: &'s mut Vec<Problem>,
 }
 
@@ -129,6 +130,7 @@ impl Parser<'_> {
             _ => return self.expected("`graph` or `pattern`"),
         };
         self.next();
+        self.in_pattern = is_pattern;
         let name = self.take("a name such as `@block`", |kind| match kind {
             Kind::Label(name) => Some(name.text),
             _ => None,
@@ -346,6 +348,11 @@ impl Parser<'_> {
             Kind::Text(text) => {
                 self.next();
                 return Some(Attr::Text(text));
+            }
+            // A word that no graph can hold; the patterns know it as a capture.
+            Kind::Hole(name) if self.in_pattern => {
+                self.next();
+                return Some(Attr::Word(format!("?{}", name.text)));
             }
             Kind::Mark('[') if depth == DEEPEST => return self.expected("lists that are not nested so deeply"),
             Kind::Mark('[') => {
