@@ -9,6 +9,7 @@
 //! with depth d is the camera-frame point d ((u - cx) / fx, (v - cy) / fy, 1), without half a pixel added, as in VGGT and
 //! Depth Anything 3. Every file that is written uses the same cameras and depths, so they agree with each other exactly.
 
+pub mod colormap;
 mod frame_map;
 mod images;
 mod points;
@@ -18,6 +19,7 @@ mod reconstruction;
 pub mod resample;
 #[cfg(test)]
 pub(crate) mod testing;
+mod write;
 
 pub use self::{
     frame_map::FrameMap,
@@ -29,4 +31,5 @@ pub use self::{
         preprocess,
     },
     reconstruction::{Family, Reconstruction, View},
+    write::{Format, Formats, cameras_json, glb_bytes, read_pfm, write_all, write_pfm},
 };

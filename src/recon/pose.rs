@@ -92,7 +92,8 @@ impl Pose {
         let r = &self.rotation;
         let rotation = [0, 1, 2].map(|i| [r[0][i], r[1][i], r[2][i]]);
         let t = Self { rotation, translation: [0.0; 3] }.apply(self.translation);
-        Self { rotation, translation: t.map(|v| -v) }
+        // 0 - v rather than -v: no negative zeros in the files.
+        Self { rotation, translation: t.map(|v| 0.0 - v) }
     }
 
     /// `self` after `first`.

@@ -66,6 +66,13 @@ impl View {
         [self.image.width(), self.image.height()]
     }
 
+    /// Where the camera stands and the corners of its image (clockwise from the top left) at a depth, in the world.
+    pub fn frustum(&self, depth: f64) -> [[f64; 3]; 5] {
+        let (world, [w, h]) = (self.pose.inverse(), self.size().map(f64::from));
+        let corner = |u, v| world.apply(self.intrinsics.unproject(u, v, depth));
+        [world.translation, corner(0.0, 0.0), corner(w, 0.0), corner(w, h), corner(0.0, h)]
+    }
+
     /// Whether the pixel at this index of [`Self::depth`] has depth and is not masked.
     pub fn is_valid(&self, index: usize) -> bool {
         self.depth[index] > 0.0 && self.mask.as_ref().is_none_or(|m| m.as_raw()[index] > 0)
@@ -135,6 +142,14 @@ impl Reconstruction {
             })
             .collect();
         Ok(Self { views, dropped })
+    }
+
+    /// The median depth of all pixels that have one; of an even number the upper of the two. `None` if there are none.
+    pub fn median_depth(&self) -> Option<f64> {
+        let mut depths: Vec<f32> =
+            self.views.iter().flat_map(|v| v.depth.iter().copied().filter(|d| *d > 0.0)).collect();
+        let middle = depths.len() / 2;
+        (!depths.is_empty()).then(|| *depths.select_nth_unstable_by(middle, f32::total_cmp).1 as f64)
     }
 
     /// The same geometry with the world frame put on the first camera.
