@@ -8,10 +8,17 @@ pub mod canonicalize;
 pub mod cse;
 pub mod dce;
 pub mod fold;
+pub mod fold_layer_norm;
+pub mod fold_layer_scale;
+pub mod fuse;
+pub mod layout;
 pub mod pipeline;
 pub mod reference_view;
 pub mod recognize;
+pub mod recognize;
+pub mod resize_after_conv1x1;
 pub mod specialize;
+mod uses;
 
 use std::{
     fmt,
@@ -39,6 +46,22 @@ pub const ALL: &[&Pass] = &[
     &recognize::attention::RECOGNIZE_ATTENTION,
     &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
     &recognize::merge_heads::RECOGNIZE_MERGE_HEADS,
+    &attention_kinds::ATTENTION_KINDS,
+    &cse::CSE,
+    &dce::DCE,
+    &fold::FOLD,
+    &fold_layer_norm::FOLD_LAYER_NORM,
+    &fold_layer_scale::FOLD_LAYER_SCALE,
+    &fuse::FUSE,
+    &layout::LAYOUT,
+    &recognize::conv1x1::CONV1X1,
+    &recognize::dpt_resize::DPT_RESIZE,
+    &recognize::layer_scale::LAYER_SCALE,
+    &recognize::patch_conv::PATCH_CONV,
+    &recognize::residual::RESIDUAL,
+    &recognize::transposed_conv::TRANSPOSED_CONV,
+    &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
+    &specialize::SPECIALIZE,
 ];
 
 /// What a pass promises about results; decides which test applies.
