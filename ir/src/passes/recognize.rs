@@ -3,15 +3,24 @@
 //! Each pass looks for the patterns of one construct (`patterns/*.ir`) from the last operations of the graph to the first,
 //! so that the longest form wins, and replaces what it finds. What it nearly found is a note: the pattern that came nearest,
 //! and the operation in the way. The passes expect canonical graphs ([`super::canonicalize`]) and keep symbols.
+//!
+//! Convolutions that are products (`patch_conv`, `transposed_conv`, `conv1x1`), resizes, layer scales and residuals are found
+//! by their attributes alone and need no pattern; they run once image sizes are numbers.
 
 pub mod attention;
+pub mod conv1x1;
+pub mod dpt_resize;
 pub mod gelu;
 pub mod layer_norm;
+pub mod layer_scale;
 pub mod linear;
 pub mod merge_heads;
+pub mod patch_conv;
+pub mod residual;
 pub mod rope;
 pub mod silu;
 pub mod split_heads;
+pub mod transposed_conv;
 
 use std::{
     collections::{HashMap, HashSet},
