@@ -126,6 +126,20 @@ pub fn print(graph: &Graph) -> String {
     Printer::default().print(graph).text
 }
 
+/// An operation with its attributes on one line: `softmax {axis=1}`.
+pub fn print_op(op: &Op) -> String {
+    format!("{}{}", op.name(), printer::attrs(&op.attrs()))
+}
+
+/// The operation that [`print_op`] wrote.
+pub fn parse_op(source: &str) -> Result<Op, ParseErrors> {
+    let whole = |message: String| ParseErrors::new(source, vec![Problem { span: 0..source.len(), message }]);
+    match parse_calls(source)?.as_slice() {
+        [(name, attrs)] => Op::parse(name, attrs).map_err(|problems| whole(problems.join("; "))),
+        calls => Err(whole(format!("one operation is needed, not {}", calls.len()))),
+    }
+}
+
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&print(self))
@@ -246,6 +260,17 @@ mod tests {
         let (line, carets) = cut.split_once('\n').unwrap();
         assert_eq!(line.find('X').map(|i| line[..i].chars().count()), carets.find('^'));
         assert!(line.chars().count() < 150, "{line}");
+    }
+
+    #[test]
+    fn operations_round_trip_by_themselves() {
+        for case in Op::all_cases() {
+            let text = print_op(&case.op);
+            assert_eq!(parse_op(&text).as_ref(), Ok(&case.op), "{text}");
+        }
+        for wrong in ["", "softmax {axis=1} x", "soft_max", "softmax {axis=", "split {axis=1}", "\u{0}"] {
+            assert!(parse_op(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
