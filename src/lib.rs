@@ -10,6 +10,8 @@ pub mod recon;
 pub mod rng;
 pub mod scenes;
 pub mod onnx;
+pub mod plan;
+pub mod session;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

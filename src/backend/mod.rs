@@ -5,7 +5,14 @@
 
 pub mod cpu;
 
-use lite3r_ir::{DType, Op, ValueType};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use lite3r_ir::{DType, Op, Tensor, ValueType};
+
+use crate::{
+    Result,
+    plan::{Plan, Step},
+};
 
 /// One operation on concrete types, as a target is asked about it. Shapes are static.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +48,53 @@ pub trait Target {
     /// As `--target` and plan headers write it: `cpu`, `cuda:sm_90a`, `wgsl`.
     fn name(&self) -> &'static str;
 
+    /// What a machine must offer to run plans for this target, by the target's own names.
+    fn limits(&self) -> BTreeMap<String, u64> {
+        BTreeMap::new()
+    }
+
     /// The kernel for a request, or why there is none.
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap>;
 
     /// (operation, element types) pairs for the coverage table: every row of the kernel table.
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)>;
+}
+
+/// The run side of a backend: one device of this machine.
+pub trait Device: Send {
+    /// The target whose plans it runs.
+    fn target(&self) -> &'static str;
+
+    /// Gets ready to run a plan for [`Device::target`]: looks up kernels, brings the weights to where they are read.
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>>;
+}
+
+/// A plan on a device.
+pub trait Executable: Send {
+    /// Runs one entry. Inputs stand in the order of the entry and have its types: [`crate::session`] has checked them.
+    fn run(&mut self, entry: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>>;
+
+    /// Memory that it has allocated on the device, in bytes: the arena, and weights that cannot be read where they lie.
+    fn allocated_bytes(&self) -> u64;
+}
+
+/// What a caller wants to see of each step. Watching makes a run slower on devices that work ahead.
+pub enum Probe<'p> {
+    /// Nothing.
+    Nothing,
+    /// How long it took.
+    Times(&'p mut (dyn FnMut(StepRun<'_>) + Send)),
+    /// How long it took and what it computed.
+    Values(&'p mut (dyn FnMut(StepRun<'_>, &[Tensor]) + Send)),
+}
+
+/// A step that has run.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRun<'s> {
+    /// Its position in the entry.
+    pub index: usize,
+    /// What ran.
+    pub step: &'s Step,
+    /// Wall time.
+    pub time: Duration,
 }

@@ -2,11 +2,13 @@
 
 pub mod attention;
 pub mod elementwise;
+pub mod exec;
 pub mod floats;
 pub mod gemm;
 pub mod lanes;
 pub mod layer_norm;
 pub mod math;
+mod memory;
 pub mod movement;
 pub mod strided;
 
@@ -15,6 +17,7 @@ mod conformance;
 
 use elementwise::{binary, unary};
 use lite3r_ir::{DType, Op, Tensor, ValueType};
+pub use memory::{AlignedBytes, is_aligned};
 use movement::movement;
 
 use super::{Choice, Gap, Request, Target};
@@ -143,17 +146,27 @@ impl Target for Cpu {
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
-        let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
-        for kernel in KERNELS.iter().filter(|k| k.op == request.op.name() || k.op == "*") {
-            match (kernel.accepts)(request) {
-                Ok(()) => return Ok(Choice { kernel: kernel.name, scratch: (kernel.scratch)(request) }),
-                Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
-            }
-        }
-        Err(gap)
+        kernel(request).map(|kernel| Choice { kernel: kernel.name, scratch: (kernel.scratch)(request) })
     }
 
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
         KERNELS.iter().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
     }
+}
+
+/// The first row that takes a request, or why the last row of its operation refused.
+pub fn kernel(request: &Request<'_>) -> Result<&'static Kernel, Gap> {
+    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+    for kernel in KERNELS.iter().filter(|k| k.op == request.op.name() || k.op == "*") {
+        match (kernel.accepts)(request) {
+            Ok(()) => return Ok(kernel),
+            Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
+        }
+    }
+    Err(gap)
+}
+
+/// The row of that name.
+pub fn named(name: &str) -> Option<&'static Kernel> {
+    KERNELS.iter().find(|k| k.name == name)
 }

@@ -1,0 +1,265 @@
+//! From graphs and weights to a plan.
+//!
+//! Selection comes first and reports every gap; then the weights are looked up and every missing one is reported; only
+//! then are order and memory decided. No weight is converted here: that happens when the plan is saved or loaded.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use lite3r_ir::{
+    Bindings, Graph, NodeId, Op, Value, ValueType,
+    passes::dce,
+    text::Printer,
+    verify::{self, verify_with},
+};
+
+use super::{
+    ALIAS, Buffer, Entry, Header, Meta, Place, Plan, Port, Region, Step, alias, memory, schedule,
+    weights::{Collected, Collector},
+};
+use crate::{
+    Error, Result,
+    backend::{Choice, Request, Target},
+    error::Kind,
+    weights::Weights,
+};
+
+/// Constants up to this many elements are written out in the text that a plan carries.
+const SHOWN: usize = 64;
+
+/// A graph at one bound shape.
+#[derive(Clone, Debug)]
+pub struct EntrySource {
+    /// What the symbols of the model are here.
+    pub bindings: Bindings,
+    /// Without symbols and f64.
+    pub graph: Graph,
+}
+
+/// Plans graphs that share weights. Errors, each with every problem: `plan.graph` for graphs that are not sound, static or
+/// free of f64, `plan.gap` for operations that the target has no kernel for, `weights.missing` for weights that are not
+/// given or of another type.
+pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, meta: Meta) -> Result<Plan> {
+    let faults = entries.iter().filter_map(|e| verify_with(&e.graph, &verify::Options { lowerable: true }).err());
+    let faults: Vec<String> =
+        faults.flat_map(|errors| errors.0).map(|e| verify::VerifyErrors(vec![e])).map(|e| e.to_string()).collect();
+    if !faults.is_empty() {
+        return Err(Error::all(Kind::Unsupported, "plan.graph", faults));
+    }
+    let mut gaps = Gaps::default();
+    let selected: Vec<Selected<'_>> = entries.iter().map(|e| Selected::new(&e.graph, target, &mut gaps)).collect();
+    gaps.finish(target)?;
+
+    let mut collector = Collector::new(weights);
+    let merged: Vec<_> = selected.iter().map(|s| collector.entry(s.graph, &s.frontier())).collect();
+    let collected = collector.finish()?;
+    let planned = entries
+        .iter()
+        .zip(selected.iter().zip(&merged))
+        .map(|(source, (selected, merged))| selected.plan(source.bindings.clone(), merged, &collected));
+    let header = Header {
+        producer: concat!("lite3r ", env!("CARGO_PKG_VERSION")).into(),
+        target: target.name().into(),
+        limits: target.limits(),
+        meta,
+        entries: planned.collect(),
+        weights: collected.infos,
+    };
+    Plan::new(header, collected.weights)
+}
+
+/// Operations without a kernel, each kind once.
+#[derive(Default)]
+struct Gaps(BTreeMap<String, (String, usize)>);
+
+impl Gaps {
+    fn add(&mut self, graph: &Graph, id: NodeId, operands: &[ValueType], gap: crate::backend::Gap) {
+        let types: Vec<String> = operands.iter().map(ToString::to_string).collect();
+        let results: Vec<String> = graph.node(id).types.iter().map(ToString::to_string).collect();
+        let nearest = gap.nearest.map_or("no kernel is near".into(), |row| format!("nearest kernel {row}"));
+        let what = format!(
+            "{}({}) : {}: {nearest}: {}",
+            graph.op(id).name(),
+            types.join(", "),
+            results.join(", "),
+            gap.clause
+        );
+        self.0.entry(what).or_insert_with(|| (graph.node(id).origin.to_string(), 0)).1 += 1;
+    }
+
+    fn finish(self, target: &dyn Target) -> Result<()> {
+        let name = target.name();
+        let problem = |(what, (origin, count)): (String, (String, usize))| match (origin.as_str(), count) {
+            ("", n) => format!("{name}: {what} ({n}×)"),
+            (origin, n) => format!("{name}: {what} ({n}×, first at `{origin}`)"),
+        };
+        let problems: Vec<String> = self.0.into_iter().map(problem).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Unsupported, "plan.gap", problems)) }
+    }
+}
+
+/// The run-time part of a graph with a kernel for each operation.
+struct Selected<'g> {
+    graph: &'g Graph,
+    /// In topological order.
+    calls: Vec<Call>,
+    fixed: HashSet<NodeId>,
+}
+
+struct Call {
+    id: NodeId,
+    operands: Vec<Value>,
+    how: How,
+}
+
+enum How {
+    Kernel(Choice),
+    Alias(Vec<u64>),
+}
+
+impl<'g> Selected<'g> {
+    fn new(graph: &'g Graph, target: &dyn Target, gaps: &mut Gaps) -> Self {
+        let (fixed, live) = (dce::weight_time(graph), dce::live(graph));
+        let mut calls = Vec::new();
+        for id in graph.topological() {
+            let node = graph.node(id);
+            if !live.contains(&id) || fixed.contains(&id) || matches!(node.op, Op::Input(_)) {
+                continue;
+            }
+            let operands = graph.operands(id);
+            let types: Vec<ValueType> = operands.iter().map(|v| graph.ty(*v).clone()).collect();
+            let how = match alias::offsets(&node.op, &types, &node.types) {
+                Some(offsets) => How::Alias(offsets),
+                None => match target.select(&Request { op: &node.op, operands: &types, results: &node.types }) {
+                    Ok(choice) => How::Kernel(choice),
+                    Err(gap) => {
+                        gaps.add(graph, id, &types, gap);
+                        continue;
+                    }
+                },
+            };
+            calls.push(Call { id, operands, how });
+        }
+        Self { graph, calls, fixed }
+    }
+
+    /// Weight-time values that the run-time part reads, each once.
+    fn frontier(&self) -> Vec<Value> {
+        let read = self.calls.iter().flat_map(|c| &c.operands).chain(self.graph.outputs().iter().map(|(_, v)| v));
+        let mut seen = HashSet::new();
+        read.copied().filter(|v| self.fixed.contains(&v.node) && seen.insert(*v)).collect()
+    }
+
+    /// Decides order and memory.
+    fn plan(&self, bindings: Bindings, merged: &HashMap<Value, Value>, weights: &Collected) -> Entry {
+        let graph = self.graph;
+        // Values, and the storage that each lies in: (storage, offset within).
+        let mut values: Vec<Value> = Vec::new();
+        let mut lies: HashMap<Value, (usize, u64)> = HashMap::new();
+        let mut storages: Vec<schedule::Storage> = Vec::new();
+        let mut fresh = |value: Value, lies: &mut HashMap<Value, (usize, u64)>| {
+            lies.insert(value, (storages.len(), 0));
+            storages.push(schedule::Storage { bytes: size(graph, value), kept: false });
+            storages.len() - 1
+        };
+        for id in graph.inputs() {
+            let value = Value { node: *id, slot: 0 };
+            values.push(value);
+            fresh(value, &mut lies);
+        }
+        let mut tasks: Vec<schedule::Task> = Vec::new();
+        let mut calls: Vec<&Call> = Vec::new(); // of each task
+        let mut views: HashMap<usize, Vec<&Call>> = HashMap::new(); // of each storage, in topological order
+        for call in &self.calls {
+            values.extend(graph.results(call.id));
+            match &call.how {
+                How::Alias(offsets) => {
+                    let (storage, start) = lies[&call.operands[0]];
+                    lies.extend(graph.results(call.id).zip(offsets).map(|(v, o)| (v, (storage, start + o))));
+                    views.entry(storage).or_default().push(call);
+                }
+                How::Kernel(choice) => {
+                    let mut reads: Vec<usize> =
+                        call.operands.iter().filter_map(|v| lies.get(v).map(|(storage, _)| *storage)).collect();
+                    reads.sort_unstable();
+                    reads.dedup();
+                    let writes = graph.results(call.id).map(|v| fresh(v, &mut lies)).collect();
+                    tasks.push(schedule::Task { reads, writes, scratch: choice.scratch as u64 });
+                    calls.push(call);
+                }
+            }
+        }
+        for (_, value) in graph.outputs() {
+            if let Some((storage, _)) = lies.get(value) {
+                storages[*storage].kept = true;
+            }
+        }
+
+        let order = schedule::order(&tasks, &storages);
+        let lives = schedule::lifetimes(&order, &tasks, &storages);
+        let scratch = order.iter().enumerate().map(|(at, task)| memory::Request {
+            life: schedule::Lifetime { first: at, last: at },
+            bytes: tasks[*task].scratch,
+        });
+        let requests: Vec<memory::Request> = lives
+            .iter()
+            .zip(&storages)
+            .map(|(life, storage)| memory::Request { life: *life, bytes: storage.bytes })
+            .chain(scratch)
+            .collect();
+        let arena = memory::assign(&requests);
+
+        let mut buffers = Vec::with_capacity(values.len());
+        let mut numbers: HashMap<Value, u32> = HashMap::new();
+        let mut buffer = |value: Value, place: Place| {
+            *numbers.entry(value).or_insert_with(|| {
+                buffers.push(Buffer { ty: graph.ty(value).clone(), place });
+                buffers.len() as u32 - 1
+            })
+        };
+        for value in values {
+            let (storage, start) = lies[&value];
+            buffer(value, Place::Arena(arena.offsets[storage] + start));
+        }
+        for (value, base) in self.frontier().into_iter().map(|v| (v, merged[&v])) {
+            buffer(value, Place::Weight(weights.index(base)));
+        }
+        let step = |call: &Call, kernel: &str, scratch: Option<Region>| Step {
+            kernel: kernel.into(),
+            op: graph.op(call.id).clone(),
+            operands: call.operands.iter().map(|v| numbers[v]).collect(),
+            results: graph.results(call.id).map(|v| numbers[&v]).collect(),
+            scratch,
+            origin: graph.node(call.id).origin.to_string(),
+        };
+        let mut steps = Vec::with_capacity(self.calls.len());
+        let mut view = |storage: usize, steps: &mut Vec<Step>| {
+            steps.extend(views.remove(&storage).unwrap_or_default().into_iter().map(|call| step(call, ALIAS, None)));
+        };
+        (0..graph.inputs().len()).for_each(|storage| view(storage, &mut steps));
+        for (at, task) in order.iter().enumerate() {
+            let How::Kernel(choice) = &calls[*task].how else { continue };
+            let offset = arena.offsets[storages.len() + at];
+            let scratch = (choice.scratch > 0).then_some(Region { offset, bytes: choice.scratch as u64 });
+            steps.push(step(calls[*task], choice.kernel, scratch));
+            tasks[*task].writes.iter().for_each(|storage| view(*storage, &mut steps));
+        }
+        let port = |name: &str, value: Value| Port { name: name.into(), buffer: numbers[&value] };
+        let inputs = graph.inputs().iter().filter_map(|id| match graph.op(*id) {
+            Op::Input(input) => Some(port(&input.name, Value { node: *id, slot: 0 })),
+            _ => None,
+        });
+        Entry {
+            bindings,
+            inputs: inputs.collect(),
+            outputs: graph.outputs().iter().map(|(name, value)| port(name, *value)).collect(),
+            steps,
+            arena_bytes: arena.bytes,
+            ir: Printer { locs: true, elide: Some(SHOWN) }.text(graph),
+            buffers,
+        }
+    }
+}
+
+fn size(graph: &Graph, value: Value) -> u64 {
+    graph.ty(value).bytes().map_or(0, |b| b as u64)
+}

@@ -1,0 +1,206 @@
+//! The order of execution, chosen to keep memory low.
+//!
+//! Finding the best order is NP-hard. Three orders are made in near-linear time and the one with the lowest peak is taken:
+//! the order of the graph, depth first from the results, and greedy by the bytes that a task frees.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+};
+
+/// One call of a kernel, as far as memory goes. Storages are indices.
+#[derive(Clone, Debug, Default)]
+pub struct Task {
+    /// Distinct storages that it reads.
+    pub reads: Vec<usize>,
+    /// Storages that it fills; no two tasks fill the same.
+    pub writes: Vec<usize>,
+    /// Bytes that it needs besides.
+    pub scratch: u64,
+}
+
+/// Memory that one task, or the caller, fills.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Storage {
+    /// Its size.
+    pub bytes: u64,
+    /// Whether the caller reads it at the end.
+    pub kept: bool,
+}
+
+/// When a storage is in use, in positions of the order; both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When it is filled.
+    pub first: usize,
+    /// When it is read last.
+    pub last: usize,
+}
+
+/// The indices of `tasks` in an order that respects what they read; `tasks` themselves stand in such an order.
+pub fn order(tasks: &[Task], storages: &[Storage]) -> Vec<usize> {
+    let given: Vec<usize> = (0..tasks.len()).collect();
+    let candidates = [given, depth_first(tasks, storages), greedy(tasks, storages)];
+    let best = candidates.into_iter().min_by_key(|order| peak(order, tasks, storages));
+    best.expect("there are three")
+}
+
+/// When each storage is in use. What no task fills is there from the beginning, what is kept stays to the end.
+pub fn lifetimes(order: &[usize], tasks: &[Task], storages: &[Storage]) -> Vec<Lifetime> {
+    let end = order.len().saturating_sub(1);
+    let mut lives: Vec<Lifetime> =
+        storages.iter().map(|s| Lifetime { first: 0, last: if s.kept { end } else { 0 } }).collect();
+    for (position, task) in order.iter().enumerate() {
+        for storage in &tasks[*task].writes {
+            lives[*storage].first = position;
+            lives[*storage].last = lives[*storage].last.max(position);
+        }
+        for storage in &tasks[*task].reads {
+            lives[*storage].last = lives[*storage].last.max(position);
+        }
+    }
+    lives
+}
+
+/// The most bytes in use at a time: below this no arena can be.
+pub fn peak(order: &[usize], tasks: &[Task], storages: &[Storage]) -> u64 {
+    timeline(order, tasks, storages).into_iter().max().unwrap_or(0)
+}
+
+/// Bytes in use at each position of the order, scratch included.
+pub fn timeline(order: &[usize], tasks: &[Task], storages: &[Storage]) -> Vec<u64> {
+    let mut change = vec![0i128; order.len() + 1];
+    for (life, storage) in lifetimes(order, tasks, storages).iter().zip(storages) {
+        if life.first < order.len() {
+            change[life.first] += i128::from(storage.bytes);
+            change[life.last + 1] -= i128::from(storage.bytes);
+        }
+    }
+    let mut live = 0i128;
+    let at = |(task, change): (&usize, &i128)| {
+        live += change;
+        live as u64 + tasks[*task].scratch
+    };
+    order.iter().zip(&change).map(at).collect()
+}
+
+/// The task that fills each storage.
+fn producers(tasks: &[Task]) -> HashMap<usize, usize> {
+    tasks.iter().enumerate().flat_map(|(i, task)| task.writes.iter().map(move |s| (*s, i))).collect()
+}
+
+/// Every task right before it is needed, the largest operand first.
+fn depth_first(tasks: &[Task], storages: &[Storage]) -> Vec<usize> {
+    let producers = producers(tasks);
+    let mut order = Vec::with_capacity(tasks.len());
+    let mut entered = vec![false; tasks.len()];
+    let read: Vec<bool> = {
+        let mut read = vec![false; storages.len()];
+        tasks.iter().flat_map(|t| &t.reads).for_each(|s| read[*s] = true);
+        read
+    };
+    let roots = (0..tasks.len()).filter(|t| tasks[*t].writes.iter().all(|s| !read[*s] || storages[*s].kept));
+    for root in roots {
+        let mut stack = vec![(root, false)];
+        while let Some((task, finished)) = stack.pop() {
+            if finished {
+                order.push(task);
+            } else if !std::mem::replace(&mut entered[task], true) {
+                stack.push((task, true));
+                let mut before: Vec<(u64, usize)> = tasks[task]
+                    .reads
+                    .iter()
+                    .filter_map(|s| producers.get(s).map(|t| (storages[*s].bytes, *t)))
+                    .filter(|(_, t)| !entered[*t])
+                    .collect();
+                before.sort_unstable(); // the last one pushed is visited first: the largest
+                stack.extend(before.into_iter().map(|(_, t)| (t, false)));
+            }
+        }
+    }
+    order
+}
+
+/// Whatever is ready and frees most, or needs least; ties in the order of the graph.
+fn greedy(tasks: &[Task], storages: &[Storage]) -> Vec<usize> {
+    let producers = producers(tasks);
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); storages.len()];
+    let mut waiting = vec![0usize; tasks.len()];
+    for (i, task) in tasks.iter().enumerate() {
+        task.reads.iter().for_each(|s| readers[*s].push(i));
+        waiting[i] = task.reads.iter().filter(|s| producers.contains_key(s)).count();
+    }
+    let mut left: Vec<usize> = readers.iter().map(Vec::len).collect();
+    let growth = |task: usize, left: &[usize]| -> i128 {
+        let task = &tasks[task];
+        let freed = task.reads.iter().filter(|s| left[**s] == 1 && !storages[**s].kept);
+        let sum = |it: &mut dyn Iterator<Item = &usize>| it.map(|s| i128::from(storages[*s].bytes)).sum::<i128>();
+        sum(&mut task.writes.iter()) - sum(&mut freed.into_iter())
+    };
+    let mut done = vec![false; tasks.len()];
+    let mut ready: BinaryHeap<Reverse<(i128, usize)>> =
+        (0..tasks.len()).filter(|t| waiting[*t] == 0).map(|t| Reverse((growth(t, &left), t))).collect();
+    let mut order = Vec::with_capacity(tasks.len());
+    while let Some(Reverse((_, task))) = ready.pop() {
+        // A task stands in the heap once more for every time that it grew cheaper.
+        if std::mem::replace(&mut done[task], true) {
+            continue;
+        }
+        order.push(task);
+        for storage in &tasks[task].reads {
+            left[*storage] -= 1;
+            if left[*storage] == 1 {
+                let last = readers[*storage].iter().find(|t| !done[**t]);
+                ready.extend(last.filter(|t| waiting[**t] == 0).map(|t| Reverse((growth(*t, &left), *t))));
+            }
+        }
+        for reader in tasks[task].writes.iter().flat_map(|s| &readers[*s]) {
+            waiting[*reader] -= 1;
+            if waiting[*reader] == 0 {
+                ready.push(Reverse((growth(*reader, &left), *reader)));
+            }
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Eight branches that each blow up and shrink again: side by side they need eight large storages, one after the other
+    /// only one.
+    #[test]
+    fn branches_run_one_after_the_other() {
+        let (mut tasks, mut storages) = (Vec::new(), vec![Storage { bytes: 1, kept: false }]);
+        for i in 0..8 {
+            storages.push(Storage { bytes: 100, kept: false });
+            tasks.push(Task { reads: vec![0], writes: vec![i + 1], scratch: 0 });
+        }
+        for i in 0..8 {
+            storages.push(Storage { bytes: 1, kept: true });
+            tasks.push(Task { reads: vec![i + 1], writes: vec![i + 9], scratch: 0 });
+        }
+        let given: Vec<usize> = (0..16).collect();
+        assert_eq!(peak(&given, &tasks, &storages), 801);
+        let best = order(&tasks, &storages);
+        assert_eq!(peak(&best, &tasks, &storages), 108);
+        let mut sorted = best.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, given);
+    }
+
+    #[test]
+    fn lifetimes_cover_inputs_results_and_what_is_kept() {
+        let storages = [(4, false), (4, true), (4, false)].map(|(bytes, kept)| Storage { bytes, kept });
+        let tasks = [
+            Task { reads: vec![0], writes: vec![1], scratch: 8 },
+            Task { reads: vec![0], writes: vec![2], scratch: 0 },
+            Task { reads: vec![2], writes: vec![], scratch: 0 },
+        ];
+        let lives = lifetimes(&[0, 1, 2], &tasks, &storages);
+        let ends: Vec<_> = lives.iter().map(|l| (l.first, l.last)).collect();
+        assert_eq!(ends, [(0, 1), (0, 2), (1, 2)]);
+        assert_eq!(timeline(&[0, 1, 2], &tasks, &storages), [16, 12, 8]);
+    }
+}
