@@ -15,7 +15,6 @@ pub mod layout;
 pub mod pipeline;
 pub mod reference_view;
 pub mod recognize;
-pub mod recognize;
 pub mod resize_after_conv1x1;
 pub mod specialize;
 mod uses;
