@@ -40,10 +40,10 @@ impl Tensor {
         let data = match dtype {
             DType::F64 => Data::F64(values.into()),
             DType::F32 => Data::F32(values.iter().map(|v| *v as f32).collect()),
-            DType::F16 => Data::F16(values.iter().map(|v| f16::from_f64(*v)).collect()),
-            DType::BF16 => Data::BF16(values.iter().map(|v| bf16::from_f64(*v)).collect()),
-            DType::F8E4M3 => Data::F8E4M3(values.iter().map(|v| f32_to_e4m3(*v as f32)).collect()),
-            DType::F8E5M2 => Data::F8E5M2(values.iter().map(|v| f32_to_e5m2(*v as f32)).collect()),
+            DType::F16 => Data::F16(values.iter().map(|v| f16::from_f32(to_odd(*v))).collect()),
+            DType::BF16 => Data::BF16(values.iter().map(|v| bf16::from_f32(to_odd(*v))).collect()),
+            DType::F8E4M3 => Data::F8E4M3(values.iter().map(|v| f32_to_e4m3(to_odd(*v))).collect()),
+            DType::F8E5M2 => Data::F8E5M2(values.iter().map(|v| f32_to_e5m2(to_odd(*v))).collect()),
             DType::I64 => Data::I64(values.iter().map(|v| *v as i64).collect()),
             DType::I32 => Data::I32(values.iter().map(|v| *v as i32).collect()),
             DType::U8 => Data::U8(values.iter().map(|v| *v as u8).collect()),
@@ -262,5 +262,33 @@ impl Tensor {
             (false, true) => Self::from_f64(dtype, &self.shape, &self.to_f64()),
             (false, false) => Self::from_i64(dtype, &self.shape, &self.to_i64()),
         }
+    }
+}
+
+/// To f32, inexact values to the neighbour with an odd last bit: rounding that again to a narrower format gives the same as
+/// rounding once (Boldo and Melquiond 2008). `half` looks at the upper 32 bits of an f64 alone.
+fn to_odd(v: f64) -> f32 {
+    let near = v as f32;
+    if near as f64 == v || near.is_nan() {
+        return near;
+    }
+    let towards_zero = near.to_bits() - (near.abs() as f64 > v.abs()) as u32;
+    f32::from_bits(towards_zero | 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_formats_round_once() {
+        let above_tie = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+        let round = |dtype, v: f64| Tensor::scalar(dtype, v).to_f64()[0];
+        assert_eq!(round(DType::BF16, above_tie), 1.0 + 2f64.powi(-7));
+        assert_eq!(round(DType::BF16, 1.0 + 2f64.powi(-8)), 1.0);
+        assert_eq!(round(DType::F16, -1.0 - 2f64.powi(-11) - 2f64.powi(-50)), -1.0 - 2f64.powi(-10));
+        assert_eq!(round(DType::F8E4M3, 1.0 + 2f64.powi(-4) + 2f64.powi(-45)), 1.125);
+        assert_eq!(round(DType::BF16, 1e300), f64::INFINITY);
+        assert!(round(DType::F16, f64::NAN).is_nan());
     }
 }

@@ -1,6 +1,9 @@
 //! The CPU backend: the oracle that every other backend is held against, and the default where there is no GPU.
 
 pub mod attention;
+pub mod cast;
+pub mod conv;
+pub mod conv_transpose;
 pub mod elementwise;
 pub mod exec;
 pub mod floats;
@@ -10,6 +13,10 @@ pub mod layer_norm;
 pub mod math;
 mod memory;
 pub mod movement;
+pub mod reduce;
+pub mod resize;
+pub mod rope;
+pub mod softmax;
 pub mod strided;
 
 #[cfg(test)]
@@ -19,6 +26,7 @@ use elementwise::{binary, unary};
 use lite3r_ir::{DType, Op, Tensor, ValueType};
 pub use memory::{AlignedBytes, is_aligned};
 use movement::movement;
+use reduce::{reduction, search};
 
 use super::{Choice, Gap, Request, Target};
 
@@ -83,6 +91,7 @@ pub const KERNELS: &[Kernel] = &[
     unary("ceil.float", "ceil"),
     unary("round.float", "round"),
     unary("clip.float", "clip"),
+    cast::CAST,
     binary("add.float", "add"),
     binary("sub.float", "sub"),
     binary("mul.float", "mul"),
@@ -109,10 +118,22 @@ pub const KERNELS: &[Kernel] = &[
     movement("scatter_nd.bytes", "scatter_nd"),
     movement("split_heads.bytes", "split_heads"),
     movement("merge_heads.bytes", "merge_heads"),
+    reduction("reduce_sum.float", "reduce_sum"),
+    reduction("reduce_mean.float", "reduce_mean"),
+    reduction("reduce_max.float", "reduce_max"),
+    reduction("reduce_min.float", "reduce_min"),
+    reduction("reduce_prod.float", "reduce_prod"),
+    search("arg_max.float", "arg_max"),
+    search("arg_min.float", "arg_min"),
     gemm::MATMUL,
     gemm::LINEAR,
     layer_norm::LAYER_NORM,
+    softmax::SOFTMAX,
     attention::ATTENTION,
+    rope::ROPE,
+    conv::CONV2D,
+    conv_transpose::CONV_TRANSPOSE2D,
+    resize::RESIZE,
     ORACLE,
 ];
 
