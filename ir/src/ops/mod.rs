@@ -253,4 +253,11 @@ ops! {
     Conv2d: conv2d,
     ConvTranspose2d: conv_transpose2d,
     Resize: resize,
+    // 8-bit floats.
+    Quantize: quantize,
+    Dequantize: dequantize,
+    FakeQuantize: fake_quantize,
+    ScaledLinear: scaled_linear,
+    WeightScaledLinear: weight_scaled_linear,
+    LayerNormQuantize: layer_norm_quantize,
 }

@@ -5,6 +5,8 @@
 
 pub mod attention_kinds;
 pub mod canonicalize;
+pub mod bf16;
+pub mod chosen_attentions;
 pub mod cse;
 pub mod dce;
 pub mod fold;
@@ -18,6 +20,16 @@ pub mod recognize;
 pub mod resize_after_conv1x1;
 pub mod specialize;
 mod uses;
+pub mod fp8;
+pub mod fp8w;
+pub mod fuse_quantize;
+pub mod named;
+pub mod pipeline;
+pub mod reference_view;
+pub mod recognize;
+pub mod sla;
+pub mod specialize;
+pub mod token_layout;
 
 use std::{
     fmt,
@@ -61,6 +73,16 @@ pub const ALL: &[&Pass] = &[
     &recognize::transposed_conv::TRANSPOSED_CONV,
     &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
     &specialize::SPECIALIZE,
+    &bf16::BF16,
+    &cse::CSE,
+    &dce::DCE,
+    &fold::FOLD,
+    &fp8::FP8,
+    &fp8w::FP8W,
+    &fuse_quantize::FUSE_QUANTIZE,
+    &sla::SLA,
+    &specialize::SPECIALIZE,
+    &token_layout::TOKEN_LAYOUT,
 ];
 
 /// What a pass promises about results; decides which test applies.
