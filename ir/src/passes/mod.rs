@@ -4,32 +4,28 @@
 //! quadratic in nodes. In debug builds the graph is verified after every pass.
 
 pub mod attention_kinds;
-pub mod canonicalize;
 pub mod bf16;
+pub mod canonicalize;
 pub mod chosen_attentions;
 pub mod cse;
 pub mod dce;
 pub mod fold;
 pub mod fold_layer_norm;
 pub mod fold_layer_scale;
-pub mod fuse;
-pub mod layout;
-pub mod pipeline;
-pub mod reference_view;
-pub mod recognize;
-pub mod resize_after_conv1x1;
-pub mod specialize;
-mod uses;
 pub mod fp8;
 pub mod fp8w;
+pub mod fuse;
 pub mod fuse_quantize;
+pub mod layout;
 pub mod named;
 pub mod pipeline;
-pub mod reference_view;
 pub mod recognize;
+pub mod reference_view;
+pub mod resize_after_conv1x1;
 pub mod sla;
 pub mod specialize;
 pub mod token_layout;
+mod uses;
 
 use std::{
     fmt,
@@ -44,6 +40,7 @@ use crate::{
 
 /// Every pass, by file: what command lines and tests choose from.
 pub const ALL: &[&Pass] = &[
+    &attention_kinds::ATTENTION_KINDS,
     &canonicalize::CANONICALIZE,
     &cse::CSE,
     &dce::DCE,
@@ -57,10 +54,6 @@ pub const ALL: &[&Pass] = &[
     &recognize::attention::RECOGNIZE_ATTENTION,
     &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
     &recognize::merge_heads::RECOGNIZE_MERGE_HEADS,
-    &attention_kinds::ATTENTION_KINDS,
-    &cse::CSE,
-    &dce::DCE,
-    &fold::FOLD,
     &fold_layer_norm::FOLD_LAYER_NORM,
     &fold_layer_scale::FOLD_LAYER_SCALE,
     &fuse::FUSE,
@@ -72,16 +65,11 @@ pub const ALL: &[&Pass] = &[
     &recognize::residual::RESIDUAL,
     &recognize::transposed_conv::TRANSPOSED_CONV,
     &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
-    &specialize::SPECIALIZE,
     &bf16::BF16,
-    &cse::CSE,
-    &dce::DCE,
-    &fold::FOLD,
     &fp8::FP8,
     &fp8w::FP8W,
     &fuse_quantize::FUSE_QUANTIZE,
     &sla::SLA,
-    &specialize::SPECIALIZE,
     &token_layout::TOKEN_LAYOUT,
 ];
 

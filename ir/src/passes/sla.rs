@@ -18,6 +18,9 @@
 //! comes, across views. `always` takes `special` (all special tokens), `reference` (the tokens of view `reference`,
 //! 0 by default), `own` (the keys of the query block) and `frame` (the keys of its view); only `own` goes without a token layout.
 //! With `keep=1`, `sparse` and `centroid` are dense attention.
+//!
+//! What a fused kernel computes at once hangs together by its operands: a `block_attention`, the `block_route` that makes its lists,
+//! the `block_mean`s that make its centroids, and a `linear_attention` over the same q, k and v that is added to it.
 
 use std::collections::HashSet;
 
