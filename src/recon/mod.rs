@@ -11,6 +11,7 @@
 
 pub mod colormap;
 mod frame_map;
+pub mod html;
 mod images;
 mod points;
 pub mod pose;
