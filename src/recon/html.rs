@@ -58,7 +58,7 @@ pub struct Table {
 }
 
 impl<'a> Report<'a> {
-    /// A report of `runs` without figures: 60 000 points a cloud, the least sure fifth of the pixels left out.
+    /// A report of `runs` without figures: 100 000 points a cloud, the least sure fifth of the pixels left out.
     pub fn new(title: impl Into<String>, lead: impl Into<String>, runs: Vec<Run<'a>>) -> Self {
         Self {
             title: title.into(),
@@ -67,7 +67,7 @@ impl<'a> Report<'a> {
             runs,
             truth: None,
             tables: Vec::new(),
-            points: PointOptions { confidence_percentile: 20.0, max_points: 60_000 },
+            points: PointOptions { confidence_percentile: 20.0, max_points: 100_000 },
         }
     }
 

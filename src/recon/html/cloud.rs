@@ -6,7 +6,7 @@ use super::{Report, base64};
 use crate::{Error, Result, recon::Reconstruction};
 
 /// Depth of a frustum, in median depths.
-const FRUSTUM_DEPTH: f64 = 0.08;
+const FRUSTUM_DEPTH: f64 = 0.05;
 /// Points farther from the middle half of an axis than so many times its width are not shown.
 const REACH: f32 = 4.0;
 
@@ -77,7 +77,7 @@ fn cloud(name: &str, reconstruction: &Reconstruction, report: &Report<'_>) -> (C
     let frusta = scene.views.iter().map(|v| v.frustum(FRUSTUM_DEPTH).map(|p| p.map(|v| v as f32))).collect();
     let target = quartiles.map(|q| q[1]);
     // Far enough for the cameras and the middle of the scene.
-    let home = Home { target, away: 1.9 * target[2].max(0.5) };
+    let home = Home { target, away: 1.55 * target[2].max(0.5) };
     let cloud = Cloud {
         name: name.into(),
         count: points.len(),

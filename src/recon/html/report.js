@@ -67,7 +67,7 @@
     };
   });
 
-  const start = () => ({ yaw: -0.45, pitch: -0.28, away: data.home.away, shift: [0, 0] });
+  const start = () => ({ yaw: -0.2, pitch: 0.24, away: data.home.away, shift: [0, 0] });
   let view = start();
   let shown = 0;
   let spinning = !matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -119,7 +119,7 @@
       asked = true;
       requestAnimationFrame((time) => {
         asked = false;
-        if (spinning) view.yaw = -0.45 + 0.25 * Math.sin(time / 4000);
+        if (spinning) view.yaw = -0.2 + 0.2 * Math.sin(time / 4000);
         draw();
         if (spinning) redraw();
       });
@@ -163,7 +163,7 @@
   };
   canvas.addEventListener("wheel", (e) => { e.preventDefault(); still(); zoom(Math.exp(e.deltaY * 0.0012)); }, { passive: false });
   canvas.addEventListener("contextmenu", (e) => e.preventDefault());
-  const turn = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] };
+  const turn = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] };
   canvas.addEventListener("keydown", (e) => {
     if (!turn[e.key]) return;
     e.preventDefault();
