@@ -22,7 +22,7 @@ fn bench(c: &mut Criterion, name: &str, op: Op, shapes: &[&[usize]]) {
     let results = op.infer(&operands).expect("fits");
     let request = Request { op: &op, operands: &operands, results: &results };
     let kernel = KERNELS.iter().find(|k| k.op == op.name() && (k.accepts)(&request).is_ok()).expect("a fast row");
-    let mut scratch = memory((kernel.scratch)(&request));
+    let mut scratch = memory(lite3r::backend::cpu::lanes::scratch((kernel.lane)(&request)));
     let mut held: Vec<_> = inputs.iter().map(|t| memory(t.bytes().len())).collect();
     for (memory, tensor) in held.iter_mut().zip(&inputs) {
         bytemuck::cast_slice_mut(memory)[..tensor.bytes().len()].copy_from_slice(tensor.bytes());

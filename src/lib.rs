@@ -6,11 +6,11 @@ pub mod error;
 pub mod eval;
 pub mod geometry;
 pub mod npy;
+pub mod onnx;
+pub mod plan;
 pub mod recon;
 pub mod rng;
 pub mod scenes;
-pub mod onnx;
-pub mod plan;
 pub mod session;
 pub mod weights;
 

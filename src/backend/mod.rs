@@ -98,3 +98,32 @@ pub struct StepRun<'s> {
     /// Wall time.
     pub time: Duration,
 }
+
+/// The operations by targets as a Markdown table: each kernel with the element types of the first floating-point operand for
+/// which it is the first choice. What a row refuses beside the type falls to the next.
+pub fn coverage_table(targets: &[&dyn Target]) -> String {
+    use std::fmt::Write;
+    let mut table = String::from("| operation |");
+    targets.iter().for_each(|t| _ = write!(table, " {} |", t.name()));
+    table.push_str("\n|---|");
+    targets.iter().for_each(|_| table.push_str("---|"));
+    let rows: Vec<_> = targets.iter().map(|t| t.coverage()).collect();
+    for op in Op::NAMES.iter().filter(|n| !matches!(**n, "input" | "param" | "constant")) {
+        _ = write!(table, "\n| `{op}` |");
+        for rows in &rows {
+            let mut seen: Vec<DType> = Vec::new();
+            let mut cells = Vec::new();
+            for (_, kernel, dtypes) in rows.iter().filter(|(name, ..)| name == op || *name == "*") {
+                let new: Vec<DType> = dtypes.iter().copied().filter(|t| !seen.contains(t)).collect();
+                if !new.is_empty() {
+                    let names: Vec<&str> = new.iter().map(|t| t.name()).collect();
+                    cells.push(format!("`{kernel}`: {}", names.join(" ")));
+                }
+                seen.extend(new);
+            }
+            _ = write!(table, " {} |", if cells.is_empty() { "none".to_string() } else { cells.join("; ") });
+        }
+    }
+    table.push('\n');
+    table
+}

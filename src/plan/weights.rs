@@ -397,7 +397,7 @@ impl Derived {
         let mut results: Vec<ArgMut<'_>> = results
             .map(|((ty, shape), buffer)| ArgMut { dtype: ty.dtype, shape, bytes: buffer.as_mut_slice() })
             .collect();
-        let mut scratch = AlignedBytes::zeroed((kernel.scratch)(&request))?;
+        let mut scratch = AlignedBytes::zeroed(cpu::lanes::scratch((kernel.lane)(&request)))?;
         (kernel.run)(&node.op, &args, &mut results, scratch.as_mut_slice()).map_err(failed)?;
         Ok(buffers)
     }

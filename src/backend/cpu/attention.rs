@@ -18,9 +18,9 @@ use super::{
 };
 
 /// Queries a task.
-const QUERIES: usize = 128;
+pub const QUERIES: usize = 128;
 /// Keys a step: a block of scores fits the L2 cache.
-const KEYS: usize = 512;
+pub const KEYS: usize = 512;
 
 /// `attention` by blocks.
 pub const ATTENTION: Kernel = Kernel {
@@ -31,9 +31,9 @@ pub const ATTENTION: Kernel = Kernel {
         true => Err("takes one key at least".into()),
         false => all_floats(request),
     },
-    scratch: |request| {
+    lane: |request| {
         let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);
-        lanes::scratch(Lane::new(size(0, 3), size(2, 3), size(1, 2), request.operands[0].dtype).bytes())
+        Lane::new(size(0, 3), size(2, 3), size(1, 2), request.operands[0].dtype).bytes()
     },
     run: |op, args, results, scratch| match op {
         Op::Attention(op) => attention(op, args, results, scratch),

@@ -22,7 +22,7 @@ pub const CAST: Kernel = Kernel {
     op: "cast",
     dtypes: NARROW,
     accepts,
-    scratch: |_| 0,
+    lane: |_| 0,
     run: |op, args, results, _| match op {
         Op::Cast(_) => convert(operand(args, 0)?, only(results)?),
         other => Err(format!("is no kernel for {}", other.name())),

@@ -1,11 +1,12 @@
-//! Every case of every operation on every kernel that takes it, against the evaluation in f64.
+//! Every case of every operation on every kernel that takes it, and random edge shapes, against the evaluation in f64.
 
 use std::collections::HashSet;
 
 use lite3r_ir::{
     DType, Op, Tensor, ValueType,
-    ops::{Case, Tolerance},
+    ops::{Attention, Case, Conv2d, Linear, MatMul, Tolerance, activation::Activation},
 };
+use proptest::strategy::Strategy;
 
 use super::*;
 
@@ -46,7 +47,7 @@ pub fn run(kernel: &Kernel, op: &Op, inputs: &[Tensor], threads: usize) -> Resul
     let request = Request { op, operands: &operands, results: &results };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|e| e.to_string())?;
     pool.install(|| {
-        let mut scratch = Memory::poisoned((kernel.scratch)(&request));
+        let mut scratch = Memory::poisoned(lanes::scratch((kernel.lane)(&request)));
         let inputs: Vec<(Memory, &Tensor)> = inputs.iter().map(|t| (Memory::of(t.bytes()), t)).collect();
         let args: Vec<Arg<'_>> =
             inputs.iter().map(|(m, t)| Arg { dtype: t.dtype(), shape: t.shape(), bytes: m.bytes() }).collect();
@@ -127,4 +128,121 @@ fn rows_are_named_once_and_after_operations() {
         assert!(kernel.op == "*" || kernel.name.split('.').next() == Some(kernel.op), "{}", kernel.name);
         assert!(kernel.dtypes.iter().all(|t| DType::ALL.contains(t)));
     }
+}
+
+/// The first row that takes the operation on operands of these types, and a case on waves of them.
+fn check_shapes(op: impl Into<Op>, dtype: DType, shapes: &[&[usize]]) {
+    let inputs = shapes.iter().zip(1..).map(|(shape, seed)| Tensor::wave(dtype, shape, seed)).collect();
+    let case = Case::new("shapes", op, inputs);
+    let kernel = KERNELS.iter().find(|k| takes(k, &case)).expect("the oracle takes everything");
+    assert_ne!(kernel.name, ORACLE.name, "{} {shapes:?} has no fast row", case.op.name());
+    check(kernel, &case);
+}
+
+const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const EDGES: [usize; 6] = [1, 2, 63, 64, 65, 129];
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn linear_at_edge_shapes(
+        m in proptest::sample::select(&[1usize, 63, 64, 65, 513, 1374][..]),
+        n in proptest::sample::select(&EDGES[..]),
+        k in proptest::sample::select(&EDGES[..]),
+        dtype in proptest::sample::select(&DTYPES[..]),
+        activation in proptest::sample::select(&[Activation::None, Activation::Relu, Activation::Gelu, Activation::Silu][..]),
+        bias: bool,
+        residual: bool,
+    ) {
+        let op = Linear { activation, bias, residual, out: None };
+        let all: [(bool, &[usize]); 4] = [(true, &[m, k]), (true, &[n, k]), (bias, &[n]), (residual, &[m, n])];
+        check_shapes(op, dtype, &all.iter().filter(|s| s.0).map(|s| s.1).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn matmul_at_edge_shapes(
+        m in proptest::sample::select(&EDGES[..]),
+        n in proptest::sample::select(&[1usize, 64, 65, 513, 1374][..]),
+        k in proptest::sample::select(&EDGES[..]),
+        batch in 1usize..4,
+        dtype in proptest::sample::select(&DTYPES[..]),
+        transpose_b: bool,
+    ) {
+        let b = if transpose_b { [n, k] } else { [k, n] };
+        check_shapes(MatMul { transpose_b }, dtype, &[&[batch, 1, m, k], &[2, b[0], b[1]]]);
+    }
+
+    #[test]
+    fn attention_at_edge_shapes(
+        n in proptest::sample::select(&[1usize, 63, 64, 65, 129, 300][..]),
+        m in proptest::sample::select(&[1usize, 63, 64, 65, 511, 512, 513, 1374][..]),
+        d in proptest::sample::select(&[1usize, 32, 64, 65][..]),
+        e in proptest::sample::select(&[1usize, 32, 64, 65][..]),
+        dtype in proptest::sample::select(&DTYPES[..]),
+        scale in 0.01f64..3.0,
+    ) {
+        check_shapes(Attention::new(scale), dtype, &[&[1, 2, n, d], &[1, 2, m, d], &[1, 2, m, e]]);
+    }
+
+    #[test]
+    fn conv_at_edge_shapes(
+        (h, w) in (1usize..40, 1usize..70),
+        (i, o) in (1usize..5, 1usize..5),
+        kernel in 1usize..5,
+        stride in 1usize..4,
+        dilation in 1usize..3,
+        pads in proptest::array::uniform4(0usize..3),
+        groups in 1usize..3,
+        dtype in proptest::sample::select(&DTYPES[..]),
+        residual: bool,
+    ) {
+        let reach = dilation * (kernel - 1) + 1;
+        proptest::prop_assume!(h + pads[0] + pads[2] >= reach && w + pads[1] + pads[3] >= reach);
+        let op = Conv2d {
+            strides: vec![stride, 1 + stride % 2],
+            pads: pads.to_vec(),
+            dilations: vec![dilation, dilation],
+            groups,
+            activation: Activation::Silu,
+            bias: true,
+            residual,
+        };
+        let x = [2, i * groups, h, w];
+        let weights = [o * groups, i, kernel, kernel];
+        let types = [&x[..], &weights, &[o * groups]].map(|s| ValueType::new(dtype, s.iter().copied()));
+        let plain = Conv2d { residual: false, ..op.clone() };
+        let y = lite3r_ir::ops::OpDef::infer(&plain, &types).expect("fits")[0].dims().expect("static");
+        let all: [&[usize]; 4] = [&x, &weights, &[o * groups], &y];
+        check_shapes(op, dtype, &all[..3 + residual as usize]);
+    }
+
+    #[test]
+    fn transpose_of_any_shape(
+        shape in proptest::collection::vec(1usize..20, 4),
+        perm in proptest::strategy::Just(vec![0usize, 1, 2, 3]).prop_shuffle(),
+        dtype in proptest::sample::select(&[DType::F32, DType::BF16, DType::I64, DType::Bool][..]),
+    ) {
+        check_shapes(lite3r_ir::ops::Transpose { perm }, dtype, &[&shape]);
+    }
+
+    #[test]
+    fn reductions_over_any_axes(
+        shape in proptest::collection::vec(1usize..30, 3),
+        mask in 0usize..8,
+        dtype in proptest::sample::select(&DTYPES[..]),
+    ) {
+        let axes: Vec<usize> = (0..3).filter(|a| mask >> a & 1 == 1).collect();
+        check_shapes(lite3r_ir::ops::ReduceMean { axes: axes.clone(), keep: true }, dtype, &[&shape]);
+        check_shapes(lite3r_ir::ops::ReduceMax { axes, keep: false }, dtype, &[&shape]);
+    }
+}
+
+#[test]
+fn the_coverage_table_lists_every_operation() {
+    let table = crate::backend::coverage_table(&[&Cpu]);
+    for name in Op::NAMES.iter().filter(|n| !matches!(**n, "input" | "param" | "constant")) {
+        assert!(table.contains(&format!("| `{name}` |")), "{name} is missing");
+    }
+    assert!(table.contains("| `linear` | `linear.gemm`: f32 f16 bf16; `oracle`: f64 "), "{table}");
 }

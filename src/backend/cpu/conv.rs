@@ -22,12 +22,12 @@ pub const CONV2D: Kernel = Kernel {
     op: "conv2d",
     dtypes: FLOATS,
     accepts: all_floats,
-    scratch: |request| match request.op {
+    lane: |request| match request.op {
         Op::Conv2d(op) => {
             let dims = |t: Option<&ValueType>| t.and_then(ValueType::dims).unwrap_or_default();
             let (x, w, y) =
                 (dims(request.operands.first()), dims(request.operands.get(1)), dims(request.results.first()));
-            Geometry::new(op, &x, &w, &y).map_or(0, |g| lanes::scratch(g.lane(request.operands[0].dtype).bytes()))
+            Geometry::new(op, &x, &w, &y).map_or(0, |g| g.lane(request.operands[0].dtype).bytes())
         }
         _ => 0,
     },

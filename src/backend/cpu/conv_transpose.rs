@@ -19,10 +19,10 @@ pub const CONV_TRANSPOSE2D: Kernel = Kernel {
     op: "conv_transpose2d",
     dtypes: &[DType::F32],
     accepts,
-    scratch: |request| {
+    lane: |request| {
         let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);
         let stamps = size(1, 1) * size(1, 2) * size(1, 3);
-        lanes::scratch(stamps * rows(size(0, 2), size(0, 3)) * size(0, 3) * size_of::<f32>())
+        stamps * rows(size(0, 2), size(0, 3)) * size(0, 3) * size_of::<f32>()
     },
     run: |op, args, results, scratch| match op {
         Op::ConvTranspose2d(op) => conv_transpose2d(op, args, results, scratch),

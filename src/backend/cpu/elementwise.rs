@@ -27,7 +27,7 @@ pub const fn unary(name: &'static str, op: &'static str) -> Kernel {
         op,
         dtypes: FLOATS,
         accepts: all_floats,
-        scratch: |_| 0,
+        lane: |_| 0,
         run: |op, args, results, _| run_unary(op, args, results),
     }
 }
@@ -42,7 +42,7 @@ pub const fn binary(name: &'static str, op: &'static str) -> Kernel {
             true => Ok(()),
             false => Err("takes f32, f16 and bf16".into()),
         },
-        scratch: |_| 0,
+        lane: |_| 0,
         run: |op, args, results, _| run_binary(op, args, results),
     }
 }

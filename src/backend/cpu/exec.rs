@@ -97,7 +97,7 @@ fn find(name: &str, step: &Step, request: &Request<'_>) -> Result<&'static Kerne
     }
     (kernel.accepts)(request).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))?;
     let scratch = step.scratch.map_or(0, |s| s.bytes);
-    match (kernel.scratch)(request) as u64 {
+    match (kernel.lane)(request) as u64 {
         needs if needs > scratch => Err(format!("kernel `{name}` needs {needs} bytes of scratch, not {scratch}")),
         _ => Ok(kernel),
     }

@@ -25,7 +25,7 @@ pub const LINEAR: Kernel = Kernel {
     op: "linear",
     dtypes: FLOATS,
     accepts: all_floats,
-    scratch: |request| lanes::scratch(shape_of(request).map_or(0, |s| s.lane(request.operands, request.results))),
+    lane: |request| shape_of(request).map_or(0, |s| s.lane(request.operands, request.results)),
     run: |op, args, results, scratch| match op {
         Op::Linear(op) => linear(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),
@@ -38,7 +38,7 @@ pub const MATMUL: Kernel = Kernel {
     op: "matmul",
     dtypes: FLOATS,
     accepts: all_floats,
-    scratch: |request| lanes::scratch(shape_of(request).map_or(0, |s| s.lane(request.operands, request.results))),
+    lane: |request| shape_of(request).map_or(0, |s| s.lane(request.operands, request.results)),
     run: |op, args, results, scratch| match op {
         Op::MatMul(op) => matmul(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),

@@ -18,7 +18,7 @@ pub const LAYER_NORM: Kernel = Kernel {
     dtypes: FLOATS,
     accepts: all_floats,
     // A row of x, of g and of b.
-    scratch: |request| lanes::scratch(3 * 4 * request.operands[0].dims().and_then(|d| d.last().copied()).unwrap_or(0)),
+    lane: |request| 3 * 4 * request.operands[0].dims().and_then(|d| d.last().copied()).unwrap_or(0),
     run: |op, args, results, scratch| match op {
         Op::LayerNorm(op) => layer_norm(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),

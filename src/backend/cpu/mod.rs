@@ -1,6 +1,8 @@
 //! The CPU backend: the oracle that every other backend is held against, and the default where there is no GPU.
 
 pub mod attention;
+pub mod block_attention;
+pub mod block_mean;
 pub mod cast;
 pub mod conv;
 pub mod conv_transpose;
@@ -10,6 +12,7 @@ pub mod floats;
 pub mod gemm;
 pub mod lanes;
 pub mod layer_norm;
+pub mod linear_attention;
 pub mod math;
 mod memory;
 pub mod movement;
@@ -62,8 +65,8 @@ pub struct Kernel {
     pub dtypes: &'static [DType],
     /// Whether it takes a request; the refusal names the clause.
     pub accepts: fn(&Request<'_>) -> Result<(), String>,
-    /// Bytes of scratch memory for one call.
-    pub scratch: fn(&Request<'_>) -> usize,
+    /// Bytes of scratch memory for each task that runs at a time: one [lane](lanes::run). Independent of the machine.
+    pub lane: fn(&Request<'_>) -> usize,
     /// Computes the results. Operands and results never overlap.
     pub run: fn(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String>,
 }
@@ -130,6 +133,9 @@ pub const KERNELS: &[Kernel] = &[
     layer_norm::LAYER_NORM,
     softmax::SOFTMAX,
     attention::ATTENTION,
+    block_mean::BLOCK_MEAN,
+    block_attention::BLOCK_ATTENTION,
+    linear_attention::LINEAR_ATTENTION,
     rope::ROPE,
     conv::CONV2D,
     conv_transpose::CONV_TRANSPOSE2D,
@@ -143,7 +149,7 @@ const ORACLE: Kernel = Kernel {
     op: "*",
     dtypes: &DType::ALL,
     accepts: |_| Ok(()),
-    scratch: |_| 0,
+    lane: |_| 0,
     run: |op, args, results, _| {
         let tensors: Vec<Tensor> = args
             .iter()
@@ -167,7 +173,7 @@ impl Target for Cpu {
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
-        kernel(request).map(|kernel| Choice { kernel: kernel.name, scratch: (kernel.scratch)(request) })
+        kernel(request).map(|kernel| Choice { kernel: kernel.name, scratch: lanes::scratch((kernel.lane)(request)) })
     }
 
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {

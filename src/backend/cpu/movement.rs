@@ -26,7 +26,7 @@ pub const fn movement(name: &'static str, op: &'static str) -> Kernel {
         op,
         dtypes: &DType::ALL,
         accepts: |_| Ok(()),
-        scratch: |_| 0,
+        lane: |_| 0,
         run: |op, args, results, _| run(op, args, results),
     }
 }

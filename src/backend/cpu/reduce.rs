@@ -23,7 +23,7 @@ pub const fn reduction(name: &'static str, op: &'static str) -> Kernel {
         op,
         dtypes: FLOATS,
         accepts: all_floats,
-        scratch: |_| 0,
+        lane: |_| 0,
         run: |op, args, results, _| run(op, args, results),
     }
 }
@@ -38,7 +38,7 @@ pub const fn search(name: &'static str, op: &'static str) -> Kernel {
             true => Ok(()),
             false => Err("takes f32, f16 and bf16".into()),
         },
-        scratch: |_| 0,
+        lane: |_| 0,
         run: |op, args, results, _| run(op, args, results),
     }
 }

@@ -26,7 +26,7 @@ pub const RESIZE: Kernel = Kernel {
             _ => Ok(()),
         }
     },
-    scratch: |request| sizes(request).map_or(0, |s| lanes::scratch(s.lane())),
+    lane: |request| sizes(request).map_or(0, |s| s.lane()),
     run: |op, args, results, scratch| match op {
         Op::Resize(op) => resize(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),
@@ -115,23 +115,46 @@ impl Taps {
 
     /// out[i] = Σ weight·line[source].
     fn gather(&self, line: &[f32], out: &mut [f32]) {
-        let taps = self.sources.chunks_exact(self.count).zip(self.weights.chunks_exact(self.count));
-        for (out, (sources, weights)) in out.iter_mut().zip(taps) {
-            *out = sources.iter().zip(weights).map(|(s, w)| line[*s as usize] * w).sum();
+        match self.count {
+            1 => self.gather_fixed::<1>(line, out),
+            2 => self.gather_fixed::<2>(line, out),
+            4 => self.gather_fixed::<4>(line, out),
+            _ => {
+                let taps =
+                    self.sources.chunks_exact(self.count.max(1)).zip(self.weights.chunks_exact(self.count.max(1)));
+                for (out, (sources, weights)) in out.iter_mut().zip(taps) {
+                    *out = sources.iter().zip(weights).map(|(s, w)| line[*s as usize] * w).sum();
+                }
+            }
+        }
+    }
+
+    /// With the number of taps known to the compiler: nearest, linear and cubic.
+    fn gather_fixed<const N: usize>(&self, line: &[f32], out: &mut [f32]) {
+        let (sources, weights) = (self.sources.as_chunks::<N>().0, self.weights.as_chunks::<N>().0);
+        for ((out, sources), weights) in out.iter_mut().zip(sources).zip(weights) {
+            let mut sum = 0.0;
+            for tap in 0..N {
+                sum += line[sources[tap] as usize] * weights[tap];
+            }
+            *out = sum;
         }
     }
 
     /// out = Σ weight·line of result `row`, where lines have the length of `out`.
     fn blend(&self, row: usize, lines: &[f32], out: &mut [f32]) {
-        out.fill(0.0);
-        for tap in row * self.count..(row + 1) * self.count {
-            let (line, weight) = (&lines[self.sources[tap] as usize * out.len()..][..out.len()], self.weights[tap]);
-            if weight != 0.0 {
-                vectorised(
-                    #[inline(always)]
-                    || out.iter_mut().zip(line).for_each(|(o, x)| *o = x.mul_add(weight, *o)),
-                );
-            }
-        }
+        let out_len = out.len();
+        let line = |tap: usize| &lines[self.sources[tap] as usize * out_len..][..out_len];
+        let taps = row * self.count..(row + 1) * self.count;
+        vectorised(
+            #[inline(always)]
+            || {
+                out.fill(0.0);
+                for tap in taps {
+                    let weight = self.weights[tap];
+                    out.iter_mut().zip(line(tap)).for_each(|(o, x)| *o = x.mul_add(weight, *o));
+                }
+            },
+        );
     }
 }

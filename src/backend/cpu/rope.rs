@@ -23,7 +23,7 @@ pub const ROPE: Kernel = Kernel {
     dtypes: FLOATS,
     accepts,
     // A row of x, of each table, and of the result.
-    scratch: |request| lanes::scratch(4 * 4 * request.operands[0].shape.last().and_then(|d| d.size()).unwrap_or(0)),
+    lane: |request| 4 * 4 * request.operands[0].shape.last().and_then(|d| d.size()).unwrap_or(0),
     run: |op, args, results, scratch| match op {
         Op::Rope(op) => rope(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),

@@ -26,10 +26,10 @@ pub const SOFTMAX: Kernel = Kernel {
     op: "softmax",
     dtypes: FLOATS,
     accepts: all_floats,
-    scratch: |request| match request.op {
+    lane: |request| match request.op {
         Op::Softmax(op) => {
             let shape = request.operands[0].dims().unwrap_or_default();
-            shape_rules::axis(op.axis, shape.len()).map_or(0, |axis| lanes::scratch(lane(&shape, axis)))
+            shape_rules::axis(op.axis, shape.len()).map_or(0, |axis| lane(&shape, axis))
         }
         _ => 0,
     },
