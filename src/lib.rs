@@ -12,6 +12,9 @@ pub mod recon;
 pub mod rng;
 pub mod scenes;
 pub mod session;
+pub mod recon;
+pub mod rng;
+pub mod scenes;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

@@ -5,7 +5,7 @@
 //! `libm`, whose results do not depend on the platform. Law: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
 //! Generators", 2014.
 
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A stream of random numbers.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl Stream {
 }
 
 /// The finaliser of SplitMix64: a bijection whose output bits each depend on every input bit.
-fn mix(mut z: u64) -> u64 {
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

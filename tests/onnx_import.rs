@@ -9,28 +9,8 @@ use lite3r::onnx::{ImportOptions, import, import_with};
 use lite3r_ir::{Bindings, DType, Graph, Op, Tensor, interpret::interpret, passes::specialize, verify};
 use rayon::prelude::*;
 
-/// A tensor from an `.npy` file.
 fn read_npy(path: &Path) -> Tensor {
-    use npyz::{NpyFile, TypeChar};
-    let bytes = std::fs::read(path).unwrap();
-    let npy = NpyFile::new(&bytes[..]).unwrap();
-    let shape: Vec<usize> = npy.shape().iter().map(|d| *d as usize).collect();
-    let npyz::DType::Plain(ty) = npy.dtype() else { panic!("{}", path.display()) };
-    match (ty.type_char(), ty.size_field()) {
-        (TypeChar::Float, 4) => Tensor::from_f32(&shape, npy.into_vec::<f32>().unwrap()),
-        (TypeChar::Float, 8) => Tensor::from_f64(DType::F64, &shape, &npy.into_vec::<f64>().unwrap()),
-        (TypeChar::Int, 8) => Tensor::from_i64(DType::I64, &shape, &npy.into_vec::<i64>().unwrap()),
-        other => {
-            // Half precision and booleans: raw bytes behind the header.
-            let (dtype, size) = match other {
-                (TypeChar::Float, 2) => (DType::F16, 2),
-                (TypeChar::Bool, 1) => (DType::Bool, 1),
-                other => panic!("{}: {other:?}", path.display()),
-            };
-            let data = &bytes[bytes.len() - size * shape.iter().product::<usize>()..];
-            Tensor::from_bytes(dtype, &shape, data).unwrap()
-        }
-    }
+    lite3r::npy::read(path).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// ‖a − b‖ / ‖b‖ in f64.
@@ -168,5 +148,64 @@ fn further_constructs_agree_with_their_records() {
 fn further_backbones_agree_with_their_records() {
     if let Some(root) = shared() {
         check_all(&folders(&root));
+    }
+}
+
+#[test]
+fn no_size_becomes_data_in_a_vggt() {
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/demo/small_backbone.onnx");
+    let exported = ["vggt_s_dyn18", "vggt_ts17"].map(|folder| fixtures().join(folder).join("model.onnx"));
+    for path in exported.iter().chain([&small]) {
+        let graph = import(path).unwrap().graph;
+        let sizes = graph.node_ids().filter(|id| matches!(graph.op(*id), Op::Range(_))).count();
+        assert_eq!(sizes, 0, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_small_backbone_keeps_its_names() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/demo/small_backbone.onnx");
+    let imported = import(&model).unwrap();
+    verify(&imported.graph).unwrap();
+    assert_eq!(imported.graph.ty(imported.graph.outputs()[0].1).to_string(), "f32[1,S,9]");
+    let names: Vec<&str> = imported.weights.iter().map(|(name, _)| name).collect();
+    for part in
+        ["aggregator.frame_blocks.0.attn.qkv.", "aggregator.global_blocks.5.mlp.fc2.", "camera_head.trunk.0.attn."]
+    {
+        let weight = names.iter().any(|n| n.starts_with(part) && n.contains("weight"));
+        assert!(weight && names.iter().any(|n| n.starts_with(part) && n.contains("bias")), "{part}: {names:?}");
+    }
+    assert!(names.iter().all(|n| !n.contains("onnx::")), "{names:?}");
+}
+
+#[test]
+fn real_size_graphs_import_quickly() {
+    let Some(root) = shared() else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, attentions) in [
+        ("vggt1b_ts17_518x518_S2", 88),
+        ("vggt1b_dyn18_392x518_S2", 88),
+        ("da3l_ts17_378x504_S3", 24),
+        ("da3l_dyn18_378x504_S3", 24),
+    ] {
+        let packed = root.join(format!("full/{name}.onnx.xz"));
+        let unpacked = match std::process::Command::new("xz").arg("-dc").arg(&packed).output() {
+            Ok(output) if output.status.success() => output.stdout,
+            other => return eprintln!("skipped: {} cannot be unpacked: {other:?}", packed.display()),
+        };
+        let path = scratch.path().join(format!("{name}.onnx"));
+        std::fs::write(&path, unpacked).unwrap();
+        assert_eq!(import(&path).unwrap_err().code, "onnx.external_data");
+        let start = std::time::Instant::now();
+        let options = ImportOptions { allow_missing_data: true, ..ImportOptions::default() };
+        let imported = import_with(&path, &options).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let time = start.elapsed();
+        verify(&imported.graph).unwrap();
+        let softmax = imported.graph.node_ids().filter(|id| matches!(imported.graph.op(*id), Op::Softmax(_))).count();
+        eprintln!("{name}: {} nodes, {} missing, {time:.1?}", imported.graph.len(), imported.missing);
+        assert_eq!(softmax, attentions, "{name}");
+        assert!(time.as_secs() < 10, "{name}: {time:?}");
+        let random = lite3r::weights::random(&imported.graph, 1);
+        assert!(random.bytes() > 1_400_000_000, "{name}: {} bytes", random.bytes());
     }
 }

@@ -15,7 +15,7 @@ use super::{
     names::{self, Names, is_module_path},
     node::{Node, Problem},
     ops as converters,
-    proto::{TensorProto, ValueInfoProto},
+    proto::{EXTERNAL, TensorProto, ValueInfoProto},
     tensor::{self, Data},
 };
 use crate::{
@@ -98,10 +98,11 @@ fn error(problems: Vec<Problem>) -> Error {
     let (kind, code) = match problems[0] {
         Problem::Bad(_) => (Kind::BadFile, "onnx.node"),
         Problem::Unsupported(_) => (Kind::Unsupported, "onnx.unsupported"),
-        Problem::Data(_) => (Kind::BadFile, "onnx.external_data"),
+        Problem::Tensor(_) => (Kind::BadFile, "onnx.tensor"),
+        Problem::External(_) => (Kind::BadFile, "onnx.external_data"),
     };
     let text = |p| match p {
-        Problem::Bad(text) | Problem::Unsupported(text) | Problem::Data(text) => text,
+        Problem::Bad(text) | Problem::Unsupported(text) | Problem::Tensor(text) | Problem::External(text) => text,
     };
     Error::all(kind, code, problems.into_iter().map(text).collect())
 }
@@ -174,9 +175,11 @@ impl<'m> Importer<'m> {
 
     /// A tensor of the file, as a weight or a constant.
     pub fn tensor(&mut self, proto: &TensorProto, name: &str) -> Result<Val, Problem> {
-        let weight = match tensor::data(proto, &self.model.file, &mut self.folder).map_err(Problem::Data)? {
+        let weight = match tensor::data(proto, &self.model.file, &mut self.folder)
+            .map_err(if proto.data_location == EXTERNAL { Problem::External } else { Problem::Tensor })?
+        {
             Data::Weight(weight) => weight,
-            Data::Missing { problem, .. } if !self.allow_missing => return Err(Problem::Data(problem)),
+            Data::Missing { problem, .. } if !self.allow_missing => return Err(Problem::External(problem)),
             Data::Missing { ty, .. } => {
                 self.missing += 1;
                 let name = self.names.param(name, ty.rank());

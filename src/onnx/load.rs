@@ -97,8 +97,10 @@ fn order(graph: &GraphProto, outputs: &[usize]) -> Result<Vec<usize>> {
     let mut producer: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
         for name in node.output.iter().filter(|n| !n.is_empty()) {
-            if sources.contains(name.as_str()) || producer.insert(name, index).is_some() {
+            if sources.contains(name.as_str()) || producer.contains_key(name.as_str()) {
                 problems.push(format!("value `{name}` is defined twice, again by {}", describe(node)));
+            } else {
+                producer.insert(name, index);
             }
         }
     }

@@ -40,6 +40,8 @@ mod node;
 mod ops;
 mod proto;
 mod tensor;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 

@@ -103,13 +103,17 @@ fn scopes(node: &NodeProto) -> Vec<String> {
         scopes.retain(|s| !s.is_empty());
         return scopes;
     }
-    let mut scopes = Vec::new();
+    // A member of a sequence stands behind the sequence itself: `trunk/trunk.0` is `trunk.0`.
+    let mut parts: Vec<&str> = Vec::new();
     if let Some((path, _)) = node.name.strip_prefix('/').and_then(|n| n.rsplit_once('/')) {
         for part in path.split('/') {
-            scopes.push(scopes.last().map_or_else(|| part.to_string(), |outer: &String| format!("{outer}.{part}")));
+            if parts.last().is_some_and(|list| part.strip_prefix(list).is_some_and(|rest| rest.starts_with('.'))) {
+                parts.pop();
+            }
+            parts.push(part);
         }
     }
-    scopes
+    (1..=parts.len()).map(|n| parts[..n].join(".")).collect()
 }
 
 /// The origin of the operations that a node becomes: `/head/fc1/MatMul`.
@@ -143,6 +147,8 @@ mod tests {
         let script = NodeProto { name: "/head/blocks.0/fc1/MatMul".into(), ..NodeProto::default() };
         assert_eq!(&*origin(&script), "/head/blocks.0/fc1/MatMul");
         assert_eq!(scopes(&script), ["head", "head.blocks.0", "head.blocks.0.fc1"]);
+        let listed = NodeProto { name: "/head/trunk/trunk.0/fc1/MatMul".into(), ..NodeProto::default() };
+        assert_eq!(scopes(&listed).pop().as_deref(), Some("head.trunk.0.fc1"));
         let value = "['', 'head', 'head.blocks.0', 'head.blocks.0.fc1', 'linear_3']".into();
         let export = NodeProto {
             name: "node_MatMul_7".into(),

@@ -12,8 +12,10 @@ pub enum Problem {
     Bad(String),
     /// Sound, but lite3r does not do it.
     Unsupported(String),
-    /// The data of a tensor.
-    Data(String),
+    /// A tensor does not hold what it says.
+    Tensor(String),
+    /// The data of a tensor in another file cannot be had.
+    External(String),
 }
 
 impl Problem {
@@ -28,7 +30,8 @@ impl Problem {
         match self {
             Self::Bad(text) => Self::Bad(put(text)),
             Self::Unsupported(text) => Self::Unsupported(put(text)),
-            Self::Data(text) => Self::Data(put(text)),
+            Self::Tensor(text) => Self::Tensor(put(text)),
+            Self::External(text) => Self::External(put(text)),
         }
     }
 }

@@ -3,10 +3,16 @@
 //! Importers fill a [`Weights`]; the plan maker reads it. Nothing is copied before a kernel or a plan needs the bytes.
 
 mod mapped;
+mod random;
 
-use std::{borrow::Cow, collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
-use lite3r_ir::{DType, Tensor, ValueType};
+use lite3r_ir::{DType, Graph, Op, Tensor, ValueType};
 
 pub use mapped::MappedFile;
 
@@ -26,8 +32,16 @@ pub struct Weight {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Mapped { file: Arc<MappedFile>, range: Range<usize> },
+    Mapped {
+        file: Arc<MappedFile>,
+        range: Range<usize>,
+    },
     Owned(Tensor),
+    /// Computed at every read; kept only where somebody borrows the bytes.
+    Random {
+        recipe: random::Recipe,
+        kept: Arc<OnceLock<Tensor>>,
+    },
 }
 
 impl Weight {
@@ -43,11 +57,13 @@ impl Weight {
         Self { ty: tensor.value_type(), source: Source::Owned(tensor) }
     }
 
-    /// The bytes, little-endian and row-major. Mapped bytes need not be aligned.
+    /// The bytes, little-endian and row-major. Mapped bytes need not be aligned. Random weights are kept from here on; prefer
+    /// [`Weight::tensor`].
     pub fn bytes(&self) -> &[u8] {
         match &self.source {
             Source::Mapped { file, range } => &file.bytes()[range.clone()],
             Source::Owned(tensor) => tensor.bytes(),
+            Source::Random { recipe, kept } => kept.get_or_init(|| recipe.tensor(&self.ty)).bytes(),
         }
     }
 
@@ -59,6 +75,7 @@ impl Weight {
                 Tensor::from_bytes(self.ty.dtype, &dims, self.bytes()).expect("the length was checked")
             }
             Source::Owned(tensor) => tensor.clone(),
+            Source::Random { recipe, kept } => kept.get().cloned().unwrap_or_else(|| recipe.tensor(&self.ty)),
         }
     }
 
@@ -66,16 +83,17 @@ impl Weight {
     pub fn location(&self) -> Option<(&Arc<MappedFile>, Range<usize>)> {
         match &self.source {
             Source::Mapped { file, range } => Some((file, range.clone())),
-            Source::Owned(_) => None,
+            Source::Owned(_) | Source::Random { .. } => None,
         }
     }
 
     /// The elements as f32, borrowed where they are f32 and aligned already.
     pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        match (self.ty.dtype, bytemuck::try_cast_slice(self.bytes())) {
-            (DType::F32, Ok(values)) => Cow::Borrowed(values),
-            _ => Cow::Owned(self.tensor().to_f32()),
-        }
+        let borrowed = match (self.ty.dtype, &self.source) {
+            (DType::F32, Source::Mapped { .. } | Source::Owned(_)) => bytemuck::try_cast_slice(self.bytes()).ok(),
+            _ => None,
+        };
+        borrowed.map_or_else(|| Cow::Owned(self.tensor().to_f32()), Cow::Borrowed)
     }
 }
 
@@ -107,6 +125,28 @@ impl Weights {
 
     /// Bytes of all weights.
     pub fn bytes(&self) -> u64 {
-        self.by_name.values().map(|w| w.bytes().len() as u64).sum()
+        self.by_name.values().filter_map(|w| w.ty.bytes()).map(|n| n as u64).sum()
     }
+
+    /// Random values for the params of a graph that have no weight yet; how many there were. See [`random`].
+    pub fn complete(&mut self, graph: &Graph, seed: u64) -> usize {
+        let before = self.len();
+        for id in graph.node_ids() {
+            let Op::Param(param) = graph.op(id) else { continue };
+            if param.ty.bytes().is_some() && self.get(&param.name).is_none() {
+                let recipe = random::recipe(graph, id, param, seed);
+                let source = Source::Random { recipe, kept: Arc::default() };
+                self.insert(param.name.clone(), Weight { ty: param.ty.clone(), source });
+            }
+        }
+        self.len() - before
+    }
+}
+
+/// Random weights for all params of a graph, by name: the same for the same seed on every machine. Matrices and kernels have
+/// deviation 1/√inputs, normalisations are near one, biases small; integers are zero. Nothing is computed before it is read.
+pub fn random(graph: &Graph, seed: u64) -> Weights {
+    let mut weights = Weights::default();
+    weights.complete(graph, seed);
+    weights
 }
