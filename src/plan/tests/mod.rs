@@ -1,10 +1,13 @@
 //! Plans from end to end: made, checked, saved, opened, run.
 
 mod blocks;
+mod containers;
+mod problems;
+mod random;
 
 use std::collections::BTreeMap;
 
-use lite3r_ir::{Bindings, Graph, Op, Tensor, ValueType, interpret::interpret, text::parse};
+use lite3r_ir::{Bindings, DType, Graph, Op, Tensor, ValueType, interpret::interpret, text::parse};
 
 use super::*;
 use crate::{
