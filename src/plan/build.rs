@@ -75,14 +75,11 @@ impl Gaps {
     fn add(&mut self, graph: &Graph, id: NodeId, operands: &[ValueType], gap: crate::backend::Gap) {
         let types: Vec<String> = operands.iter().map(ToString::to_string).collect();
         let results: Vec<String> = graph.node(id).types.iter().map(ToString::to_string).collect();
-        let nearest = gap.nearest.map_or("no kernel is near".into(), |row| format!("nearest kernel {row}"));
-        let what = format!(
-            "{}({}) : {}: {nearest}: {}",
-            graph.op(id).name(),
-            types.join(", "),
-            results.join(", "),
-            gap.clause
-        );
+        let reason = match gap.nearest {
+            Some(row) => format!("nearest kernel {row}: {}", gap.clause),
+            None => gap.clause,
+        };
+        let what = format!("{}({}) : {}: {reason}", graph.op(id).name(), types.join(", "), results.join(", "));
         self.0.entry(what).or_insert_with(|| (graph.node(id).origin.to_string(), 0)).1 += 1;
     }
 

@@ -17,8 +17,7 @@
 
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{BufWriter, Seek, SeekFrom, Write},
+    io::{Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ALIGN, Entry, Header, Meta, Plan, WeightInfo, text, weights::PlanWeights};
 use crate::{
-    Error, Result,
+    Error, Result, atomic,
     weights::{MappedFile, Weight},
 };
 
@@ -94,28 +93,37 @@ struct FileWeight {
 }
 
 impl Plan {
-    /// Writes the plan to a temporary name beside `path` and renames it. Computes what is still to be computed, and never
+    /// Writes the plan, whole or not at all. Computes what is still to be computed, and never
     /// holds all weights. Errors: `file.io`, `plan.weights`.
     pub fn save(&self, path: &Path, storage: Storage) -> Result<()> {
-        let name = path.file_name().map_or("plan".into(), |n| n.to_string_lossy());
-        let temporary = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        let written = File::create(&temporary)
-            .map_err(|e| Error::io(&temporary, "cannot be created", &e))
-            .and_then(|file| self.write(file, &temporary, storage))
-            .and_then(|()| std::fs::rename(&temporary, path).map_err(|e| Error::io(path, "cannot be written", &e)));
-        if written.is_err() {
-            // The first error is the one to tell; there may be nothing to remove.
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written
+        self.save_with(path, storage, &mut |_| {})
     }
 
-    fn write(&self, file: File, path: &Path, storage: Storage) -> Result<()> {
+    /// As [`Plan::save`], and tells after every weight how many of [`Plan::weight_bytes`] are done.
+    pub fn save_with(&self, path: &Path, storage: Storage, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let mut failure = None;
+        let written = atomic::write(path, |out| {
+            self.write(out, path, storage, progress).map_err(|e| {
+                let told = std::io::Error::other(e.to_string());
+                failure = Some(e);
+                told
+            })
+        });
+        written.map_err(|e| failure.unwrap_or(e))
+    }
+
+    fn write(
+        &self,
+        out: &mut atomic::Output,
+        path: &Path,
+        storage: Storage,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<()> {
+        let mut done = 0;
         let io = |e: std::io::Error| Error::io(path, "cannot be written", &e);
         let mut weights = self.layout(storage);
         let header = self.file_header(&weights)?;
         let data = data_start(header.len());
-        let mut out = BufWriter::with_capacity(1 << 20, file);
         // The hashes are not known yet, but their length is.
         out.write_all(&vec![0; data]).map_err(io)?;
         self.weights.stream(&mut |index, bytes| {
@@ -125,6 +133,8 @@ impl Plan {
                 out.write_all(bytes).map_err(io)?;
                 out.write_all(&vec![0; padding(bytes.len() as u64) as usize]).map_err(io)?;
             }
+            done += weight.bytes;
+            progress(done);
             Ok(())
         })?;
         let header = self.file_header(&weights)?;
@@ -136,8 +146,7 @@ impl Plan {
         head.extend_from_slice(blake3::hash(&head).as_bytes());
         head.resize(data, 0);
         out.seek(SeekFrom::Start(0)).map_err(io)?;
-        out.write_all(&head).map_err(io)?;
-        out.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)
+        out.write_all(&head).map_err(io)
     }
 
     /// Where each weight goes. Hashes of embedded weights are placeholders.

@@ -2,6 +2,8 @@
 
 use lite3r_ir::{Tensor, ops::Param};
 
+use crate::rng::Stream;
+
 /// The value of `init`: `normal:STD` (the same for the same name), `identity` (of the last two dimensions), `fill:X`.
 pub fn value(param: &Param) -> Result<Tensor, String> {
     let shape = param.ty.dims().ok_or("needs a static shape")?;
@@ -25,15 +27,11 @@ pub fn value(param: &Param) -> Result<Tensor, String> {
     Ok(Tensor::from_f64(param.ty.dtype, &shape, &values))
 }
 
-/// Standard normal values: Box and Muller on the output of BLAKE3 keyed by the name.
+/// Standard normal values of a stream that belongs to the name.
 fn normal(name: &str, count: usize) -> impl Iterator<Item = f64> {
-    let mut bits = blake3::Hasher::new().update(name.as_bytes()).finalize_xof();
-    let mut uniform = move || {
-        let mut word = [0u8; 8];
-        bits.fill(&mut word);
-        ((u64::from_le_bytes(word) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    };
-    (0..count).map(move |_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos())
+    let words: Vec<u64> = name.bytes().map(u64::from).collect();
+    let mut stream = Stream::new(&words);
+    (0..count).map(move |_| stream.normal())
 }
 
 #[cfg(test)]

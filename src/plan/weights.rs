@@ -165,6 +165,14 @@ impl<'w> Collector<'w> {
                 hasher.update(format!("constant {}", constant.value.value_type()).as_bytes());
                 hasher.update(constant.value.bytes());
             }
+            Op::Param(param) => {
+                // Exporters write one tensor under several names: what lies at the same place is the same.
+                let place = match self.given.get(&param.name).and_then(Weight::location) {
+                    Some((file, range)) => format!("mapped {range:?} {}", file.path().display()),
+                    None => format!("named {:?} {}", param.init, param.name),
+                };
+                hasher.update(format!("param {} {place}", param.ty).as_bytes());
+            }
             op => {
                 hasher.update(lite3r_ir::text::print_op(op).as_bytes());
             }

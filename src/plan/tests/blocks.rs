@@ -40,7 +40,7 @@ fn a_block_runs_as_the_evaluator_says() {
 #[test]
 fn schedule_and_arena_of_a_block() {
     let graph = graph(BLOCK);
-    let plan = plan(&graph, &weights_for(&[&graph]));
+    let plan = build(&[entry(graph.clone())], &weights_for(&[&graph]), &Plain, Meta::default()).unwrap();
     let entry = &plan.entries()[0];
     let place = |n: &u32| match entry.buffers[*n as usize].place {
         Place::Arena(at) => format!("{at}+{}", entry.buffers[*n as usize].bytes()),
@@ -48,8 +48,9 @@ fn schedule_and_arena_of_a_block() {
     };
     let places = |all: &[u32]| all.iter().map(place).collect::<Vec<_>>().join(", ");
     let line = |step: &Step| {
-        let what = if step.kernel == ALIAS { ALIAS } else { "" };
-        format!("{:<12} {what:<6} {} -> {}\n", step.op.name(), places(&step.operands), places(&step.results))
+        let scratch = step.scratch.map_or(String::new(), |s| format!(", scratch {}+{}", s.offset, s.bytes));
+        let (from, to) = (places(&step.operands), places(&step.results));
+        format!("{:<12} {:<6} {from} -> {to}{scratch}\n", step.op.name(), step.kernel)
     };
     let mut text: String = entry.steps.iter().map(line).collect();
     text += &format!("arena {} bytes, a run allocates {}\n", entry.arena_bytes, entry.peak_bytes());
@@ -70,4 +71,16 @@ fn a_plan_survives_its_file() {
     let direct = session(made).run(0, &inputs).unwrap();
     assert_eq!(session(opened).run(0, &inputs).unwrap(), direct);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing half written stays");
+}
+
+#[test]
+fn inspection_of_a_block() {
+    let graph = graph(BLOCK);
+    let plan = build(&[entry(graph.clone())], &weights_for(&[&graph]), &Plain, Meta::default()).unwrap();
+    let inspection = inspect::inspect(&plan);
+    let entry = &inspection.entries[0];
+    // The arena of this block is as small as any can be.
+    assert_eq!(entry.steps.iter().map(|s| s.live_bytes).max(), Some(entry.arena_bytes));
+    assert!(serde_json::to_value(&inspection).unwrap()["entries"][0]["steps"].is_array());
+    insta::assert_snapshot!(inspection.text(true).replace(&plan.header().producer, "lite3r"));
 }

@@ -11,7 +11,7 @@ use lite3r_ir::{Bindings, DType, Graph, Op, Tensor, ValueType, interpret::interp
 
 use super::*;
 use crate::{
-    backend::cpu::Cpu,
+    backend::{Choice, Gap, Request, Target, cpu::Cpu},
     session::{Options, Session},
     weights::{Weight, Weights},
 };
@@ -58,6 +58,24 @@ fn reference(graph: &Graph, weights: &Weights) -> BTreeMap<String, Tensor> {
 
 fn plan(graph: &Graph, weights: &Weights) -> Plan {
     build(&[entry(graph.clone())], weights, &Cpu, Meta::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A target whose choices do not change with the kernels of a backend: for snapshots.
+struct Plain;
+
+impl Target for Plain {
+    fn name(&self) -> &'static str {
+        "plain"
+    }
+
+    fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
+        let scratch = if request.op.name() == "attention" { 5000 } else { 0 };
+        Ok(Choice { kernel: "plain", scratch })
+    }
+
+    fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
+        vec![("*", "plain", DType::ALL.to_vec())]
+    }
 }
 
 fn session(plan: Plan) -> Session {

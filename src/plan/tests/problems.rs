@@ -1,7 +1,6 @@
 //! What users see when a model or its weights do not fit: everything at once.
 
 use super::*;
-use crate::backend::{Choice, Gap, Request, Target};
 
 /// A target that has nothing but `exp` on f32.
 struct OnlyExp;
