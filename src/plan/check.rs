@@ -97,7 +97,7 @@ struct Checker<'h> {
 impl Checker<'_> {
     fn run(&mut self) {
         let entry = self.entry;
-        if entry.arena_bytes % ALIGN != 0 || entry.arena_bytes >= 1 << 56 {
+        if !entry.arena_bytes.is_multiple_of(ALIGN) || entry.arena_bytes >= 1 << 56 {
             self.problems.push(format!("an arena of {} bytes", entry.arena_bytes));
         }
         let buffers = entry.buffers.iter().enumerate();
@@ -258,10 +258,10 @@ impl Checker<'_> {
         let Some(owner) = root[buffer as usize] else {
             return self.problems.push(format!("{what} was never written"));
         };
-        if let Some((start, end)) = self.range(buffer) {
-            if !self.arena.holds(start, end, owner) {
-                self.problems.push(format!("{what} was written over"));
-            }
+        if let Some((start, end)) = self.range(buffer)
+            && !self.arena.holds(start, end, owner)
+        {
+            self.problems.push(format!("{what} was written over"));
         }
     }
 }

@@ -264,7 +264,8 @@ fn read_header(bytes: &[u8]) -> Result<(FileHeader, u64), (&'static str, String)
 
     let data = data_start(length);
     let mut expected = 0u64;
-    let mut pads = vec![end + HASH..data];
+    let mut pads = Vec::with_capacity(header.weights.len() + 1);
+    pads.push(end + HASH..data);
     for weight in &header.weights {
         let bad = |what: &str| ("plan.header", format!("weight `{}`: {what}", weight.name));
         if weight.ty.bytes().map(|b| b as u64) != Some(weight.bytes) || weight.hash.len() != 2 * HASH {

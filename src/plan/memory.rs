@@ -79,7 +79,7 @@ mod tests {
             let requests: Vec<Request> = raw.into_iter().map(|(f, n, b)| request(f, f + n, b)).collect();
             let arena = assign(&requests);
             for (i, a) in requests.iter().enumerate() {
-                prop_assert!(arena.offsets[i] + a.bytes <= arena.bytes && arena.offsets[i] % ALIGN == 0);
+                prop_assert!(arena.offsets[i] + a.bytes <= arena.bytes && arena.offsets[i].is_multiple_of(ALIGN));
                 for (j, b) in requests.iter().enumerate().take(i) {
                     let together = a.life.first <= b.life.last && b.life.first <= a.life.last;
                     let apart = arena.offsets[i] + a.bytes <= arena.offsets[j]

@@ -55,6 +55,9 @@ pub struct ArgMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
+/// Computes the results of an operation. Operands and results never overlap.
+pub type Run = fn(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String>;
+
 /// A row of the kernel table.
 pub struct Kernel {
     /// `linear.f32`: unique; what plans and `inspect` print.
@@ -68,7 +71,7 @@ pub struct Kernel {
     /// Bytes of scratch memory for each task that runs at a time: one [lane](lanes::run). Independent of the machine.
     pub lane: fn(&Request<'_>) -> usize,
     /// Computes the results. Operands and results never overlap.
-    pub run: fn(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String>,
+    pub run: Run,
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.

@@ -30,16 +30,14 @@ fn entry(graph: Graph) -> EntrySource {
 /// A wave for every param that has no start of its own.
 fn weights_for(graphs: &[&Graph]) -> Weights {
     let mut weights = Weights::default();
-    for graph in graphs {
-        for id in graph.node_ids() {
-            if let Op::Param(param) = graph.op(id) {
-                if param.init.is_empty() {
-                    let seed = param.name.bytes().map(u64::from).sum();
-                    let tensor = Tensor::wave(param.ty.dtype, &param.ty.dims().unwrap(), seed);
-                    weights.insert(param.name.clone(), Weight::owned(tensor));
-                }
-            }
-        }
+    let params = graphs.iter().flat_map(|graph| graph.node_ids().map(|id| graph.op(id))).filter_map(|op| match op {
+        Op::Param(param) if param.init.is_empty() => Some(param),
+        _ => None,
+    });
+    for param in params {
+        let seed = param.name.bytes().map(u64::from).sum();
+        let tensor = Tensor::wave(param.ty.dtype, &param.ty.dims().unwrap(), seed);
+        weights.insert(param.name.clone(), Weight::owned(tensor));
     }
     weights
 }

@@ -35,9 +35,9 @@ fn append(builder: &mut Builder<'_>, kind: u8, x: Value, y: Value, values: &mut 
     match kind {
         0 => values.push(builder.op(ops::Tanh {}, &[x]).unwrap()),
         1 => values.push(builder.op(ops::Neg {}, &[x]).unwrap()),
-        2 if count % 2 == 0 => values.push(builder.op(to(&[2, count / 2]), &[x]).unwrap()),
+        2 if count.is_multiple_of(2) => values.push(builder.op(to(&[2, count / 2]), &[x]).unwrap()),
         3 => values.push(builder.op(to(&[1, count]), &[x]).unwrap()),
-        4 if count % 128 == 0 && count > 128 => {
+        4 if count.is_multiple_of(128) && count > 128 => {
             let rows = builder.op(to(&[count / 128, 128]), &[x]).unwrap();
             let sizes = vec![1.into(), (count / 128 - 1).into()];
             values.extend(builder.ops(ops::Split { axis: 0, sizes }, &[rows]).unwrap());
@@ -119,7 +119,8 @@ fn each_fault_is_named() {
     };
     let arena = |e: &Entry, n: u32| e.buffers[n as usize].place;
     let result = |e: &Entry, step: usize| e.steps[step].results[0];
-    let cases: [(&str, &dyn Fn(&mut Entry)); 9] = [
+    type Change<'a> = &'a dyn Fn(&mut Entry);
+    let cases: [(&str, Change<'_>); 9] = [
         ("never written", &|e| e.steps.swap(1, 2)),
         ("writes over an operand", &|e| {
             let to = arena(e, result(e, 0));
