@@ -256,13 +256,15 @@ mod tests {
         let miss = search(GELU, &gelu("%a, %a", "%m, %h")).unwrap_err().unwrap();
         assert_eq!((miss.matched, miss.of), (5, 5));
         assert!(miss.why.contains("`%x`"), "{miss}");
-        let miss = search(GELU, &gelu("%x, %a", "%m, %r")).unwrap_err();
+        let miss = search(GELU, &gelu("%x, %a", "%m, %r")).unwrap_err().unwrap();
+        assert!(miss.why.contains("the number 0.5"), "{miss}");
+        let miss = search(GELU, &gelu("%x, %x", "%m, %h")).unwrap_err();
         assert_eq!(miss, None, "without its anchor a pattern was not meant");
     }
 
     #[test]
     fn what_lies_between_must_not_be_read_elsewhere_unless_shared() {
-        let graph = "graph @g(%x: f32[3]) -> (y: f32[3]) {
+        let graph = "graph @g(%x: f32[3]) -> (y: f32[3], a: f32[3]) {
             %a = exp(%x)
             %b = neg(%a)
             %c = mul(%b, %a)

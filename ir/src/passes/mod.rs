@@ -23,6 +23,7 @@ pub mod recognize;
 pub mod reference_view;
 pub mod resize_after_conv1x1;
 pub mod sla;
+pub mod reference_view;
 pub mod specialize;
 pub mod token_layout;
 mod uses;
