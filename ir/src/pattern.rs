@@ -92,16 +92,22 @@ pub struct Match {
     pub pattern: String,
     /// The value that the pattern returns.
     pub root: Value,
-    nodes: Vec<NodeId>,
+    /// With whether others may read it too.
+    nodes: Vec<(NodeId, bool)>,
     values: HashMap<String, Value>,
     numbers: HashMap<String, f64>,
     attrs: HashMap<String, Attr>,
 }
 
 impl Match {
-    /// The operations that were matched, without those that `shared` leaves to others too.
+    /// The operations that were matched.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.nodes.iter().copied()
+        self.nodes.iter().map(|(node, _)| *node)
+    }
+
+    /// Those of them that nothing else reads: without what is `shared`.
+    pub fn own_nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.nodes.iter().filter(|(_, shared)| !shared).map(|(node, _)| *node)
     }
 
     /// What a name of the pattern's header or of one of its results stands for.

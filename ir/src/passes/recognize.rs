@@ -74,7 +74,9 @@ fn replace(
     // What earlier patches left behind reads values, and would stand in the way of patterns.
     (DCE.run)(graph, &Options::default())?;
     let weights = dce::weight_time(graph);
+    // What is replaced is no root of another match; what belongs to a match is no near miss.
     let mut used: HashSet<NodeId> = HashSet::new();
+    let mut matched: HashSet<NodeId> = HashSet::new();
     let mut misses: HashMap<NodeId, NearMiss> = HashMap::new();
     let mut report = Report::count(what, 0);
     for root in patterns.roots(graph).into_iter().rev() {
@@ -84,7 +86,8 @@ fn replace(
         match patterns.find(graph, &weights, root) {
             Ok(found) => match build(graph, &found, &weights)? {
                 Outcome::Replaced => {
-                    used.extend(found.nodes());
+                    used.extend(found.own_nodes());
+                    matched.extend(found.nodes());
                     report.counts[0].1 += 1;
                 }
                 Outcome::Unrelated => {}
@@ -102,7 +105,7 @@ fn replace(
             Err(None) => {}
         }
     }
-    let mut misses: Vec<(NodeId, NearMiss)> = misses.into_iter().filter(|(anchor, _)| !used.contains(anchor)).collect();
+    let mut misses: Vec<(NodeId, NearMiss)> = misses.into_iter().filter(|(anchor, _)| !matched.contains(anchor)).collect();
     misses.sort_unstable_by_key(|(anchor, _)| *anchor);
     report.notes.extend(misses.into_iter().map(|(_, miss)| format!("not {what}: {miss}")));
     Ok(report)

@@ -222,9 +222,9 @@ impl Search<'_> {
             let named = rule.results.iter().enumerate();
             named.filter_map(|(slot, name)| Some((name.clone(), Value { node: (*node)?, slot: slot as u32 })))
         });
-        let own = pattern.statements.iter().zip(&state.statements).filter(|(rule, _)| !rule.shared);
+        let nodes = pattern.statements.iter().zip(&state.statements);
         Match {
-            nodes: own.filter_map(|(_, node)| *node).collect(),
+            nodes: nodes.filter_map(|(rule, node)| Some(((*node)?, rule.shared))).collect(),
             pattern: pattern.name.clone(),
             root: Value { node: root, slot: 0 },
             values: inputs.chain(results).collect(),

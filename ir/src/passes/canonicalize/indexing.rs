@@ -158,9 +158,39 @@ fn elements_filled(graph: &Graph, x: Value, indices: Value, axis: usize) -> Opti
 
 /// The same for ScatterND.
 fn slices_filled(graph: &Graph, x: Value, indices: Value) -> Option<(usize, Dim, Dim)> {
+    let Op::Constant(constant) = graph.op(indices.node) else { return columns_filled(graph, x, indices) };
     let sizes = graph.ty(x).dims()?;
-    let Op::Constant(constant) = graph.op(indices.node) else { return None };
     filled(&sizes, &slice_offsets(&sizes, &constant.value)?)
+}
+
+/// The same where the index tuples are columns side by side: numbers, and at most one sequence that runs over a whole
+/// dimension. That sequence varies along the only dimension of the table that is not one, whatever its size.
+fn columns_filled(graph: &Graph, x: Value, indices: Value) -> Option<(usize, Dim, Dim)> {
+    let (shape, table) = (&graph.ty(x).shape, &graph.ty(indices).shape);
+    let Op::Concat(concat) = graph.op(indices.node) else { return None };
+    let columns = graph.operands(indices.node);
+    let (tuple, outer) = table.split_last()?;
+    if concat.axis != outer.len() || tuple.size() != Some(columns.len()) {
+        return None;
+    }
+    let (mut row, mut sequences) = (None, 0);
+    for (axis, column) in columns.into_iter().enumerate() {
+        if let Some(index) = repeated(graph, column) {
+            let base = if index < 0.0 { shape[axis].clone() } else { Dim::from(0) };
+            if !shape[axis].is_one() && row.replace((axis, base + Dim::from(index as i64))).is_some() {
+                return None;
+            }
+        } else {
+            let Op::Range(range) = graph.op(source(graph, column).node) else { return None };
+            if range.start != Dim::from(0) || range.step != 1 || range.count != shape[axis] {
+                return None;
+            }
+            sequences += 1;
+        }
+    }
+    let varying = outer.iter().filter(|d| !d.is_one()).count();
+    let (axis, start) = row.filter(|_| sequences <= 1 && varying == sequences)?;
+    Some((axis, start.clone(), start + Dim::from(1)))
 }
 
 /// The flat offset of every element that ScatterND replaces, in the order of its updates.
@@ -202,11 +232,16 @@ fn filled(sizes: &[usize], offsets: &[usize]) -> Option<(usize, Dim, Dim)> {
 }
 
 /// The number that a value holds everywhere, seen through expansions and reshapes.
-fn repeated(graph: &Graph, mut value: Value) -> Option<f64> {
+fn repeated(graph: &Graph, value: Value) -> Option<f64> {
+    crate::pattern::number(graph, source(graph, value))
+}
+
+/// What was expanded and reshaped.
+fn source(graph: &Graph, mut value: Value) -> Value {
     while let Op::Expand(_) | Op::Reshape(_) = graph.op(value.node) {
         value = graph.operands(value.node)[0];
     }
-    crate::pattern::number(graph, value)
+    value
 }
 
 #[cfg(test)]

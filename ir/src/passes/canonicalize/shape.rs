@@ -6,6 +6,7 @@ use crate::{
     graph::{Graph, NodeId},
     ops::{Op, Reshape, Transpose},
     passes::PassError,
+    patch::Patch,
 };
 
 /// An operation that changes nothing goes.
@@ -47,8 +48,8 @@ pub(super) fn transpose_of_transpose(_: &Context, graph: &mut Graph, id: NodeId)
     rewrite(graph, "transpose_of_transpose", id, Transpose { perm }, &[x])
 }
 
-/// A transposed matrix under batch dimensions that were merged and split again: x [.., L, D] → [·, L, D] → [·, D, L] →
-/// [.., D, L] is one transpose.
+/// A transposed matrix under batch dimensions that were merged and are split again: reshape(x) [M, L, D] → [M, D, L] →
+/// [.., D, L] is a reshape of x to [.., L, D] whose last dimensions change places.
 pub(super) fn transpose_between_reshapes(_: &Context, graph: &mut Graph, id: NodeId) -> Result<bool, PassError> {
     let Op::Reshape(_) = graph.op(id) else { return Ok(false) };
     let moved = graph.operands(id)[0];
@@ -57,16 +58,20 @@ pub(super) fn transpose_between_reshapes(_: &Context, graph: &mut Graph, id: Nod
     if transpose.perm != [0, 2, 1] || !matches!(graph.op(merged.node), Op::Reshape(_)) {
         return Ok(false);
     }
-    let x = graph.operands(merged.node)[0];
-    let (from, between, to) = (&graph.ty(x).shape, &graph.ty(merged).shape, &graph.ty(first(id)).shape);
-    let Some((batch, [l, d])) = from.split_last_chunk::<2>() else { return Ok(false) };
-    let swapped: Vec<Dim> = batch.iter().chain([d, l]).cloned().collect();
-    if between[1..] != [l.clone(), d.clone()] || *to != swapped {
+    let (between, mut shape) = (&graph.ty(merged).shape, graph.ty(first(id)).shape.clone());
+    let rank = shape.len();
+    if rank < 2 || shape[rank - 2..] != [between[2].clone(), between[1].clone()] {
         return Ok(false);
     }
-    let mut perm: Vec<usize> = (0..from.len()).collect();
-    perm.swap(from.len() - 2, from.len() - 1);
-    rewrite(graph, "transpose_between_reshapes", id, Transpose { perm }, &[x])
+    shape.swap(rank - 2, rank - 1);
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 2, rank - 1);
+    let mut patch = Patch::new(graph, "transpose_between_reshapes", first(id));
+    let split = patch.wire(Reshape { shape }, &[merged])?;
+    let new = patch.wire(Transpose { perm }, &[split])?;
+    patch.shunt(first(id), new)?;
+    patch.apply();
+    Ok(true)
 }
 
 /// Operations that broadcast by themselves need no expanded operands. A reshape that adds leading ones is as superfluous.
