@@ -1,6 +1,7 @@
 //! GPU kernels with a graph compiler for feed-forward 3D reconstruction transformers.
 
 pub mod atomic;
+pub mod backbones;
 pub mod backend;
 pub mod error;
 pub mod eval;

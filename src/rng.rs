@@ -27,6 +27,11 @@ impl Stream {
         mix(self.key.wrapping_add(self.counter.wrapping_mul(GAMMA)))
     }
 
+    /// Number `i` of the stream, from 0, wherever the stream stands: what parallel loops draw from.
+    pub fn bits_at(&self, i: u64) -> u64 {
+        mix(self.key.wrapping_add(i.wrapping_add(1).wrapping_mul(GAMMA)))
+    }
+
     /// Uniform in [0, 1), a multiple of 2⁻⁵³.
     pub fn unit(&mut self) -> f64 {
         (self.bits() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
@@ -79,6 +84,8 @@ mod tests {
     fn streams_are_repeatable_and_distinct() {
         let first = |words: &[u64]| Stream::new(words).bits();
         assert_eq!(first(&[1, 2, 3]), first(&[1, 2, 3]));
+        let mut stream = Stream::new(&[9]);
+        assert!((0..5).all(|i| stream.bits_at(i) == Stream::bits(&mut stream)));
         let others = [first(&[1, 2, 3]), first(&[1, 3, 2]), first(&[2, 1, 3]), first(&[1, 2]), first(&[1, 2, 3, 0])];
         for (i, a) in others.iter().enumerate() {
             assert!(others[i + 1..].iter().all(|b| a != b));

@@ -4,6 +4,7 @@
 
 mod mapped;
 mod random;
+pub mod safetensors;
 
 use std::{
     borrow::Cow,
