@@ -3,6 +3,10 @@
 pub mod atomic;
 pub mod backbones;
 pub mod backend;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod compile;
+pub mod demo;
 pub mod error;
 pub mod eval;
 pub mod geometry;
@@ -13,9 +17,6 @@ pub mod recon;
 pub mod rng;
 pub mod scenes;
 pub mod session;
-pub mod recon;
-pub mod rng;
-pub mod scenes;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

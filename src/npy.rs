@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufReader, BufWriter, Read, Seek, Write},
+    io::{self, BufReader, Read, Seek, Write},
     path::Path,
 };
 
@@ -14,7 +14,7 @@ use npyz::{
     npz::{NpzArchive, NpzWriter},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, atomic};
 
 /// Reads an array. Errors: `file.io`, `npy.array` for element types that tensors do not have.
 pub fn read(path: &Path) -> Result<Tensor> {
@@ -66,16 +66,7 @@ pub fn write_archive(out: impl Write + Seek, tensors: &BTreeMap<String, Tensor>)
 
 /// Writes an archive to a file under a temporary name and renames it. Errors: `file.io`.
 pub fn save_archive(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let name = path.file_name().map_or("arrays.npz".into(), |n| n.to_string_lossy());
-    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = File::create(&part)
-        .and_then(|file| write_archive(BufWriter::new(file), tensors))
-        .and_then(|()| std::fs::rename(&part, path));
-    written.map_err(|e| {
-        // The first failure is the one to report.
-        let _ = std::fs::remove_file(&part);
-        Error::io(path, "cannot be written", &e)
-    })
+    atomic::write(path, |out| write_archive(out, tensors))
 }
 
 fn tensor(array: NpyFile<impl Read>) -> std::result::Result<Tensor, String> {
@@ -134,7 +125,8 @@ mod tests {
         for error in [read(&path).unwrap_err(), read_archive(&path).unwrap_err(), read(folder.path()).unwrap_err()] {
             assert_eq!(error.kind, crate::Kind::BadFile);
         }
-        let error = save_archive(&folder.path().join("no/such/folder.npz"), &BTreeMap::new()).unwrap_err();
+        std::fs::write(folder.path().join("all.npz"), b"").unwrap();
+        let error = save_archive(&folder.path().join("all.npz/inside.npz"), &BTreeMap::new()).unwrap_err();
         assert_eq!(error.code, "file.io");
     }
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use lite3r_ir::{DType, Op, Tensor, ValueType};
 
 use crate::{
-    Result,
+    Error, Result,
     plan::{Plan, Step},
 };
 
@@ -84,8 +84,8 @@ pub enum Probe<'p> {
     Nothing,
     /// How long it took.
     Times(&'p mut (dyn FnMut(StepRun<'_>) + Send)),
-    /// How long it took and what it computed.
-    Values(&'p mut (dyn FnMut(StepRun<'_>, &[Tensor]) + Send)),
+    /// How long it took, what it read and what it computed.
+    Values(&'p mut (dyn FnMut(StepRun<'_>, &[Tensor], &[Tensor]) + Send)),
 }
 
 /// A step that has run.
@@ -126,4 +126,23 @@ pub fn coverage_table(targets: &[&dyn Target]) -> String {
     }
     table.push('\n');
     table
+}
+
+/// Every target of this build.
+pub const TARGETS: &[&dyn Target] = &[&cpu::Cpu];
+
+/// The target of that name. Errors: `device.target`, which says what this build has.
+pub fn target(name: &str) -> Result<&'static dyn Target> {
+    let missing = |feature: &str| {
+        let problem = format!("target `{name}`: lite3r has no {feature} backend yet; this build has: cpu");
+        Err(Error::unsupported("device.target", problem))
+    };
+    if let Some(target) = TARGETS.iter().find(|t| t.name() == name) {
+        return Ok(*target);
+    }
+    match name {
+        name if name == "cuda" || name.starts_with("cuda:") => missing("CUDA"),
+        "wgsl" => missing("WGSL"),
+        _ => Err(Error::usage("device.target", format!("there is no target `{name}`; this build has: cpu"))),
+    }
 }

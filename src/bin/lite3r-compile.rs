@@ -1,2 +1,9 @@
 //! Compiles backbones to plans.
-fn main() {}
+
+use std::process::ExitCode;
+
+use lite3r::cli::{self, compile};
+
+fn main() -> ExitCode {
+    cli::start(compile::Args::common, compile::main)
+}

@@ -104,6 +104,11 @@ impl Weights {
         self.by_name.insert(name.into(), weight)
     }
 
+    /// Adds all weights of another model; a name that both have keeps the later one.
+    pub fn extend(&mut self, other: Self) {
+        self.by_name.extend(other.by_name);
+    }
+
     /// The weight of that name.
     pub fn get(&self, name: &str) -> Option<&Weight> {
         self.by_name.get(name)

@@ -23,7 +23,6 @@ pub mod recognize;
 pub mod reference_view;
 pub mod resize_after_conv1x1;
 pub mod sla;
-pub mod reference_view;
 pub mod specialize;
 pub mod token_layout;
 mod uses;
@@ -59,6 +58,7 @@ pub const ALL: &[&Pass] = &[
     &fold_layer_scale::FOLD_LAYER_SCALE,
     &fuse::FUSE,
     &layout::LAYOUT,
+    &reference_view::REFERENCE_VIEW,
     &recognize::conv1x1::CONV1X1,
     &recognize::dpt_resize::DPT_RESIZE,
     &recognize::layer_scale::LAYER_SCALE,

@@ -105,7 +105,8 @@ fn replace(
             Err(None) => {}
         }
     }
-    let mut misses: Vec<(NodeId, NearMiss)> = misses.into_iter().filter(|(anchor, _)| !matched.contains(anchor)).collect();
+    let mut misses: Vec<(NodeId, NearMiss)> =
+        misses.into_iter().filter(|(anchor, _)| !matched.contains(anchor)).collect();
     misses.sort_unstable_by_key(|(anchor, _)| *anchor);
     report.notes.extend(misses.into_iter().map(|(_, miss)| format!("not {what}: {miss}")));
     Ok(report)

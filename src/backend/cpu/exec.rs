@@ -151,8 +151,8 @@ impl Loaded {
                 Probe::Times(seen) => seen(StepRun { index: i, step, time: start.elapsed() }),
                 Probe::Values(seen) => {
                     let time = start.elapsed();
-                    let results: Vec<Tensor> = step.results.iter().map(|n| self.tensor(entry, *n)).collect();
-                    seen(StepRun { index: i, step, time }, &results);
+                    let tensors = |all: &[u32]| all.iter().map(|n| self.tensor(entry, *n)).collect::<Vec<Tensor>>();
+                    seen(StepRun { index: i, step, time }, &tensors(&step.operands), &tensors(&step.results));
                 }
             }
         }

@@ -1,0 +1,74 @@
+//! `lite3r inspect`: what a plan holds.
+
+use std::path::PathBuf;
+
+use super::{Common, bytes};
+use crate::{
+    Result,
+    plan::{OpenOptions, Plan, inspect::inspect},
+};
+
+/// Show what a plan holds: steps, kernels, memory, weights
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The plan
+    #[arg(value_name = "PLAN.l3r")]
+    plan: PathBuf,
+    /// Every step with its floating-point operations, bytes and the memory in use
+    #[arg(long)]
+    cost: bool,
+    /// The text of the graph of every entry
+    #[arg(long)]
+    ir: bool,
+}
+
+/// Carries the command out.
+pub fn main(args: &Args, common: &Common) -> Result<()> {
+    let plan = Plan::open(&args.plan, &OpenOptions { verify: false, ..OpenOptions::default() })?;
+    let view = inspect(&plan);
+    if common.json {
+        return super::print_json(&view);
+    }
+    let meta = plan.meta();
+    println!("{} for {}, family {:?}", view.producer, view.target, meta.family);
+    if let Some(images) = &meta.images {
+        let (height, width) = images.size;
+        let normalised = if images.normalised_in_graph { "in the graph" } else { "by the runner" };
+        println!("images `{}` {height}x{width}, {}, normalised {normalised}", images.name, images.preprocess);
+    }
+    meta.provenance.iter().for_each(|(key, value)| println!("{key}: {value}"));
+    println!("{} weights, {}", view.weights.len(), bytes(view.weight_bytes));
+    for (entry, source) in view.entries.iter().zip(plan.entries()) {
+        let bindings: Vec<String> = entry.bindings.iter().map(|(s, n)| format!("{s}={n}")).collect();
+        println!("\nentry {}", if bindings.is_empty() { "as exported".into() } else { bindings.join(",") });
+        entry.inputs.iter().for_each(|(name, ty)| println!("  in  {name}: {ty}"));
+        entry.outputs.iter().for_each(|(name, ty)| println!("  out {name}: {ty}"));
+        println!(
+            "  {} steps, {:.2} GFLOP, arena {}, peak of a run {}",
+            entry.steps.len(),
+            entry.flops / 1e9,
+            bytes(entry.arena_bytes),
+            bytes(entry.peak_bytes)
+        );
+        for (kernel, (steps, flops)) in &entry.kernels {
+            println!("  {kernel:<28} {steps:>5}  {:>10.3} GFLOP", flops / 1e9);
+        }
+        if args.cost {
+            println!("  step kernel                         MFLOP        MB    live MB  origin");
+            for (i, step) in entry.steps.iter().enumerate() {
+                println!(
+                    "  {i:>4} {:<26} {:>10.2} {:>9.2} {:>10.2}  {}",
+                    step.kernel,
+                    step.flops / 1e6,
+                    step.bytes / 1e6,
+                    step.live_bytes as f64 / 1e6,
+                    step.origin
+                );
+            }
+        }
+        if args.ir {
+            println!("{}", source.ir);
+        }
+    }
+    Ok(())
+}

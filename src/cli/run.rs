@@ -1,0 +1,278 @@
+//! `lite3r run`: a plan and pictures in, depth, cameras and a point cloud out; or tensors in, tensors out.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
+
+use lite3r_ir::{Tensor, attr::AttrField};
+
+use super::{Common, progress};
+use crate::{
+    Error, Kind, Result, npy,
+    plan::{self, ImageInput, OpenOptions},
+    recon::{
+        Da3Method, Family, Fit, Formats, Method, Picture, Prepared, Preprocess, Reconstruction, VggtMode, load_images,
+        load_masks, preprocess, write_all,
+    },
+    session::{self, Session},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  Depth, cameras and a point cloud from a folder of pictures:
+    lite3r run vggt.l3r photos/ -o out/
+
+  Only the cloud, of the surest half of all pixels:
+    lite3r run vggt.l3r photos/*.jpg -o out/ --formats ply,glb --confidence 50
+
+  Tensors in, tensors out:
+    lite3r run plan.l3r --input images=@images.npy --save-outputs outputs.npz";
+
+/// Run a plan on pictures, or on tensors
+#[derive(clap::Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The plan
+    #[arg(value_name = "PLAN.l3r")]
+    plan: PathBuf,
+    /// Pictures, or folders of pictures: PNG, JPEG, WebP, TIFF
+    #[arg(value_name = "IMAGES", conflicts_with = "input")]
+    images: Vec<PathBuf>,
+    /// Where the results go
+    #[arg(short, long, value_name = "FOLDER", requires = "images")]
+    output: Option<PathBuf>,
+    /// What is written: all, or some of cameras, npz, depth-png, depth-pfm, depth-color, ply, glb, colmap, colmap-text
+    #[arg(long, value_name = "FORMAT,…", default_value = "all")]
+    formats: String,
+    /// How pictures become the frames of the model; by default as the plan says:
+    /// vggt_crop, vggt_pad, da3_upper_bound_resize, da3_upper_bound_crop, plain_crop, plain_pad, plain_stretch
+    #[arg(long, value_name = "MODE")]
+    preprocess: Option<String>,
+    /// A folder of masks named like the pictures; black pixels become no points
+    #[arg(long, value_name = "FOLDER")]
+    masks: Option<PathBuf>,
+    /// Drop this percentage of pixels, the least sure ones, from the clouds
+    #[arg(long, value_name = "PERCENT", default_value_t = 40.0)]
+    confidence: f64,
+    /// At most so many points in a cloud
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    max_points: usize,
+    /// An input tensor: `images=@images.npy`; repeatable
+    #[arg(long, value_name = "NAME=@FILE.npy")]
+    input: Vec<String>,
+    /// Write every output of the model as it is
+    #[arg(long, value_name = "FILE.npz")]
+    save_outputs: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// On what a plan runs.
+#[derive(clap::Args, Clone, Debug)]
+pub struct DeviceArgs {
+    /// The device, as `lite3r devices` lists it
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// Threads of the CPU; all cores by default
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Files or folders that hold weights which the plan only refers to; repeatable
+    #[arg(long, value_name = "PATH")]
+    weights: Vec<PathBuf>,
+}
+
+impl DeviceArgs {
+    /// As the session takes it.
+    pub fn options(&self) -> session::Options {
+        let plan = OpenOptions { weights: self.weights.clone(), ..OpenOptions::default() };
+        session::Options { device: self.device.clone(), threads: self.threads, plan }
+    }
+}
+
+/// Carries the command out.
+pub fn main(args: &Args, common: &Common) -> Result<()> {
+    let mut session = Session::open(&args.plan, &args.device.options())?;
+    if !args.input.is_empty() {
+        let inputs = read_inputs(&args.input)?;
+        let (outputs, seconds) = run(&mut session, &inputs, common)?;
+        return finish_tensors(args, common, &outputs, seconds);
+    }
+    if args.images.is_empty() {
+        return Err(Error::usage("cli.usage", "give pictures, or tensors with `--input NAME=@FILE.npy`"));
+    }
+    let formats = formats(args)?;
+    let input = session.plan().meta().images.clone().ok_or_else(|| {
+        Error::unsupported("run.images", "the plan has no input for images; give tensors with `--input NAME=@FILE.npy`")
+    })?;
+    if args.output.is_none() && args.save_outputs.is_none() {
+        return Err(Error::usage("cli.usage", "`-o FOLDER` says where the results go"));
+    }
+    let mut pictures = load_images(&args.images)?;
+    if let Some(masks) = &args.masks {
+        load_masks(masks, &mut pictures)?;
+    }
+    let prepared = prepare(&pictures, &input, args.preprocess.as_deref())?;
+    let inputs = BTreeMap::from([(input.name.clone(), prepared.tensor.clone())]);
+    let (outputs, seconds) = run(&mut session, &inputs, common)?;
+    if let Some(path) = &args.save_outputs {
+        npy::save_archive(path, &outputs)?;
+    }
+    let Some(folder) = &args.output else { return finish_tensors(args, common, &outputs, seconds) };
+    let family = match session.plan().meta().family {
+        plan::Family::Vggt => Family::Vggt,
+        plan::Family::Da3 => Family::Da3,
+        plan::Family::Other => Family::detect(&outputs)?,
+    };
+    let reconstruction = Reconstruction::from_outputs(&outputs, &prepared, &pictures, family)?;
+    let files = write_all(&reconstruction, folder, &formats)?;
+    if common.json {
+        let names: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+        return super::print_json(&serde_json::json!({
+            "views": reconstruction.views.len(), "seconds": seconds, "peak_bytes": session.allocated_bytes(),
+            "dropped_pixels": reconstruction.dropped, "files": names,
+        }));
+    }
+    if !common.quiet {
+        let peak = super::bytes(session.allocated_bytes());
+        println!("{} views in {seconds:.2} s, {peak} allocated", reconstruction.views.len());
+        if reconstruction.dropped > 0 {
+            println!("{} values of depth or confidence were not finite and are left out", reconstruction.dropped);
+        }
+        println!("{} files in {}", files.len(), folder.display());
+    }
+    Ok(())
+}
+
+fn run(
+    session: &mut Session,
+    inputs: &BTreeMap<String, Tensor>,
+    common: &Common,
+) -> Result<(BTreeMap<String, Tensor>, f64)> {
+    let entry = session.entry_for(inputs)?;
+    let steps = session.plan().entries()[entry].steps.len() as u64;
+    let bar = progress::bar(common.quiet, steps, "running");
+    let start = Instant::now();
+    let mut seen = |_: crate::backend::StepRun<'_>| bar.inc(1);
+    let outputs = session.run_with(entry, inputs, crate::backend::Probe::Times(&mut seen))?;
+    bar.finish_and_clear();
+    Ok((outputs, start.elapsed().as_secs_f64()))
+}
+
+fn finish_tensors(args: &Args, common: &Common, outputs: &BTreeMap<String, Tensor>, seconds: f64) -> Result<()> {
+    if let Some(path) = &args.save_outputs {
+        npy::save_archive(path, outputs)?;
+    }
+    let types: BTreeMap<&str, String> =
+        outputs.iter().map(|(name, t)| (name.as_str(), t.value_type().to_string())).collect();
+    if common.json {
+        return super::print_json(&serde_json::json!({ "seconds": seconds, "outputs": types }));
+    }
+    if !common.quiet {
+        types.iter().for_each(|(name, ty)| println!("{name}: {ty}"));
+        println!("{seconds:.2} s");
+    }
+    Ok(())
+}
+
+fn formats(args: &Args) -> Result<Formats> {
+    if !(0.0..100.0).contains(&args.confidence) {
+        return Err(Error::usage(
+            "cli.usage",
+            format!("--confidence {} is not a percentage from 0 to 100", args.confidence),
+        ));
+    }
+    let mut formats = Formats::parse(&args.formats)?;
+    formats.points.confidence_percentile = args.confidence;
+    formats.points.max_points = args.max_points;
+    Ok(formats)
+}
+
+/// `NAME=@FILE.npy` for every input; all problems at once.
+pub fn read_inputs(inputs: &[String]) -> Result<BTreeMap<String, Tensor>> {
+    let (mut tensors, mut problems) = (BTreeMap::new(), Vec::new());
+    let mut kind = Kind::Usage;
+    for input in inputs {
+        let Some((name, path)) = input.split_once("=@") else {
+            problems.push(format!("`{input}` is not NAME=@FILE.npy"));
+            continue;
+        };
+        match npy::read(path.as_ref()) {
+            Ok(tensor) => drop(tensors.insert(name.to_string(), tensor)),
+            Err(error) => {
+                kind = error.kind;
+                problems.extend(error.problems);
+            }
+        }
+    }
+    if problems.is_empty() { Ok(tensors) } else { Err(Error::all(kind, "run.input", problems)) }
+}
+
+/// Pictures as the plan takes them, or what would make them fit.
+pub fn prepare(pictures: &[Picture], input: &ImageInput, mode: Option<&str>) -> Result<Prepared> {
+    let mode = mode.unwrap_or(&input.preprocess);
+    let how = Preprocess { method: method(mode, input.size)?, normalise: !input.normalised_in_graph };
+    let prepared = preprocess(pictures, &how)?;
+    let ([width, height], (wanted_height, wanted_width)) = (prepared.size(), input.size);
+    if (height as usize, width as usize) != (wanted_height, wanted_width) {
+        return Err(Error::usage(
+            "run.size",
+            format!(
+                "`{mode}` makes frames of {height}x{width} pixels (height x width) from these pictures; the plan takes \
+                 {wanted_height}x{wanted_width}: compile a plan of that size, or fit the pictures with `--preprocess \
+                 plain_crop`, plain_pad or plain_stretch"
+            ),
+        ));
+    }
+    Ok(prepared)
+}
+
+fn method(mode: &str, (height, width): (usize, usize)) -> Result<Method> {
+    let parsed = mode.split_once('_').and_then(|(family, rest)| {
+        let word = lite3r_ir::attr::Attr::Word(rest.into());
+        let long = height.max(width) as u32;
+        match family {
+            "vggt" => VggtMode::take(&word).map(|mode| Method::Vggt { mode, size: width as u32 }),
+            "da3" => Da3Method::take(&word).map(|method| Method::Da3 { method, resolution: long }),
+            "plain" => Fit::take(&word).map(|fit| Method::Plain { fit, width: width as u32, height: height as u32 }),
+            _ => None,
+        }
+    });
+    parsed.ok_or_else(|| {
+        let words =
+            |family: &str, all: Vec<&'static str>| all.iter().map(|w| format!("{family}_{w}")).collect::<Vec<_>>();
+        let known = [
+            words("vggt", VggtMode::WORDS.iter().map(|(w, _)| *w).collect()),
+            words("da3", Da3Method::WORDS.iter().map(|(w, _)| *w).collect()),
+            words("plain", Fit::WORDS.iter().map(|(w, _)| *w).collect()),
+        ];
+        Error::usage(
+            "run.preprocess",
+            format!("`{mode}` is no way to make frames; there are {}", known.concat().join(", ")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(size: (usize, usize), preprocess: &str) -> ImageInput {
+        ImageInput { name: "images".into(), size, normalised_in_graph: true, preprocess: preprocess.into() }
+    }
+
+    #[test]
+    fn frames_must_have_the_size_of_the_plan() {
+        let picture = Picture::new("a.png", image::RgbImage::new(640, 480));
+        let fits = prepare(std::slice::from_ref(&picture), &input((392, 518), "vggt_crop"), None).unwrap();
+        assert_eq!(fits.size(), [518, 392]);
+        let error = prepare(std::slice::from_ref(&picture), &input((518, 518), "vggt_crop"), None).unwrap_err();
+        assert!(error.to_string().contains("frames of 392x518 pixels"), "{error}");
+        assert!(prepare(&[picture], &input((518, 518), "vggt_crop"), Some("vggt_pad")).is_ok());
+    }
+
+    #[test]
+    fn unknown_modes_and_inputs_are_named() {
+        let error = method("vggt_squash", (518, 518)).unwrap_err();
+        assert!(error.to_string().contains("vggt_crop, vggt_pad, da3_upper_bound_resize"), "{error}");
+        let error = read_inputs(&["x".into(), "y=@/no/such.npy".into()]).unwrap_err();
+        assert_eq!(error.problems.len(), 2);
+    }
+}

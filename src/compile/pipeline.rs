@@ -1,0 +1,172 @@
+//! Which passes run, as text.
+
+use lite3r_ir::{
+    Bindings,
+    attr::{Attr, AttrMap},
+    passes::{
+        self, Options as PassOptions, Pass,
+        pipeline::{Selected, select},
+    },
+};
+
+use super::options::{Options, Precision, ReferenceView};
+use crate::{Error, Result};
+
+/// Before symbols are bound.
+pub const RECOGNITION: &str = "\
+    fold,canonicalize,cse,dce,layer_norm,gelu,silu,rope,linear,attention,split_heads,merge_heads,dce,attention_kinds";
+
+/// After they are bound; `specialize` stands before it.
+pub const BOUND: &str = "\
+    fold,canonicalize,cse,dce,layer_norm,gelu,silu,rope,linear,attention,split_heads,merge_heads,\
+    patch_conv,transposed_conv,dpt_resize,layer_scale,residual,dce";
+
+/// Exact rewrites, ahead of those that change numbers.
+pub const EXACT: &str = "fold_layer_norm,fold_layer_scale,resize_after_conv1x1,cse,dce";
+
+/// At the end.
+pub const FUSION: &str = "fuse,canonicalize,cse,dce";
+
+/// What runs on the graph with its symbols.
+pub fn recognition(options: &Options) -> Result<Vec<Selected>> {
+    if options.passes.is_some() {
+        return Ok(Vec::new());
+    }
+    let mut selected = named(RECOGNITION)?;
+    if let Some(axis) = options.views_axis {
+        for s in selected.iter_mut().filter(|s| s.pass.name == "attention_kinds") {
+            s.options = PassOptions::default().with("views_axis", axis);
+        }
+    }
+    Ok(selected)
+}
+
+/// What binds symbols and recognises what needed sizes.
+pub fn binding(bindings: &Bindings, options: &Options) -> Result<Vec<Selected>> {
+    let sizes: AttrMap = bindings.iter().map(|(s, n)| (s.clone(), Attr::Dim((*n).into()))).collect();
+    let mut selected = vec![Selected { pass: &passes::specialize::SPECIALIZE, options: PassOptions(sizes) }];
+    if options.passes.is_none() {
+        selected.extend(named(BOUND)?);
+        if let ReferenceView::View(view) = options.reference_view {
+            let options = PassOptions::default().with("view", view);
+            selected.push(Selected { pass: &passes::reference_view::REFERENCE_VIEW, options });
+            selected.extend(named("fold,dce")?);
+        }
+    }
+    Ok(selected)
+}
+
+/// What rewrites and fuses.
+pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
+    if let Some(text) = &options.passes {
+        return named(text);
+    }
+    let mut selected = named(EXACT)?;
+    let rules = effective(options);
+    for rule in &rules {
+        let targets: AttrMap = rule.iter().filter(|(n, _)| n == "kind" || n == "layers").cloned().collect();
+        let raw = rule.iter().any(|(n, a)| n == "layout" && *a == Attr::Word("raw".into()));
+        if !raw {
+            selected.push(Selected { pass: &passes::token_layout::TOKEN_LAYOUT, options: PassOptions(targets) });
+        }
+    }
+    for rule in rules {
+        let options = rule.into_iter().filter(|(n, _)| n != "layout").collect();
+        selected.push(Selected { pass: &passes::sla::SLA, options: PassOptions(options) });
+    }
+    match &options.precision {
+        Precision::F32 => {}
+        Precision::Bf16 => selected.extend(named("bf16")?),
+        Precision::Fp8(attrs) => selected.push(with("fp8", attrs)?),
+        Precision::Fp8w(attrs) => selected.push(with("fp8w", attrs)?),
+    }
+    selected.extend(named(FUSION)?);
+    Ok(selected)
+}
+
+/// The options of `sla` for every rule that a later one does not replace.
+fn effective(options: &Options) -> Vec<AttrMap> {
+    let rules = &options.attention;
+    let replaced = |i: usize| {
+        let rule = &rules[i];
+        rules[i + 1..]
+            .iter()
+            .any(|later| later.kind == rule.kind && (later.layer.is_none() || later.layer == rule.layer))
+    };
+    let mut out = Vec::new();
+    for (i, rule) in rules.iter().enumerate().filter(|(i, _)| !replaced(*i)) {
+        let Some(mut attrs) = rule.pass_options() else { continue };
+        // A rule for all layers leaves out those that later rules name.
+        let named = rules[i + 1..].iter().filter(|later| later.kind == rule.kind).filter_map(|later| later.layer);
+        let except: Vec<Attr> = named.map(|layer| Attr::Dim(layer.into())).collect();
+        if rule.layer.is_none() && !except.is_empty() {
+            attrs.push(("except".into(), Attr::List(except)));
+        }
+        out.push(attrs);
+    }
+    out
+}
+
+fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
+    let mut selected = named(name)?;
+    let mut one = selected.remove(0);
+    one.options = PassOptions(attrs.clone());
+    Ok(one)
+}
+
+/// The passes that a text names.
+pub fn named(text: &str) -> Result<Vec<Selected>> {
+    select(text, passes::ALL).map_err(|e| Error::usage("compile.passes", e.to_string()))
+}
+
+/// Every pass that there is, in the order of its table.
+pub fn table() -> &'static [&'static Pass] {
+    passes::ALL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(selected: &[Selected]) -> Vec<String> {
+        selected.iter().map(|s| format!("{s:?}")).collect()
+    }
+
+    #[test]
+    fn every_named_pass_exists() {
+        for text in [RECOGNITION, BOUND, EXACT, FUSION, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"] {
+            named(text).unwrap();
+        }
+    }
+
+    #[test]
+    fn later_rules_win() {
+        let rule = |text: &str| text.parse().unwrap();
+        let options = Options {
+            attention: vec![
+                rule("global=sla{keep=0.3}"),
+                rule("global=sla{keep=0.1}"),
+                rule("global.2=dense"),
+                rule("frame=sla{keep=0.5,layout=raw}"),
+                rule("frame=dense"),
+            ],
+            ..Options::default()
+        };
+        let shown: Vec<String> = effective(&options).into_iter().map(|a| PassOptions(a).to_string()).collect();
+        assert_eq!(shown, ["{keep=0.1,kind=global,except=[2]}"]);
+        let all = names(&rewriting(&options).unwrap());
+        assert!(all.contains(&"token_layout{kind=global}".to_string()), "{all:?}");
+        assert!(all.contains(&"sla{keep=0.1,kind=global,except=[2]}".to_string()), "{all:?}");
+    }
+
+    #[test]
+    fn own_passes_replace_the_usual_ones() {
+        let options = Options { passes: Some("cse,dce".into()), ..Options::default() };
+        assert!(recognition(&options).unwrap().is_empty());
+        let bindings = Bindings::from([("S".to_string(), 2)]);
+        assert_eq!(names(&binding(&bindings, &options).unwrap()), ["specialize{S=2}"]);
+        assert_eq!(names(&rewriting(&options).unwrap()), ["cse", "dce"]);
+        let error = rewriting(&Options { passes: Some("nope".into()), ..Options::default() }).unwrap_err();
+        assert_eq!(error.code, "compile.passes");
+    }
+}

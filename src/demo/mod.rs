@@ -1,0 +1,177 @@
+//! The demonstration: a rendered scene with exact depth and cameras, a small trained backbone, dense and rewritten, and a
+//! report of both against the truth.
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use lite3r_ir::Tensor;
+
+use crate::{
+    Error, Result, atomic, backend,
+    compile::{
+        self, Model,
+        options::{AttentionRule, Options, Precision},
+    },
+    eval::{
+        depth::{self, DepthMetrics},
+        pose::{self, PoseMetrics},
+    },
+    geometry::{Mat4, rigid},
+    plan::Plan,
+    recon::{Family, FrameMap, Intrinsics, Picture, Pose, Prepared, Reconstruction, View},
+    scenes::{Normalised, Rendered, Scene, normalise},
+    session::{self, Session},
+};
+
+/// The trained backbone, an ONNX file; what it is and what it knows stands in `README.md` beside it.
+pub const BACKBONE: &[u8] = include_bytes!("small_backbone.onnx");
+
+/// Height and width of its images.
+pub const SIZE: usize = 224;
+
+/// How depth is measured here: as the backbone was trained, without alignment.
+pub const DEPTH_PROTOCOL: &str = "depth/none";
+
+/// How poses are measured here.
+pub const POSE_PROTOCOL: &str = "pose/pairs";
+
+/// A way to compile the backbone.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    /// As reports call it.
+    pub name: &'static str,
+    /// How global attention is computed, as `--attention` takes it.
+    pub attention: Option<&'static str>,
+    /// What linear layers compute in, as `--precision` takes it.
+    pub precision: &'static str,
+}
+
+/// As trained.
+pub const DENSE: Variant = Variant { name: "dense f32", attention: None, precision: "f32" };
+
+/// Sparse attention with centroids for what is skipped, and FP8 linear layers.
+pub const LITE: Variant = Variant {
+    name: "SLA + FP8",
+    attention: Some("global=sla{keep=0.3,block_k=16,router=sub16,form=centroid}"),
+    precision: "fp8",
+};
+
+impl Variant {
+    /// Compiles the backbone at `model` for `views` views on the CPU.
+    pub fn plan(&self, model: &Path, views: usize) -> Result<Plan> {
+        let wrong = |problem: String| Error::usage("demo.variant", problem);
+        let attention = self.attention.map(str::parse::<AttentionRule>).transpose().map_err(wrong)?;
+        let options = Options {
+            bind: vec![compile::options::Bind { symbol: "S".into(), values: vec![views] }],
+            attention: attention.into_iter().collect(),
+            precision: self.precision.parse::<Precision>().map_err(wrong)?,
+            ..Options::default()
+        };
+        let model = Model::Onnx { path: model.into(), random_weights: None };
+        let compiled = compile::compile(&model, &options, &mut |_, _, _| true)?;
+        compile::plan(&compiled, backend::target("cpu")?)
+    }
+}
+
+/// A scene with its truth in the coordinates that the backbone was trained in.
+pub struct Shot {
+    /// The views as images.
+    pub views: Vec<Rendered>,
+    /// Cameras and depth, the first camera being the world and the mean distance of points one.
+    pub truth: Normalised,
+}
+
+impl Shot {
+    /// Renders scene `index` of a seed.
+    pub fn render(seed: u64, index: u64, views: usize) -> Result<Self> {
+        let scene = Scene::sample(seed, index, views);
+        let views: Vec<Rendered> = (0..views).map(|v| scene.render(v, SIZE, SIZE)).collect();
+        let truth = normalise(&views, 4)?;
+        Ok(Self { views, truth })
+    }
+
+    /// The input of the backbone: f32 [1, views, 3, 224, 224] in 0..=1.
+    pub fn images(&self) -> Tensor {
+        let values: Vec<f32> = self.views.iter().flat_map(Rendered::planes).collect();
+        Tensor::from_f32(&[1, self.views.len(), 3, SIZE, SIZE], values)
+    }
+
+    /// The views as pictures.
+    pub fn pictures(&self) -> Result<Vec<Picture>> {
+        let picture = |(i, view): (usize, &Rendered)| {
+            let image = image::RgbImage::from_raw(SIZE as u32, SIZE as u32, view.rgb.clone());
+            image.map(|image| Picture::new(format!("view_{i}.png"), image))
+        };
+        let pictures: Option<Vec<Picture>> = self.views.iter().enumerate().map(picture).collect();
+        pictures.ok_or_else(|| Error::usage("demo.render", "a rendered image has the wrong size"))
+    }
+
+    /// The truth as a reconstruction, for reports.
+    pub fn reconstruction(&self) -> Result<Reconstruction> {
+        let views = self.pictures()?.into_iter().zip(self.truth.cameras.iter().zip(&self.truth.depths));
+        let views = views.map(|(picture, (camera, depth))| View {
+            name: picture.name,
+            label: picture.label,
+            image: picture.rgb,
+            depth: depth.clone(),
+            confidence: vec![1.0; depth.len()],
+            intrinsics: sampled(&camera.intrinsic),
+            pose: pose_of(&camera.extrinsic),
+            mask: None,
+        });
+        Ok(Reconstruction { views: views.collect(), dropped: 0 })
+    }
+}
+
+/// The renderer puts pixel centres at halves, reconstructions at whole numbers.
+fn sampled(k: &[[f64; 3]; 3]) -> Intrinsics {
+    Intrinsics { fx: k[0][0], fy: k[1][1], cx: k[0][2] - 0.5, cy: k[1][2] - 0.5 }
+}
+
+fn pose_of(extrinsic: &Mat4) -> Pose {
+    let row = |i: usize| [extrinsic[i][0], extrinsic[i][1], extrinsic[i][2]];
+    Pose { rotation: [row(0), row(1), row(2)], translation: [0, 1, 2].map(|i| extrinsic[i][3]) }
+}
+
+/// What a plan made of a scene.
+pub struct Outcome {
+    /// In the model's own coordinates.
+    pub reconstruction: Reconstruction,
+    /// By [`DEPTH_PROTOCOL`].
+    pub depth: DepthMetrics,
+    /// By [`POSE_PROTOCOL`].
+    pub pose: PoseMetrics,
+    /// Wall time of the run.
+    pub seconds: f64,
+}
+
+/// Runs a session on a scene and measures the result.
+pub fn measure(session: &mut Session, shot: &Shot) -> Result<Outcome> {
+    let images = shot.images();
+    let inputs = BTreeMap::from([("images".to_string(), images.clone())]);
+    let entry = session.entry_for(&inputs)?;
+    let start = Instant::now();
+    let outputs = session.run(entry, &inputs)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let frames = vec![FrameMap::identity(SIZE as u32, SIZE as u32); shot.views.len()];
+    let prepared = Prepared { tensor: images, frames };
+    let reconstruction = Reconstruction::from_outputs(&outputs, &prepared, &shot.pictures()?, Family::Vggt)?;
+    let predicted: Vec<&[f32]> = reconstruction.views.iter().map(|v| v.depth.as_slice()).collect();
+    let truth: Vec<&[f32]> = shot.truth.depths.iter().map(Vec::as_slice).collect();
+    let depth = depth::Protocol::named(DEPTH_PROTOCOL)?.measure(&predicted, &truth)?;
+    let poses: Vec<Mat4> = reconstruction.views.iter().map(|v| rigid(&v.pose.rotation, v.pose.translation)).collect();
+    let true_poses: Vec<Mat4> = shot.truth.cameras.iter().map(|c| c.extrinsic).collect();
+    let pose = pose::Protocol::named(POSE_PROTOCOL)?.measure(&poses, &true_poses)?;
+    Ok(Outcome { reconstruction, depth, pose, seconds })
+}
+
+/// Writes the backbone into a folder, so that it can be compiled by hand too. Returns its path.
+pub fn write_backbone(folder: &Path) -> Result<std::path::PathBuf> {
+    let path = folder.join("small_backbone.onnx");
+    atomic::write_bytes(&path, BACKBONE)?;
+    Ok(path)
+}
+
+/// A session on a plan of a variant.
+pub fn session(variant: &Variant, model: &Path, views: usize, options: &session::Options) -> Result<Session> {
+    Session::new(variant.plan(model, views)?, options)
+}
