@@ -61,9 +61,9 @@ impl OpDef for BlockAttention {
         match (self.centroid, centroids) {
             (0, []) => {}
             (0, _) => return Err("has centroids, centroid=0 says otherwise".into()),
-            (c, [ck, cv]) if self.block_k % c == 0 => {
+            (c, [ck, cv]) if self.block_k.is_multiple_of(c) => {
                 let count = Dim::from(Blocks::of(k, &self.runs, c)?.len());
-                let like = |t: &ValueType| t.with_shape([&t.shape[..2], &[count.clone()], &t.shape[3..]].concat());
+                let like = |t: &ValueType| t.with_shape([&t.shape[..2], std::slice::from_ref(&count), &t.shape[3..]].concat());
                 if (ck, cv) != (&like(k), &like(v)) {
                     return Err(format!("centroids must be {} and {}, not {ck} and {cv}", like(k), like(v)));
                 }

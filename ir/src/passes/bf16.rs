@@ -65,7 +65,7 @@ fn narrow_operands(op: &Op) -> Option<fn(usize) -> bool> {
         Op::Linear(_) | Op::Conv2d(_) | Op::ConvTranspose2d(_) => Some(|i| i < 2),
         Op::WeightScaledLinear(_) => Some(|i| i == 0),
         Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) => Some(|_| true),
-        Op::BlockAttention(_) => Some(|i| i < 3 || i > 4),
+        Op::BlockAttention(_) => Some(|i| !(3..=4).contains(&i)),
         Op::LinearAttention(_) => Some(|i| i < 3),
         _ => None,
     }

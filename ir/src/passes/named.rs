@@ -67,11 +67,11 @@ impl Weights {
     }
 
     fn behind(&mut self, graph: &Graph, id: NodeId) -> &[String] {
-        if !self.names.contains_key(&id) {
+        self.names.entry(id).or_insert_with(|| {
             let mut names = Vec::new();
             let mut seen = HashSet::new();
             let mut stack = vec![id];
-            while let Some(at) = stack.pop().filter(|_| seen.len() < 64) {
+            while let Some(at) = stack.pop().filter(|_| seen.len() < MOST_BEHIND) {
                 if !seen.insert(at) {
                     continue;
                 }
@@ -80,11 +80,13 @@ impl Weights {
                 }
                 stack.extend(graph.operands(at).into_iter().map(|v| v.node));
             }
-            self.names.insert(id, names);
-        }
-        &self.names[&id]
+            names
+        })
     }
 }
+
+/// How many operations behind an operand are looked at for names: weights go through a few, tables through many.
+const MOST_BEHIND: usize = 64;
 
 /// Whether a value holds patches cut from an image, [B, C, h, p, w, p] moved about: what a patch embedding reads.
 pub fn holds_patches(graph: &Graph, value: Value) -> bool {

@@ -157,7 +157,8 @@ impl Settings {
             always: options.get_or("always", Vec::new())?,
             reference: options.get_or("reference", 0)?,
         };
-        if settings.block_q == 0 || block_k == 0 || settings.centroid == 0 || block_k % settings.centroid != 0 {
+        if settings.block_q == 0 || block_k == 0 || settings.centroid == 0 || !block_k.is_multiple_of(settings.centroid)
+        {
             return bad("`block_q`, `block_k` and `centroid` must be at least 1, and `centroid` must divide `block_k`");
         }
         Ok(settings)

@@ -125,7 +125,7 @@ impl Layout {
     }
 
     fn tiled(&self) -> bool {
-        self.height % 8 == 0 && self.width % 8 == 0
+        self.height.is_multiple_of(8) && self.width.is_multiple_of(8)
     }
 
     fn runs(&self) -> Vec<usize> {

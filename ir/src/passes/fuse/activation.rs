@@ -1,4 +1,4 @@
-//! act(product(x)) = product{activation}(x), for linear and conv2d without residual.
+//! act(product(x)) = product{activation}(x), for linear layers of every precision and conv2d, without residual.
 
 use crate::{
     graph::{Graph, NodeId},
@@ -43,6 +43,8 @@ fn applying(op: &Op, activation: Activation) -> Option<Op> {
     let mut op = op.clone();
     let (own, residual) = match &mut op {
         Op::Linear(op) => (&mut op.activation, op.residual),
+        Op::ScaledLinear(op) => (&mut op.activation, op.residual),
+        Op::WeightScaledLinear(op) => (&mut op.activation, op.residual),
         Op::Conv2d(op) => (&mut op.activation, op.residual),
         _ => return None,
     };

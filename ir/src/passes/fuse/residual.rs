@@ -1,4 +1,4 @@
-//! product(x) + r = product{residual}(x, r), for linear and conv2d.
+//! product(x) + r = product{residual}(x, r), for linear layers of every precision and conv2d.
 
 use std::collections::HashMap;
 
@@ -46,6 +46,8 @@ fn adding(graph: &Graph, y: Value) -> Option<Op> {
     let mut op = graph.op(y.node).clone();
     let residual = match &mut op {
         Op::Linear(op) => &mut op.residual,
+        Op::ScaledLinear(op) => &mut op.residual,
+        Op::WeightScaledLinear(op) => &mut op.residual,
         Op::Conv2d(op) => &mut op.residual,
         _ => return None,
     };
