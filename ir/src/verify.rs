@@ -98,7 +98,8 @@ impl Verifier<'_> {
         for id in self.graph.node_ids() {
             match self.graph.op(id) {
                 Op::Input(op) => {
-                    if inputs.insert(&op.name, &op.ty).is_some() {
+                    let earlier = inputs.insert(&op.name, &op.ty);
+                    if earlier.is_some() {
                         self.fault(id, Site::Op, format!("a second input is named `{}`", op.name));
                     }
                 }
