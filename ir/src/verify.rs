@@ -98,8 +98,7 @@ impl Verifier<'_> {
         for id in self.graph.node_ids() {
             match self.graph.op(id) {
                 Op::Input(op) => {
-                    let earlier = inputs.insert(&op.name, &op.ty);
-                    if earlier.is_some() {
+                    if inputs.insert(&op.name, &op.ty).is_some() {
                         self.fault(id, Site::Op, format!("a second input is named `{}`", op.name));
                     }
                 }

@@ -19,6 +19,7 @@ pub mod fuse_quantize;
 pub mod layout;
 pub mod named;
 pub mod pipeline;
+pub mod prune_outputs;
 pub mod recognize;
 pub mod reference_view;
 pub mod resize_after_conv1x1;
@@ -41,36 +42,37 @@ use crate::{
 /// Every pass, by file: what command lines and tests choose from.
 pub const ALL: &[&Pass] = &[
     &attention_kinds::ATTENTION_KINDS,
+    &bf16::BF16,
     &canonicalize::CANONICALIZE,
     &cse::CSE,
     &dce::DCE,
     &fold::FOLD,
-    &specialize::SPECIALIZE,
-    &recognize::linear::RECOGNIZE_LINEAR,
-    &recognize::layer_norm::RECOGNIZE_LAYER_NORM,
-    &recognize::gelu::RECOGNIZE_GELU,
-    &recognize::silu::RECOGNIZE_SILU,
-    &recognize::rope::RECOGNIZE_ROPE,
-    &recognize::attention::RECOGNIZE_ATTENTION,
-    &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
-    &recognize::merge_heads::RECOGNIZE_MERGE_HEADS,
     &fold_layer_norm::FOLD_LAYER_NORM,
     &fold_layer_scale::FOLD_LAYER_SCALE,
-    &fuse::FUSE,
-    &layout::LAYOUT,
-    &reference_view::REFERENCE_VIEW,
-    &recognize::conv1x1::CONV1X1,
-    &recognize::dpt_resize::DPT_RESIZE,
-    &recognize::layer_scale::LAYER_SCALE,
-    &recognize::patch_conv::PATCH_CONV,
-    &recognize::residual::RESIDUAL,
-    &recognize::transposed_conv::TRANSPOSED_CONV,
-    &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
-    &bf16::BF16,
     &fp8::FP8,
     &fp8w::FP8W,
+    &fuse::FUSE,
     &fuse_quantize::FUSE_QUANTIZE,
+    &layout::LAYOUT,
+    &prune_outputs::PRUNE_OUTPUTS,
+    &recognize::attention::RECOGNIZE_ATTENTION,
+    &recognize::conv1x1::CONV1X1,
+    &recognize::dpt_resize::DPT_RESIZE,
+    &recognize::gelu::RECOGNIZE_GELU,
+    &recognize::layer_norm::RECOGNIZE_LAYER_NORM,
+    &recognize::layer_scale::LAYER_SCALE,
+    &recognize::linear::RECOGNIZE_LINEAR,
+    &recognize::merge_heads::RECOGNIZE_MERGE_HEADS,
+    &recognize::patch_conv::PATCH_CONV,
+    &recognize::residual::RESIDUAL,
+    &recognize::rope::RECOGNIZE_ROPE,
+    &recognize::silu::RECOGNIZE_SILU,
+    &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
+    &recognize::transposed_conv::TRANSPOSED_CONV,
+    &reference_view::REFERENCE_VIEW,
+    &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
     &sla::SLA,
+    &specialize::SPECIALIZE,
     &token_layout::TOKEN_LAYOUT,
 ];
 
