@@ -24,8 +24,11 @@ pub const BOUND: &str = "\
 /// Exact rewrites, ahead of those that change numbers.
 pub const EXACT: &str = "fold_layer_norm,fold_layer_scale,resize_after_conv1x1,cse,dce";
 
+/// Epilogues into products, before precisions decide what a product is.
+pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
+
 /// At the end.
-pub const FUSION: &str = "fuse,canonicalize,cse,dce";
+pub const FINISH: &str = "fuse_quantize,cse,dce";
 
 /// What runs on the graph with its symbols.
 pub fn recognition(options: &Options) -> Result<Vec<Selected>> {
@@ -74,13 +77,14 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         let options = rule.into_iter().filter(|(n, _)| n != "layout").collect();
         selected.push(Selected { pass: &passes::sla::SLA, options: PassOptions(options) });
     }
+    selected.extend(named(FUSION)?);
     match &options.precision {
         Precision::F32 => {}
         Precision::Bf16 => selected.extend(named("bf16")?),
         Precision::Fp8(attrs) => selected.push(with("fp8", attrs)?),
         Precision::Fp8w(attrs) => selected.push(with("fp8w", attrs)?),
     }
-    selected.extend(named(FUSION)?);
+    selected.extend(named(FINISH)?);
     Ok(selected)
 }
 
@@ -134,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_named_pass_exists() {
-        for text in [RECOGNITION, BOUND, EXACT, FUSION, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"] {
+        for text in [RECOGNITION, BOUND, EXACT, FUSION, FINISH, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"] {
             named(text).unwrap();
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lite3r_ir::{
-    Bindings, Graph, NodeId, Op, Value, ValueType,
+    Bindings, DType, Graph, NodeId, Op, Value, ValueType,
     passes::dce,
     text::Printer,
     verify::{self, verify_with},
@@ -39,9 +39,7 @@ pub struct EntrySource {
 /// free of f64, `plan.gap` for operations that the target has no kernel for, `weights.missing` for weights that are not
 /// given or of another type.
 pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, meta: Meta) -> Result<Plan> {
-    let faults = entries.iter().filter_map(|e| verify_with(&e.graph, &verify::Options { lowerable: true }).err());
-    let faults: Vec<String> =
-        faults.flat_map(|errors| errors.0).map(|e| verify::VerifyErrors(vec![e])).map(|e| e.to_string()).collect();
+    let faults: Vec<String> = entries.iter().flat_map(|e| faults(&e.graph)).collect();
     if !faults.is_empty() {
         return Err(Error::all(Kind::Unsupported, "plan.graph", faults));
     }
@@ -65,6 +63,21 @@ pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, me
         weights: collected.infos,
     };
     Plan::new(header, collected.weights)
+}
+
+/// Why a graph cannot be planned. What is computed once, when the plan is made, may use f64 as long as no operation that
+/// runs later reads it.
+fn faults(graph: &Graph) -> Vec<String> {
+    let Err(errors) = verify_with(graph, &verify::Options { lowerable: true }) else { return Vec::new() };
+    let fixed = dce::weight_time(graph);
+    let hidden = |id: NodeId| {
+        let read = |value: Value| graph.users(value).iter().any(|(user, _)| !fixed.contains(user));
+        let returned = |value: Value| graph.outputs().iter().any(|(_, v)| *v == value);
+        fixed.contains(&id) && !graph.results(id).any(|v| graph.ty(v).dtype == DType::F64 && (read(v) || returned(v)))
+    };
+    let sound = verify::verify(graph).is_ok();
+    let faults = errors.0.into_iter().filter(|e| !(sound && e.node.is_some_and(hidden)));
+    faults.map(|e| verify::VerifyErrors(vec![e]).to_string()).collect()
 }
 
 /// Operations without a kernel, each kind once.

@@ -6,7 +6,7 @@ use crate::{
     dim::Dim,
     graph::Graph,
     ops::{Op, attention::AttentionKind},
-    passes::dce::weight_time,
+    passes::dce::{live, weight_time},
 };
 
 /// One attention.
@@ -63,8 +63,9 @@ pub fn inventory(graph: &Graph) -> Inventory {
     let fixed = weight_time(graph);
     let mut layers: HashMap<AttentionKind, usize> = HashMap::new();
     let mut inventory = Inventory::default();
+    let live = live(graph);
     for id in graph.topological() {
-        if fixed.contains(&id) {
+        if fixed.contains(&id) || !live.contains(&id) {
             continue;
         }
         let node = graph.node(id);
