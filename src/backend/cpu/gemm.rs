@@ -16,6 +16,7 @@ use super::{
     floats::{FLOATS, Floats, cast_mut, only, operand, store},
     lanes::{self, Shared, part},
     math::{activate, vectorised},
+    quantize::Scales,
 };
 use crate::backend::Request;
 
@@ -25,7 +26,7 @@ pub const LINEAR: Kernel = Kernel {
     op: "linear",
     dtypes: FLOATS,
     accepts: all_floats,
-    lane: |request| shape_of(request).map_or(0, |s| s.lane(request.operands, request.results)),
+    lane,
     run: |op, args, results, scratch| match op {
         Op::Linear(op) => linear(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),
@@ -38,7 +39,7 @@ pub const MATMUL: Kernel = Kernel {
     op: "matmul",
     dtypes: FLOATS,
     accepts: all_floats,
-    lane: |request| shape_of(request).map_or(0, |s| s.lane(request.operands, request.results)),
+    lane,
     run: |op, args, results, scratch| match op {
         Op::MatMul(op) => matmul(op, args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),
@@ -172,10 +173,13 @@ impl Epilogue<'_> {
 
 /// Sizes of a product [m, k]·[k, n].
 #[derive(Clone, Copy)]
-struct Shape {
-    m: usize,
-    n: usize,
-    k: usize,
+pub struct Shape {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// The inner dimension.
+    pub k: usize,
 }
 
 impl Shape {
@@ -184,17 +188,20 @@ impl Shape {
         (part(self.m, 512, 8).min(self.m.max(1)), part(self.n, 512, 16).min(self.n.max(1)))
     }
 
-    /// Scratch bytes a task: the panels and the tile that are not f32 in memory.
-    fn lane(&self, operands: &[ValueType], results: &[ValueType]) -> usize {
-        let narrow = |t: Option<&ValueType>| t.is_some_and(|t| t.dtype != DType::F32);
-        self.floats(narrow(operands.first()), narrow(results.first())) * size_of::<f32>()
-    }
-
-    fn floats(&self, narrow_operands: bool, narrow_result: bool) -> usize {
+    /// Floats of scratch a task: the panels of a and b and the tile that are not f32 in memory.
+    fn floats(&self, [a, b, result]: [bool; 3]) -> usize {
         let (rows, columns) = self.tile();
-        let panels = if narrow_operands { (rows + columns) * self.k } else { 0 };
-        panels + if narrow_result { rows * columns } else { 0 }
+        let on = |narrow: bool, floats: usize| if narrow { floats } else { 0 };
+        on(a, rows * self.k) + on(b, columns * self.k) + on(result, rows * columns)
     }
+}
+
+/// Scratch bytes a task of any product.
+pub fn lane(request: &Request<'_>) -> usize {
+    let weights = if matches!(request.op, Op::ScaledLinear(_)) { 2 } else { 1 };
+    let narrow = |t: Option<&ValueType>| t.is_some_and(|t| t.dtype != DType::F32);
+    let types = [request.operands.first(), request.operands.get(weights), request.results.first()];
+    shape_of(request).map_or(0, |s| s.floats(types.map(narrow))) * size_of::<f32>()
 }
 
 /// The sizes of a product as compilation sees it; rows of `linear` are all but its last dimension.
@@ -208,16 +215,36 @@ fn shape_of(request: &Request<'_>) -> Option<Shape> {
     Some(Shape { m, n, k })
 }
 
+/// A factor of a product: elements, and the scales of whole rows of k where they are codes.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    /// All elements.
+    pub floats: Floats<'a>,
+    /// Of codes, which are then stored [.., k].
+    pub scales: Option<Scales<'a>>,
+}
+
+impl<'a> Factor<'a> {
+    /// An operand without scales.
+    fn of(arg: &Arg<'a>) -> Result<Self, String> {
+        Ok(Self { floats: Floats::of(arg)?, scales: None })
+    }
+}
+
 /// A batch of products with one epilogue.
-struct Problem<'a> {
-    shape: Shape,
-    a: Floats<'a>,
-    b: Floats<'a>,
+pub struct Problem<'a> {
+    /// Of every product.
+    pub shape: Shape,
+    /// The left factors, [m, k].
+    pub a: Factor<'a>,
+    /// The right factors, [k, n] or [n, k].
+    pub b: Factor<'a>,
     /// Whether b is stored [n, k].
-    transposed: bool,
+    pub transposed: bool,
     /// Where the matrices of every product start in a and b.
-    starts: Vec<[usize; 2]>,
-    epilogue: Epilogue<'a>,
+    pub starts: Vec<[usize; 2]>,
+    /// Applied to every tile.
+    pub epilogue: Epilogue<'a>,
 }
 
 fn linear(op: &Linear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
@@ -226,8 +253,8 @@ fn linear(op: &Linear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
     let m = x.shape[..x.shape.len() - 1].iter().product();
     let problem = Problem {
         shape: Shape { m, n, k },
-        a: Floats::of(x)?,
-        b: Floats::of(w)?,
+        a: Factor::of(x)?,
+        b: Factor::of(w)?,
         transposed: true,
         starts: vec![[0, 0]],
         epilogue: Epilogue {
@@ -249,8 +276,8 @@ fn matmul(op: &MatMul, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
     let starts = indices(batch, [strides_for(batch_a, batch), strides_for(batch_b, batch)]);
     let problem = Problem {
         shape: Shape { m, n, k },
-        a: Floats::of(a)?,
-        b: Floats::of(b)?,
+        a: Factor::of(a)?,
+        b: Factor::of(b)?,
         transposed: op.transpose_b,
         starts: starts.map(|[i, j]| [i * m * k, j * k * n]).collect(),
         epilogue: Epilogue { activation: Activation::None, bias: None, residual: None },
@@ -259,7 +286,8 @@ fn matmul(op: &MatMul, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
 }
 
 impl Problem<'_> {
-    fn solve(&self, result: &mut ArgMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    /// Computes all tiles on all cores.
+    pub fn solve(&self, result: &mut ArgMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
         let Shape { m, n, k } = self.shape;
         if m * n * self.starts.len() == 0 {
             return Ok(());
@@ -267,8 +295,9 @@ impl Problem<'_> {
         let (rows, columns) = self.shape.tile();
         let (down, across) = (m.div_ceil(rows), n.div_ceil(columns));
         let dtype = result.dtype;
-        let (narrow, size) = (self.a.as_f32().is_none(), dtype.size());
-        let lane = self.shape.floats(narrow, dtype != DType::F32) * size_of::<f32>();
+        let size = dtype.size();
+        let [narrow_a, narrow_b] = [&self.a, &self.b].map(|f| f.floats.as_f32().is_none());
+        let lane = self.shape.floats([narrow_a, narrow_b, dtype != DType::F32]) * size_of::<f32>();
         let out = match dtype {
             DType::F32 => Out::F32(Shared::new(cast_mut(result.bytes)?)),
             _ => Out::Narrow(Shared::new(&mut *result.bytes)),
@@ -277,8 +306,8 @@ impl Problem<'_> {
             // Neighbouring tasks share columns of b.
             let (product, row, column) = (task / (across * down), task % down * rows, task / down % across * columns);
             let (height, width) = (rows.min(m - row), columns.min(n - column));
-            let (left, rest) = cast_mut::<f32>(memory)?.split_at_mut(if narrow { rows * k } else { 0 });
-            let (right, tile) = rest.split_at_mut(if narrow { columns * k } else { 0 });
+            let (left, rest) = cast_mut::<f32>(memory)?.split_at_mut(if narrow_a { rows * k } else { 0 });
+            let (right, tile) = rest.split_at_mut(if narrow_b { columns * k } else { 0 });
             let [start_a, start_b] = self.starts[product];
             let a = panel(&self.a, start_a + row * k, height, k, k, left);
             let b = match self.transposed {
@@ -318,13 +347,14 @@ enum Out<'a> {
 
 /// `rows` rows of `columns` elements, `step` apart from `start`: where they lie, or widened into `buffer`.
 fn panel<'a>(
-    source: &Floats<'a>,
+    factor: &Factor<'a>,
     start: usize,
     rows: usize,
     columns: usize,
     step: usize,
     buffer: &'a mut [f32],
 ) -> View<'a> {
+    let source = &factor.floats;
     if let Some(data) = source.as_f32() {
         return View::rows(&data[start..], rows, columns, step);
     }
@@ -333,6 +363,11 @@ fn panel<'a>(
     } else {
         for (row, out) in buffer.chunks_exact_mut(columns.max(1)).take(rows).enumerate() {
             source.read(start + row * step, out);
+        }
+    }
+    if let Some(scales) = &factor.scales {
+        for (row, values) in buffer.chunks_exact_mut(columns.max(1)).take(rows).enumerate() {
+            scales.apply(values, start / columns + row);
         }
     }
     View::rows(buffer, rows, columns, columns)

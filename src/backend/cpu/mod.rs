@@ -16,9 +16,11 @@ pub mod linear_attention;
 pub mod math;
 mod memory;
 pub mod movement;
+pub mod quantize;
 pub mod reduce;
 pub mod resize;
 pub mod rope;
+pub mod scaled_linear;
 pub mod softmax;
 pub mod strided;
 
@@ -133,6 +135,11 @@ pub const KERNELS: &[Kernel] = &[
     search("arg_min.float", "arg_min"),
     gemm::MATMUL,
     gemm::LINEAR,
+    scaled_linear::SCALED_LINEAR,
+    scaled_linear::WEIGHT_SCALED_LINEAR,
+    quantize::QUANTIZE,
+    quantize::DEQUANTIZE,
+    quantize::LAYER_NORM_QUANTIZE,
     layer_norm::LAYER_NORM,
     softmax::SOFTMAX,
     attention::ATTENTION,
