@@ -10,7 +10,7 @@ use lite3r::{
 };
 use lite3r_ir::{Bindings, DType, Op, Tensor, text::parse};
 
-const TOKENS: usize = 6144;
+const TOKENS: usize = 24576;
 
 fn block() -> String {
     format!(
