@@ -92,7 +92,7 @@ fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scrat
         // Scaling the queries once is cheaper than scaling every score.
         queries.iter_mut().for_each(|x| *x *= op.scale as f32);
         output.fill(0.0);
-        let mut state = Softmax::new();
+        let mut state = Softmax::start();
         for start in (0..m).step_by(KEYS) {
             let width = KEYS.min(m - start);
             let key = match k.as_f32() {
@@ -124,7 +124,7 @@ pub struct Softmax {
 
 impl Softmax {
     /// Before the first key.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         Self { top: [f32::NEG_INFINITY; QUERIES], total: [0.0; QUERIES] }
     }
 

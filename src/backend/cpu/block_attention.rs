@@ -135,7 +135,7 @@ fn block_attention(
         q.read((head * n + rows.start) * d, query);
         query.iter_mut().for_each(|x| *x *= op.scale as f32);
         output.fill(0.0);
-        let mut state = Softmax::new();
+        let mut state = Softmax::start();
         let list = lists.get(head * queries.len() + block)?;
         let mut pieces: Vec<Piece<'_, '_>> =
             list.clone().map(|j| Piece { source: &dense, rows: keys.tokens[j].clone(), bias: 0.0 }).collect();

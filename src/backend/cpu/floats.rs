@@ -38,7 +38,7 @@ impl<'a> Floats<'a> {
     }
 
     /// The number of elements.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),
             Self::F16(v) => v.len(),

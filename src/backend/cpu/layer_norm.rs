@@ -40,7 +40,7 @@ fn layer_norm(op: &LayerNorm, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scra
     let rows = (CHUNK / c).max(1);
     let tasks = y.bytes.len().div_ceil(rows * row_bytes);
     let out = lanes::Shared::new(&mut *y.bytes);
-    let total = x.len() / c;
+    let total = x.count() / c;
     lanes::run(tasks, 3 * 4 * c, scratch, |task, memory| {
         let memory = super::floats::cast_mut::<f32>(memory)?;
         let (row, rest) = memory.split_at_mut(c);

@@ -19,7 +19,7 @@ pub fn exp(x: f32) -> f32 {
     let shifted = clamped.mul_add(std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     // ln 2 in two parts (Cody and Waite), so that the difference is exact.
-    let r = n.mul_add(-0.693_359_375, clamped);
+    let r = n.mul_add(-0.693_359_4, clamped);
     let r = n.mul_add(2.121_944_4e-4, r);
     let p = r.mul_add(1.987_569_1e-4, 1.398_199_9e-3);
     let p = p.mul_add(r, 8.333_452e-3);
@@ -61,7 +61,7 @@ pub fn erf(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let t = x.abs();
     let s = x * x;
-    let near = s.mul_add(-5.704_988_7e-3, 2.063_908_9e-2);
+    let near = s.mul_add(-5.704_988_7e-3, 2.063_909e-2);
     let near = near.mul_add(s, -5.373_971_5e-2);
     let near = near.mul_add(s, 1.333_144_2e-1);
     let near = near.mul_add(s, -3.333_328e-1);
