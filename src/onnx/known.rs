@@ -121,8 +121,13 @@ fn map(x: &Val, f: impl Fn(Dim) -> Option<Dim>) -> Option<Val> {
     Some(Val::dims(d.shape.clone(), d.dims.iter().cloned().map(f).collect::<Option<_>>()?))
 }
 
-/// Pairs under broadcasting, and the shape of the result.
-fn pairs(operands: &[&Val]) -> Option<(Vec<usize>, Vec<(Dim, Dim)>)> {
+/// Pairs of elements under broadcasting.
+struct Pairs {
+    shape: Vec<usize>,
+    pairs: Vec<(Dim, Dim)>,
+}
+
+fn pairs(operands: &[&Val]) -> Option<Pairs> {
     let [a, b] = operands else { return None };
     let shape = |v: &Val| match v {
         Val::Tensor(t) => t.shape().to_vec(),
@@ -135,16 +140,17 @@ fn pairs(operands: &[&Val]) -> Option<(Vec<usize>, Vec<(Dim, Dim)>)> {
     let to: Vec<usize> = to.iter().map(Dim::size).collect::<Option<_>>()?;
     let steps = [a, b].map(|v| ops::shape_rules::strides_for(&shape(v), &to));
     let walk = ops::elementwise::indices(&to, steps);
-    Some((to, walk.map(|[i, j]| (x[i].clone(), y[j].clone())).collect()))
+    let pairs = walk.map(|[i, j]| (x[i].clone(), y[j].clone())).collect();
+    Some(Pairs { shape: to, pairs })
 }
 
 fn zip(operands: &[&Val], f: impl Fn(Dim, Dim) -> Option<Dim>) -> Option<Val> {
-    let (shape, pairs) = pairs(operands)?;
+    let Pairs { shape, pairs } = pairs(operands)?;
     Some(Val::dims(shape, pairs.into_iter().map(|(a, b)| f(a, b)).collect::<Option<_>>()?))
 }
 
 fn compare(operands: &[&Val], holds: impl Fn(std::cmp::Ordering) -> bool) -> Option<Val> {
-    let (shape, pairs) = pairs(operands)?;
+    let Pairs { shape, pairs } = pairs(operands)?;
     let decided = pairs.into_iter().map(|(a, b)| sign(&(a - b)).map(|s| i64::from(holds(s))));
     Some(Val::Tensor(Tensor::from_i64(DType::Bool, &shape, &decided.collect::<Option<Vec<_>>>()?)))
 }

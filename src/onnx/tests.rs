@@ -305,7 +305,7 @@ fn movements_agree_with_the_specification() {
         ("CRD", [0., 2., 1., 3., 4., 6., 5., 7., 8., 10., 9., 11., 12., 14., 13., 15.]),
     ] {
         let to = node("DepthToSpace", &["x"], &["y"]).int("blocksize", 2).text("mode", mode);
-        let y = run(&model(17, &x, &[], &[to.clone()]), &[("x", grid(&[1, 8, 1, 2]))]);
+        let y = run(&model(17, &x, &[], &[to]), &[("x", grid(&[1, 8, 1, 2]))]);
         assert_eq!(y.shape(), [1, 2, 2, 4]);
         assert_eq!(y.to_f32(), expect, "{mode}");
     }

@@ -18,7 +18,7 @@ fn layer_norm(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     let flat = |importer: &mut Importer<'_>, v: &Val| importer.reshape(v, vec![width.clone()]);
     let eps = shortest(node.float("epsilon")?.unwrap_or(1e-5));
     let op = ops::LayerNorm { eps, out: None };
-    let rows = [&shape[..axis], &[width.clone()]].concat();
+    let rows = [&shape[..axis], std::slice::from_ref(&width)].concat();
     let rows = importer.reshape(x, rows)?;
     let y = match (node.get(1), node.get(2)) {
         // Normalisations without weights are exported with ones and zeros.

@@ -65,11 +65,12 @@ fn range(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     {
         let item = |t: &Tensor| t.item().ok_or("takes three numbers");
         let (start, limit, delta, dtype) = (item(start)?, item(limit)?, item(delta)?, start.dtype());
-        let count = ((limit - start) / delta).ceil().max(0.0);
-        if !(count <= (1u64 << 24) as f64) {
+        let count = ((limit - start) / delta).ceil();
+        if !count.is_finite() || count > (1u64 << 24) as f64 {
             return Err(Problem::unsupported(format!("{count} numbers from {start} to {limit}")));
         }
-        let values: Vec<f64> = (0..count as usize).map(|i| start + i as f64 * delta).collect();
+        // A range that runs the other way is empty.
+        let values: Vec<f64> = (0..count.max(0.0) as usize).map(|i| start + i as f64 * delta).collect();
         return Ok(vec![Val::Tensor(Tensor::from_f64(dtype, &[values.len()], &values))]);
     }
     let one = |i: usize, what: &str| -> Result<Dim, Problem> {
