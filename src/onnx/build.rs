@@ -9,6 +9,7 @@ use lite3r_ir::{
 
 use super::{
     ImportOptions, Imported,
+    dims::LARGEST,
     external::Folder,
     known::{self, Dims, Val},
     load::{Model, describe},
@@ -328,7 +329,7 @@ fn input_type(input: &ValueInfoProto) -> Result<ValueType, String> {
     let mut dims = Vec::with_capacity(shape.dim.len());
     for (i, dim) in shape.dim.iter().enumerate() {
         dims.push(match (dim.dim_value, dim.dim_param.as_deref()) {
-            (Some(size), _) if size < 1 => return Err(format!("size {size} of dimension {i}")),
+            (Some(size), _) if !(1..=LARGEST).contains(&size) => return Err(format!("size {size} of dimension {i}")),
             (Some(size), _) => Dim::from(size),
             (None, Some(name)) if !name.is_empty() => name.parse().unwrap_or_else(|_| Dim::symbol(&identifier(name))),
             _ => Dim::symbol(&identifier(&format!("{}_{i}", input.name))),

@@ -19,6 +19,17 @@ pub fn at_most(a: &Dim, b: &Dim) -> bool {
     (b.clone() - a.clone()).lower_bound().is_some_and(|least| least >= 0)
 }
 
+/// Refuses sizes below zero, and sizes so large that arithmetic on them could overflow.
+pub fn checked(shape: &[Dim]) -> Result<(), String> {
+    match shape.iter().find(|d| d.constant().is_some_and(|c| !(0..=LARGEST).contains(&c))) {
+        Some(d) => Err(format!("a dimension cannot have size {d}")),
+        None => Ok(()),
+    }
+}
+
+/// The largest size of a dimension.
+pub const LARGEST: i64 = 1 << 40;
+
 /// The product of dimensions.
 pub fn product(dims: &[Dim]) -> Dim {
     dims.iter().cloned().fold(Dim::from(1), |n, d| n * d)
@@ -79,6 +90,13 @@ mod tests {
         assert!(at_most(&dim("1"), &dim("S")));
         assert!(at_most(&dim("S-1"), &dim("S")));
         assert!(!at_most(&dim("2"), &dim("S")));
+    }
+
+    #[test]
+    fn sizes_have_limits() {
+        assert!(checked(&[dim("0"), dim("S-1"), dim("1374")]).is_ok());
+        assert!(checked(&[dim("-2")]).is_err());
+        assert!(checked(&[Dim::from(i64::MAX)]).is_err());
     }
 
     #[test]

@@ -48,6 +48,9 @@ impl From<&str> for Problem {
     }
 }
 
+/// The largest stride or pad.
+const LARGEST: usize = 1 << 20;
+
 /// A node with the values of its operands.
 pub struct Node<'m> {
     proto: &'m NodeProto,
@@ -119,10 +122,13 @@ impl<'m> Node<'m> {
         Ok(self.attribute(name, ty::INTS)?.map(|a| a.ints.as_slice()))
     }
 
-    /// A list of integers from 0, as sizes.
+    /// A list of integers from 0, as sizes, strides or pads.
     pub fn sizes(&self, name: &str) -> Result<Option<Vec<usize>>, Problem> {
         let list = self.ints(name)?;
-        let size = |v: &i64| usize::try_from(*v).map_err(|_| format!("attribute `{name}` is negative"));
+        let size = |v: &i64| {
+            let within = usize::try_from(*v).ok().filter(|v| *v <= LARGEST);
+            within.ok_or_else(|| format!("attribute `{name}` holds {v}"))
+        };
         Ok(list.map(|l| l.iter().map(size).collect::<Result<_, _>>()).transpose()?)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lite3r_ir::{DType, Tensor, ValueType};
 
 use super::{
+    dims::LARGEST,
     external::{Folder, Trouble},
     proto::{EXTERNAL, TensorProto},
 };
@@ -47,8 +48,8 @@ pub fn dtype(number: i32) -> Result<DType, String> {
 /// The type of a tensor; dimensions below zero and sizes that no file can hold are errors.
 pub fn value_type(proto: &TensorProto) -> Result<ValueType, String> {
     let dtype = dtype(proto.data_type)?;
-    if let Some(d) = proto.dims.iter().find(|d| **d < 0) {
-        return Err(format!("dimension {d} is negative"));
+    if let Some(d) = proto.dims.iter().find(|d| !(0..=LARGEST).contains(*d)) {
+        return Err(format!("a dimension cannot have size {d}"));
     }
     let ty = ValueType::new(dtype, proto.dims.iter().copied());
     match ty.bytes() {

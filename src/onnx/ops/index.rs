@@ -92,7 +92,7 @@ fn strided(
         }
         _ => {
             let (start, end) = (wrap(start).clamp(-1, n - 1), wrap(end).clamp(-1, n - 1));
-            let count = if start > end { (start - end - step - 1) / -step } else { 0 };
+            let count = if start > end { (start - end - 1) / step.saturating_neg() + 1 } else { 0 };
             let indices = importer.sequence(start.into(), count.into(), step)?;
             importer.emit(ops::Gather { axis }, &[x, &indices])
         }
@@ -125,6 +125,7 @@ fn split(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
             }
         },
     };
+    dims::checked(&sizes)?;
     if matches!(x, Val::Dims(_)) {
         let mut start = Dim::from(0);
         let part = |size: Dim| {

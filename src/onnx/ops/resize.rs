@@ -15,6 +15,7 @@ use super::{
 };
 use crate::onnx::{
     build::Importer,
+    dims,
     known::Val,
     node::{Node, Problem},
 };
@@ -97,6 +98,7 @@ fn target(importer: &Importer<'_>, node: &Node<'_>, shape: &[Dim]) -> Result<(Ve
             if (0..rank - 2).any(|i| !may_equal(&to[i], &shape[i])) {
                 return Err(moved());
             }
+            dims::checked(&to)?;
             Ok((to.split_off(rank - 2), Vec::new()))
         }
         (None, Some(scales)) => {
@@ -115,6 +117,7 @@ fn target(importer: &Importer<'_>, node: &Node<'_>, shape: &[Dim]) -> Result<(Ve
                 let size = size.size().ok_or_else(|| Problem::unsupported(format!("scales of {size} pixels")))?;
                 to.push(Dim::from((size as f64 * scale).floor() as i64));
             }
+            dims::checked(&to)?;
             Ok((to, scales))
         }
         (None, None) => Err("there are neither sizes nor scales".into()),

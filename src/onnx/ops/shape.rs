@@ -206,7 +206,10 @@ fn pad(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     }
     let (mut before, mut after) = (vec![0; rank], vec![0; rank]);
     for (i, axis) in axes.iter().enumerate() {
-        let size = |p: i64| usize::try_from(p).map_err(|_| Problem::unsupported("a negative pad"));
+        let size = |p: i64| {
+            let within = usize::try_from(p).ok().filter(|_| p <= dims::LARGEST);
+            within.ok_or_else(|| Problem::unsupported(format!("a pad of {p}")))
+        };
         (before[*axis], after[*axis]) = (size(pads[i])?, size(pads[i + axes.len()])?);
     }
     let value = node.get(2).map_or(Ok(0.0), |v| importer.known_item(v, "the value"))?;

@@ -81,7 +81,10 @@ fn range(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     let step = delta.constant().filter(|s| *s != 0).ok_or_else(|| format!("the step is {delta}"))?;
     let span = limit.clone() - start.clone();
     let count = match (span.constant(), step) {
-        (Some(span), step) => Dim::from(((span + step - step.signum()) / step).max(0)),
+        (Some(0), _) => Dim::from(0),
+        (Some(span), step) if (span < 0) != (step < 0) => Dim::from(0),
+        // Rounded up; the last step may be a part of one.
+        (Some(span), step) => Dim::from(((span - span.signum()) / step).saturating_add(1)),
         (None, 1) => span,
         (None, step) => span.divide(&Dim::from(step)).ok_or_else(|| {
             Problem::unsupported(format!(

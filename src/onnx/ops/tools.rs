@@ -86,6 +86,7 @@ impl Importer<'_> {
         if self.shape(x) == shape {
             return Ok(x.clone());
         }
+        dims::checked(&shape)?;
         self.emit(ops::Reshape { shape }, &[x])
     }
 
@@ -118,6 +119,7 @@ impl Importer<'_> {
         if self.shape(x) == shape {
             return Ok(x.clone());
         }
+        dims::checked(&shape)?;
         self.emit(ops::Expand { shape }, &[x])
     }
 
@@ -140,6 +142,7 @@ impl Importer<'_> {
 
     /// The integers from `start`, `count` of them.
     pub fn sequence(&mut self, start: Dim, count: Dim, step: i64) -> Result<Val, Problem> {
+        dims::checked(std::slice::from_ref(&count))?;
         let op = ops::Range { start, count, step };
         let ty = ops::OpDef::infer(&op, &[])?.swap_remove(0);
         match (op.start.constant(), ty.elements()) {
