@@ -138,7 +138,9 @@ mod tests {
 
     #[test]
     fn every_named_pass_exists() {
-        for text in [RECOGNITION, BOUND, EXACT, FUSION, FINISH, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"] {
+        for text in
+            [RECOGNITION, BOUND, EXACT, FUSION, FINISH, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"]
+        {
             named(text).unwrap();
         }
     }

@@ -31,6 +31,9 @@ pub const SIZE: usize = 224;
 /// How depth is measured here: as the backbone was trained, without alignment.
 pub const DEPTH_PROTOCOL: &str = "depth/none";
 
+/// The same after all views of a scene are scaled by the ratio of medians: what is left when the scale is forgiven.
+pub const ALIGNED_PROTOCOL: &str = "depth/median-scene";
+
 /// How poses are measured here.
 pub const POSE_PROTOCOL: &str = "pose/pairs";
 
@@ -138,6 +141,8 @@ pub struct Outcome {
     pub reconstruction: Reconstruction,
     /// By [`DEPTH_PROTOCOL`].
     pub depth: DepthMetrics,
+    /// By [`ALIGNED_PROTOCOL`].
+    pub aligned: DepthMetrics,
     /// By [`POSE_PROTOCOL`].
     pub pose: PoseMetrics,
     /// Wall time of the run.
@@ -158,10 +163,11 @@ pub fn measure(session: &mut Session, shot: &Shot) -> Result<Outcome> {
     let predicted: Vec<&[f32]> = reconstruction.views.iter().map(|v| v.depth.as_slice()).collect();
     let truth: Vec<&[f32]> = shot.truth.depths.iter().map(Vec::as_slice).collect();
     let depth = depth::Protocol::named(DEPTH_PROTOCOL)?.measure(&predicted, &truth)?;
+    let aligned = depth::Protocol::named(ALIGNED_PROTOCOL)?.measure(&predicted, &truth)?;
     let poses: Vec<Mat4> = reconstruction.views.iter().map(|v| rigid(&v.pose.rotation, v.pose.translation)).collect();
     let true_poses: Vec<Mat4> = shot.truth.cameras.iter().map(|c| c.extrinsic).collect();
     let pose = pose::Protocol::named(POSE_PROTOCOL)?.measure(&poses, &true_poses)?;
-    Ok(Outcome { reconstruction, depth, pose, seconds })
+    Ok(Outcome { reconstruction, depth, aligned, pose, seconds })
 }
 
 /// Writes the backbone into a folder, so that it can be compiled by hand too. Returns its path.
