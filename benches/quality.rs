@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A row holds means over scenes with bootstrap intervals of 95 %, ratios to dense f32 on the same scenes; AbsRel without
-//! alignment, and aligned by the median of all views of a scene; and the attention error: the mean over global layers and scenes of ‖o − o′‖/‖o‖ between dense and rewritten attention on the queries, keys
-//! and values of the dense run.
+//! alignment, and aligned by the median of all views of a scene; and the attention error: the mean over global layers and
+//! scenes of ‖o − o′‖/‖o‖ between dense and rewritten attention on the queries, keys and values of the dense run.
 
 use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
 
@@ -226,11 +226,11 @@ fn global_attentions(session: &mut Session, shot: &Shot) -> Result<Vec<Layer>> {
     let inputs = BTreeMap::from([("images".to_string(), shot.images())]);
     let entry = session.entry_for(&inputs)?;
     let mut keep = |run: backend::StepRun<'_>, operands: &[Tensor], results: &[Tensor]| {
-        if let (Op::Attention(op), [q, k, v]) = (&run.step.op, operands) {
-            if op.kind == AttentionKind::Global {
-                let qkv = [q.clone(), k.clone(), v.clone()];
-                layers.push(Layer { op: op.clone(), qkv, result: results[0].clone() });
-            }
+        if let (Op::Attention(op), [q, k, v]) = (&run.step.op, operands)
+            && op.kind == AttentionKind::Global
+        {
+            let qkv = [q.clone(), k.clone(), v.clone()];
+            layers.push(Layer { op: op.clone(), qkv, result: results[0].clone() });
         }
     };
     session.run_with(entry, &inputs, Probe::Values(&mut keep))?;

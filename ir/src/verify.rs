@@ -97,10 +97,8 @@ impl Verifier<'_> {
         let (mut inputs, mut params) = (HashMap::new(), HashMap::new());
         for id in self.graph.node_ids() {
             match self.graph.op(id) {
-                Op::Input(op) => {
-                    if inputs.insert(&op.name, &op.ty).is_some() {
-                        self.fault(id, Site::Op, format!("a second input is named `{}`", op.name));
-                    }
+                Op::Input(op) if inputs.insert(&op.name, ()).is_some() => {
+                    self.fault(id, Site::Op, format!("a second input is named `{}`", op.name));
                 }
                 Op::Param(op) => match params.insert(&op.name, &op.ty) {
                     Some(ty) if *ty != op.ty => {

@@ -78,6 +78,9 @@ pub trait Executable: Send {
     fn allocated_bytes(&self) -> u64;
 }
 
+/// Sees a step with its operands and results.
+pub type WatchValues<'w> = dyn FnMut(StepRun<'_>, &[Tensor], &[Tensor]) + Send + 'w;
+
 /// What a caller wants to see of each step. Watching makes a run slower on devices that work ahead.
 pub enum Probe<'p> {
     /// Nothing.
@@ -85,7 +88,7 @@ pub enum Probe<'p> {
     /// How long it took.
     Times(&'p mut (dyn FnMut(StepRun<'_>) + Send)),
     /// How long it took, what it read and what it computed.
-    Values(&'p mut (dyn FnMut(StepRun<'_>, &[Tensor], &[Tensor]) + Send)),
+    Values(&'p mut WatchValues<'p>),
 }
 
 /// A step that has run.

@@ -63,7 +63,8 @@ impl OpDef for BlockAttention {
             (0, _) => return Err("has centroids, centroid=0 says otherwise".into()),
             (c, [ck, cv]) if self.block_k.is_multiple_of(c) => {
                 let count = Dim::from(Blocks::of(k, &self.runs, c)?.len());
-                let like = |t: &ValueType| t.with_shape([&t.shape[..2], std::slice::from_ref(&count), &t.shape[3..]].concat());
+                let like =
+                    |t: &ValueType| t.with_shape([&t.shape[..2], std::slice::from_ref(&count), &t.shape[3..]].concat());
                 if (ck, cv) != (&like(k), &like(v)) {
                     return Err(format!("centroids must be {} and {}, not {ck} and {cv}", like(k), like(v)));
                 }
@@ -171,7 +172,8 @@ impl OpDef for BlockAttention {
             list(1, &[1, 1, 1]),
         ];
         let lse = |v: f32| Tensor::from_f32(&[1, 1, 1], vec![v]);
-        let one = Self { block_q: 1, block_k: 1, scale: 1.0, runs: Vec::new(), centroid: 0, kind: AttentionKind::Unknown };
+        let one =
+            Self { block_q: 1, block_k: 1, scale: 1.0, runs: Vec::new(), centroid: 0, kind: AttentionKind::Unknown };
         let mut cases = vec![
             Case::known("known", one.clone(), known.clone(), vec![line(vec![9.0]), lse(0.0)]),
             Case::known(

@@ -207,10 +207,10 @@ impl Search<'_> {
     fn fail<T>(&mut self, state: &State, node: NodeId, reason: Reason) -> Option<T> {
         let matched = state.statements.iter().flatten().count();
         let mut anchors = self.pattern.statements.iter().zip(&state.statements).filter(|(rule, _)| rule.anchor);
-        if self.miss.as_ref().is_none_or(|m| m.matched < matched) {
-            if let Some(anchor) = anchors.find_map(|(_, node)| *node) {
-                self.miss = Some(Miss { matched, anchor, node, reason });
-            }
+        if self.miss.as_ref().is_none_or(|m| m.matched < matched)
+            && let Some(anchor) = anchors.find_map(|(_, node)| *node)
+        {
+            self.miss = Some(Miss { matched, anchor, node, reason });
         }
         None
     }
