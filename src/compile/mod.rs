@@ -86,6 +86,9 @@ pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Resul
     let mut recognised = Vec::with_capacity(bindings.len());
     for (graph, bound) in source.graphs {
         let mut graph = graph;
+        if !source.bound_early {
+            known_symbols(&graph, model, &bound)?;
+        }
         compiled.meta = meta::of(&graph, &compiled.weights, model, source.producer.as_deref());
         if source.bound_early {
             compiled.meta.provenance.insert("symbols".into(), "bound before the import".into());
@@ -118,6 +121,20 @@ pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Resul
     }
     report::require(&compiled, &options.require)?;
     Ok(compiled)
+}
+
+/// Errors: `compile.bind` for symbols that the model does not have.
+fn known_symbols(graph: &Graph, model: &Model, bindings: &[Bindings]) -> Result<()> {
+    let known = free_symbols(graph);
+    let first = bindings.first().into_iter().flat_map(Bindings::keys);
+    let unknown: Vec<String> = match model {
+        // What is built from its name has been built for its bindings.
+        Model::Arch { .. } => Vec::new(),
+        Model::Onnx { .. } => first.filter(|s| !known.contains(s)).cloned().collect(),
+    };
+    let have = if known.is_empty() { "the model has none".into() } else { format!("there are {}", known.join(", ")) };
+    let problems: Vec<String> = unknown.into_iter().map(|s| format!("there is no symbol `{s}`; {have}")).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "compile.bind", problems)) }
 }
 
 /// Plans a compiled model for a target. Errors: those of [`plan::build()`].

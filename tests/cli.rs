@@ -1,0 +1,199 @@
+//! The command lines as a user meets them: what they print, what they write, and what they exit with.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+const COMPILE: &str = env!("CARGO_BIN_EXE_lite3r-compile");
+const LITE3R: &str = env!("CARGO_BIN_EXE_lite3r");
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx").join(name).to_string_lossy().into_owned()
+}
+
+fn model(name: &str) -> String {
+    format!("{}/model.onnx", fixture(name))
+}
+
+fn run(program: &str, args: &[&str]) -> Output {
+    Command::new(program).args(args).env_remove("LITE3R_LOG").output().expect("the program starts")
+}
+
+fn succeeds(program: &str, args: &[&str]) -> String {
+    let output = run(program, args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {errors}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The exit code, and the errors with what differs from machine to machine taken out.
+fn fails(program: &str, args: &[&str], folder: &Path) -> String {
+    let output = run(program, args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.stdout.is_empty(), "{args:?} prints results: {}", String::from_utf8_lossy(&output.stdout));
+    let text = errors.replace(&*folder.to_string_lossy(), "TMP").replace(env!("CARGO_MANIFEST_DIR"), "REPO");
+    format!("exit {}\n{text}", output.status.code().expect("no signal"))
+}
+
+/// A folder of the test, and paths in it.
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).expect("the folder can be read");
+        let mut names: Vec<String> =
+            entries.map(|e| e.expect("entries can be read").file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn compile_inspect_compare_run() {
+    let folder = Folder::new();
+    let plan = folder.text("vggt.l3r");
+    let printed =
+        succeeds(COMPILE, &[&model("vggt_s_dyn18"), "-o", &plan, "--bind", "S=2,3", "--require", "attention=9"]);
+    // The arena holds scratch for every thread, so its size is the machine's.
+    let (recognised, sizes) = printed.split_once("\nentry ").expect("entries are listed");
+    insta::assert_snapshot!("compile", recognised);
+    assert_eq!(sizes.lines().count(), 3, "{sizes}");
+    assert_eq!(folder.names(), ["vggt.l3r"]);
+
+    let inspected = succeeds(LITE3R, &["inspect", &plan, "--json"]);
+    let view: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    assert_eq!(view["entries"].as_array().unwrap().len(), 2);
+    assert!(succeeds(LITE3R, &["inspect", &plan, "--cost"]).contains("live MB"));
+
+    let compared =
+        succeeds(LITE3R, &["compare", &plan, "--ref", &fixture("vggt_s_dyn18"), "--tolerance", "2e-4", "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&compared).unwrap();
+    let outputs = rows["outputs"].as_array().unwrap();
+    assert!(outputs.len() >= 6, "{compared}");
+    assert!(outputs.iter().all(|r| r["error"].as_f64().unwrap() < 2e-4), "{compared}");
+    let nodes = succeeds(LITE3R, &["compare", &plan, "--ref", &fixture("vggt_s_dyn18"), "--per-node"]);
+    assert!(nodes.contains("origin"), "{nodes}");
+    let refused = run(LITE3R, &["compare", &plan, "--ref", &fixture("vggt_s_dyn18"), "--tolerance", "1e-12"]);
+    assert_eq!(refused.status.code(), Some(6));
+
+    let input = format!("images=@{}/in_S2_images.npy", fixture("vggt_s_dyn18"));
+    let saved = folder.text("out.npz");
+    let ran = succeeds(LITE3R, &["run", &plan, "--input", &input, "--save-outputs", &saved]);
+    assert!(ran.contains("pose_enc: f32[1,2,9]"), "{ran}");
+    let outputs = lite3r::npy::read_archive(Path::new(&saved)).unwrap();
+    assert_eq!(outputs["pose_enc"].shape(), [1, 2, 9]);
+}
+
+#[test]
+fn text_of_the_graph() {
+    let folder = Folder::new();
+    let ir = succeeds(COMPILE, &[&model("op_block_ts17"), "--emit", "ir", "--quiet"]);
+    lite3r_ir::verify(&ir.parse().expect("the text parses")).unwrap();
+    let dumped = folder.text("dump");
+    let sla = "global=sla{keep=0.5,block_q=2,block_k=2,form=centroid,layout=raw}";
+    succeeds(COMPILE, &[&model("vggt_ts17"), "--emit", "ir", "-q", "--dump-dir", &dumped, "--attention", sla]);
+    let files = fs::read_dir(&dumped).unwrap().count();
+    assert!(files > 20, "{files} graphs");
+    let stopped = succeeds(COMPILE, &[&model("vggt_ts17"), "-q", "--stop-after", "attention_kinds"]);
+    assert_eq!(stopped.matches("kind=global").count(), 2, "{stopped}");
+}
+
+#[test]
+fn pictures_become_geometry() {
+    let folder = Folder::new();
+    let demo = folder.text("demo");
+    let printed = succeeds(LITE3R, &["demo", "-o", &demo, "--views", "2", "--json", "-q"]);
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    for run in report["runs"].as_array().unwrap() {
+        let error = run["depth"]["abs_rel"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 0.3, "{printed}");
+    }
+    let html = fs::read_to_string(folder.path("demo/report.html")).unwrap();
+    assert!(!html.contains("http://") && !html.contains("https://"), "the page loads nothing");
+
+    let plan = folder.text("small.l3r");
+    let small = folder.text("demo/small_backbone.onnx");
+    succeeds(COMPILE, &[&small, "-o", &plan, "--bind", "S=2", "-q"]);
+    let (images, out) = (folder.text("demo/images"), folder.text("out"));
+    let printed = succeeds(LITE3R, &["run", &plan, &images, "-o", &out, "--json", "-q"]);
+    let result: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(result["views"], 2);
+    for file in ["cameras.json", "predictions.npz", "points.ply", "points.glb", "sparse/0/cameras.bin"] {
+        assert!(folder.path("out").join(file).is_file(), "{file} is missing");
+    }
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let folder = Folder::new();
+    let temporary = folder.0.path();
+    let mut shown = String::new();
+    let mut case = |what: &str, program: &str, args: &[&str]| {
+        shown += &format!("## {what}\n{}\n", fails(program, args, temporary));
+    };
+    let (plan, text) = (folder.text("p.l3r"), folder.text("text.onnx"));
+    fs::write(&text, "this is no model").unwrap();
+    case("no such file", COMPILE, &[&folder.text("none.onnx"), "-o", &plan]);
+    case("not a model", COMPILE, &[&text, "-o", &plan]);
+    case("no output", COMPILE, &[&model("vggt_ts17")]);
+    case("unknown target", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--target", "abacus"]);
+    case("target of another build", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--target", "cuda:sm_90a"]);
+    case("unbound symbol", COMPILE, &[&model("vggt_s_dyn18"), "-o", &plan]);
+    case("bound twice", COMPILE, &[&model("vggt_s_dyn18"), "-o", &plan, "--bind", "S=2", "--bind", "S=3"]);
+    case("unknown symbol", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--bind", "T=2"]);
+    case("unknown output", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--outputs", "colour,depth"]);
+    case("missing recognition", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--require", "attention=99"]);
+    case("unknown pass", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--passes", "dce,polish"]);
+    case("unknown option", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--attention", "global=sla{keeep=0.1}"]);
+    case("no reference view", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--reference-view", "first"]);
+    case("unknown backbone", COMPILE, &["--arch", "vggt-9b", "--size", "28x28", "--random-weights", "1", "-o", &plan]);
+    assert_eq!(folder.names(), ["text.onnx"], "nothing is written half");
+
+    succeeds(COMPILE, &[&model("vggt_ts17"), "-o", &plan, "-q"]);
+    let bytes = fs::read(&plan).unwrap();
+    let put = |name: &str, bytes: &[u8]| {
+        fs::write(folder.path(name), bytes).unwrap();
+        folder.text(name)
+    };
+    let cut = put("cut.l3r", &bytes[..bytes.len() / 2]);
+    let mut other = bytes.clone();
+    *other.last_mut().unwrap() ^= 1;
+    let flipped = put("flipped.l3r", &other);
+    other = bytes.clone();
+    other[8] = 77;
+    let version = put("version.l3r", &other);
+    case("plan cut short", LITE3R, &["run", &cut, "x.png", "-o", "out"]);
+    case("plan with a flipped bit", LITE3R, &["run", &flipped, "x.png", "-o", "out"]);
+    case("plan of another version", LITE3R, &["run", &version, "x.png", "-o", "out"]);
+    case("not a plan", LITE3R, &["inspect", &text]);
+    case("not a picture", LITE3R, &["run", &plan, &text, "-o", "out"]);
+    case("no input", LITE3R, &["run", &plan]);
+    case("wrong input", LITE3R, &["run", &plan, "--input", &format!("x=@{}/in_images.npy", fixture("vggt_ts17"))]);
+    case("unknown device", LITE3R, &["run", &plan, "--device", "abacus", "x.png", "-o", "out"]);
+    insta::assert_snapshot!("errors", shown);
+}
+
+#[test]
+fn help_teaches() {
+    let compile = succeeds(COMPILE, &["--help"]);
+    assert!(compile.contains("Examples:") && compile.contains("Exit codes:"), "{compile}");
+    let run = succeeds(LITE3R, &["run", "--help"]);
+    assert!(run.contains("Examples:"), "{run}");
+    assert_eq!(self::run(LITE3R, &["nonsense"]).status.code(), Some(2));
+    let devices = succeeds(LITE3R, &["devices"]);
+    assert!(devices.contains("cpu") && devices.contains("no CUDA backend"), "{devices}");
+}
