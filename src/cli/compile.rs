@@ -84,7 +84,8 @@ pub struct Args {
     #[arg(long, value_name = "VIEW", default_value = "auto")]
     reference_view: ReferenceView,
 
-    /// How attentions of a kind (encoder, frame, global, camera) compute: `global=sla{…}`, `global.3=dense`; repeatable
+    /// How attentions of a kind (encoder, frame, global, camera) compute: `global=sla{…}`, `global.3=dense` by number,
+    /// `global.blocks.7.=dense` by name; repeatable, later ones win
     #[arg(long, value_name = "KIND=FORM")]
     attention: Vec<AttentionRule>,
     /// What linear layers compute in: f32, bf16, fp8 (weights and activations), fp8w (weights only)

@@ -168,13 +168,32 @@ impl FromStr for ReferenceView {
     }
 }
 
-/// `global=sla{keep=0.1}`, `global.3=dense`, `frame=dense`: what becomes of the attentions of one kind.
+/// Some attentions of a kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// The one with this number among its kind, in execution order from 0.
+    Index(usize),
+    /// Those with this text in their names.
+    Name(String),
+}
+
+impl Layer {
+    /// As an entry of the pass option `layers` or `except`.
+    pub fn attr(&self) -> Attr {
+        match self {
+            Self::Index(index) => Attr::Dim((*index).into()),
+            Self::Name(name) => Attr::Text(name.clone()),
+        }
+    }
+}
+
+/// `global=sla{keep=0.1}`, `global.3=dense`, `global.global_blocks.7.=dense`, `frame=dense`: what becomes of the attentions of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionRule {
     /// Which kind.
     pub kind: AttentionKind,
-    /// Which one of its kind, in execution order from 0; all of them if not given.
-    pub layer: Option<usize>,
+    /// Which ones of the kind; all of them if not given.
+    pub layer: Option<Layer>,
     /// The options of the pass `sla`; `None` leaves it dense.
     pub sla: Option<AttrMap>,
 }
@@ -184,8 +203,8 @@ impl AttentionRule {
     pub fn pass_options(&self) -> Option<AttrMap> {
         let mut attrs = self.sla.clone()?;
         attrs.push(("kind".into(), Attr::Word(self.kind.word().into())));
-        if let Some(layer) = self.layer {
-            attrs.push(("layers".into(), Attr::List(vec![Attr::Dim(layer.into())])));
+        if let Some(layer) = &self.layer {
+            attrs.push(("layers".into(), Attr::List(vec![layer.attr()])));
         }
         Some(attrs)
     }
@@ -199,10 +218,8 @@ impl FromStr for AttentionRule {
             .split_once('=')
             .ok_or_else(|| format!("`{text}` is not KIND=dense or KIND=sla{{…}}, such as `global=sla{{keep=0.1}}`"))?;
         let (kind, layer) = match target.trim().split_once('.') {
-            Some((kind, layer)) => {
-                let number = layer.parse().map_err(|_| format!("`{layer}` is not the number of a layer"))?;
-                (kind, Some(number))
-            }
+            Some((_, "")) => return Err(format!("`{target}` names no layer")),
+            Some((kind, layer)) => (kind, Some(layer.parse().map_or_else(|_| Layer::Name(layer.into()), Layer::Index))),
             None => (target.trim(), None),
         };
         let kinds = AttentionKind::WORDS.iter().filter(|(_, k)| *k != AttentionKind::Unknown);
@@ -264,7 +281,9 @@ mod tests {
     #[test]
     fn attention_rules_are_read() {
         let rule: AttentionRule = "global.3=sla{keep=0.1,block_k=16}".parse().unwrap();
-        assert_eq!((rule.kind, rule.layer), (AttentionKind::Global, Some(3)));
+        assert_eq!((rule.kind, rule.layer.clone()), (AttentionKind::Global, Some(Layer::Index(3))));
+        let named: AttentionRule = "global.blocks.7.=sla{keep=0.1}".parse().unwrap();
+        assert_eq!(named.layer, Some(Layer::Name("blocks.7.".into())));
         let options = lite3r_ir::passes::Options(rule.pass_options().unwrap());
         assert_eq!(options.to_string(), "{keep=0.1,block_k=16,kind=global,layers=[3]}");
         assert_eq!("frame=dense".parse::<AttentionRule>().unwrap().pass_options(), None);
@@ -275,6 +294,7 @@ mod tests {
             ("global=sla{keep", "expected"),
             ("global=sla{kind=frame}", "before the equals sign"),
             ("unknown=dense", "not a kind"),
+            ("global.=dense", "names no layer"),
         ] {
             let error = bad.parse::<AttentionRule>().unwrap_err();
             assert!(error.contains(says), "{bad}: {error}");

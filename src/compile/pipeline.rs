@@ -9,7 +9,7 @@ use lite3r_ir::{
     },
 };
 
-use super::options::{Options, Precision, ReferenceView};
+use super::options::{Layer, Options, Precision, ReferenceView};
 use crate::{Error, Result};
 
 /// Before symbols are bound.
@@ -19,10 +19,10 @@ pub const RECOGNITION: &str = "\
 /// After they are bound; `specialize` stands before it.
 pub const BOUND: &str = "\
     fold,canonicalize,cse,dce,layer_norm,gelu,silu,rope,linear,attention,split_heads,merge_heads,\
-    patch_conv,transposed_conv,dpt_resize,layer_scale,residual,dce";
+    patch_conv,transposed_conv,dpt_resize,dce,layer_scale,residual";
 
-/// Exact rewrites, ahead of those that change numbers.
-pub const EXACT: &str = "fold_layer_norm,fold_layer_scale,resize_after_conv1x1,cse,dce";
+/// Exact rewrites, ahead of those that change numbers. What a rewrite replaced still reads its operands until `dce`.
+pub const EXACT: &str = "resize_after_conv1x1,dce,fold_layer_norm,dce,fold_layer_scale,cse,dce";
 
 /// Epilogues into products, before precisions decide what a product is.
 pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
@@ -67,7 +67,8 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     let mut selected = named(EXACT)?;
     let rules = effective(options);
     for rule in &rules {
-        let targets: AttrMap = rule.iter().filter(|(n, _)| n == "kind" || n == "layers").cloned().collect();
+        let targets: AttrMap =
+            rule.iter().filter(|(n, _)| ["kind", "layers", "except"].contains(&n.as_str())).cloned().collect();
         let raw = rule.iter().any(|(n, a)| n == "layout" && *a == Attr::Word("raw".into()));
         if !raw {
             selected.push(Selected { pass: &passes::token_layout::TOKEN_LAYOUT, options: PassOptions(targets) });
@@ -101,8 +102,9 @@ fn effective(options: &Options) -> Vec<AttrMap> {
     for (i, rule) in rules.iter().enumerate().filter(|(i, _)| !replaced(*i)) {
         let Some(mut attrs) = rule.pass_options() else { continue };
         // A rule for all layers leaves out those that later rules name.
-        let named = rules[i + 1..].iter().filter(|later| later.kind == rule.kind).filter_map(|later| later.layer);
-        let except: Vec<Attr> = named.map(|layer| Attr::Dim(layer.into())).collect();
+        let named =
+            rules[i + 1..].iter().filter(|later| later.kind == rule.kind).filter_map(|later| later.layer.as_ref());
+        let except: Vec<Attr> = named.map(Layer::attr).collect();
         if rule.layer.is_none() && !except.is_empty() {
             attrs.push(("except".into(), Attr::List(except)));
         }
@@ -161,7 +163,7 @@ mod tests {
         let shown: Vec<String> = effective(&options).into_iter().map(|a| PassOptions(a).to_string()).collect();
         assert_eq!(shown, ["{keep=0.1,kind=global,except=[2]}"]);
         let all = names(&rewriting(&options).unwrap());
-        assert!(all.contains(&"token_layout{kind=global}".to_string()), "{all:?}");
+        assert!(all.contains(&"token_layout{kind=global,except=[2]}".to_string()), "{all:?}");
         assert!(all.contains(&"sla{keep=0.1,kind=global,except=[2]}".to_string()), "{all:?}");
     }
 
