@@ -1,5 +1,5 @@
-//! The CPU kernels that most of a model's time goes to, at the sizes of DA3-Large with three views of 378 x 504. Throughput
-//! counts a floating-point operation as an element: `cargo bench --bench cpu`.
+//! The CPU kernels that most of a model's time goes to, at the sizes of DA3-Large with three views of 378 x 504.
+//! Throughput counts a floating-point operation as an element: `cargo bench --bench cpu`.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lite3r::backend::{

@@ -4,9 +4,10 @@
 //! cargo bench --bench quality -- [--scenes 64] [--views 8] [--seed 1] [--threads N] [--variant NAME,…]
 //! ```
 //!
-//! A row holds means over scenes with bootstrap intervals of 95 %, ratios to dense f32 on the same scenes; AbsRel without
-//! alignment, and aligned by the median of all views of a scene; and the attention error: the mean over global layers and
-//! scenes of ‖o − o′‖/‖o‖ between dense and rewritten attention on the queries, keys and values of the dense run.
+//! A row holds means over scenes with bootstrap intervals of 95 %, ratios to dense f32 on the same scenes; AbsRel
+//! without alignment, and aligned by the median of all views of a scene; and the attention error: the mean over global
+//! layers and scenes of ‖o − o′‖/‖o‖ between dense and rewritten attention on the queries, keys and values of the
+//! dense run.
 
 use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
 

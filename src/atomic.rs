@@ -12,8 +12,8 @@ use crate::{Error, Result};
 /// The stream that [`write`] hands to its writer; it can seek.
 pub type Output = BufWriter<File>;
 
-/// Creates the folder of `path` where it is missing, lets `fill` write a temporary file beside it and renames that to `path`.
-/// An existing file is replaced.
+/// Creates the folder of `path` where it is missing, lets `fill` write a temporary file beside it and renames that to
+/// `path`. An existing file is replaced.
 ///
 /// # Errors
 /// `file.io`, naming `path`. The temporary file is removed and an existing file stays as it was.

@@ -1,7 +1,7 @@
 //! Vectors, rigid motions and pinhole cameras in f64.
 //!
-//! Cameras follow OpenCV: x right, y down, z forward; extrinsics take world to camera; the centre of the pixel in column c
-//! and row r lies at (c + ½, r + ½).
+//! Cameras follow OpenCV: x right, y down, z forward; extrinsics take world to camera; the centre of the pixel in
+//! column c and row r lies at (c + ½, r + ½).
 
 /// A point or direction.
 pub type Vec3 = [f64; 3];

@@ -7,18 +7,19 @@
 //! ```
 //!
 //! Modules depend downwards, and `tests/layering.rs` holds it: the IR (crate `lite3r-ir`) knows no file and no device;
-//! [`onnx`], [`backbones`] and [`weights`] make graphs and find their weights; [`compile`] chooses passes; [`plan`] decides
-//! kernels, order and memory by asking a target; [`backend`] computes; [`session`] runs; [`recon`], [`eval`] and [`scenes`]
-//! know pictures, cameras and truth; [`demo`] and the command lines stand on top.
+//! [`onnx`], [`backbones`] and [`weights`] make graphs and find their weights; [`compile`] chooses passes; [`plan`]
+//! decides kernels, order and memory by asking a target; [`backend`] computes; [`session`] runs; [`recon`], [`eval`]
+//! and [`scenes`] know pictures, cameras and truth; [`demo`] and the command lines stand on top.
 //!
-//! **Architecture Invariant:** a pass never sees a device, and a device never sees a graph. What lies between is a plan, which
-//! [`plan::check()`] proves without trusting the planner; executors rely on that proof.
+//! **Architecture Invariant:** a pass never sees a device, and a device never sees a graph. What lies between is a
+//! plan, which [`plan::check()`] proves without trusting the planner; executors rely on that proof.
 //!
-//! **Architecture Invariant:** whatever depends on weights alone is a part of the graph until the plan is made. Passes write
-//! `transpose($w)` or `quantize($w)` and need no recipe language; the plan computes each such expression once.
+//! **Architecture Invariant:** whatever depends on weights alone is a part of the graph until the plan is made. Passes
+//! write `transpose($w)` or `quantize($w)` and need no recipe language; the plan computes each such expression once.
 //!
-//! **Architecture Invariant:** nothing falls back. A missing kernel, an unknown operator, a weight of another type, a forced
-//! choice that the model does not have: each is an error with a stable code, and all of one kind are reported together.
+//! **Architecture Invariant:** nothing falls back. A missing kernel, an unknown operator, a weight of another type, a
+//! forced choice that the model does not have: each is an error with a stable code, and all of one kind are reported
+//! together.
 //!
 //! Files that are mapped (models, weights, plans) must not be truncated by others while they are in use.
 

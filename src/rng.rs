@@ -1,9 +1,9 @@
 //! Random numbers that are the same on every machine: SplitMix64 as a counter-based generator.
 //!
-//! Number `i` of a stream is a mix of `key + i·γ`, so streams are cheap, independent of each other, and can be made wherever
-//! they are needed from (seed, index, purpose) without sharing state between threads. Transcendental functions come from
-//! `libm`, whose results do not depend on the platform. Law: Steele, Lea and Flood, "Fast Splittable Pseudorandom Number
-//! Generators", 2014.
+//! Number `i` of a stream is a mix of `key + i·γ`, so streams are cheap, independent of each other, and can be made
+//! wherever they are needed from (seed, index, purpose) without sharing state between threads. Transcendental
+//! functions come from `libm`, whose results do not depend on the platform. Law: Steele, Lea and Flood, "Fast
+//! Splittable Pseudorandom Number Generators", 2014.
 
 pub(crate) const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 

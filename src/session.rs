@@ -65,8 +65,8 @@ impl Session {
         &self.plan
     }
 
-    /// The entry whose inputs have these names and types. Errors: `run.inputs`; with one entry every problem is told, with
-    /// several what each of them takes.
+    /// The entry whose inputs have these names and types. Errors: `run.inputs`; with one entry every problem is told,
+    /// with several what each of them takes.
     pub fn entry_for(&self, inputs: &BTreeMap<String, Tensor>) -> Result<usize> {
         let entries = self.plan.entries();
         if let Some(index) = entries.iter().position(|entry| problems(entry, inputs).is_empty()) {

@@ -29,7 +29,8 @@ fn tiny_weights(name: &str) -> Weights {
     safetensors::open(&fixtures().join(format!("weights/{name}_tiny.safetensors"))).unwrap()
 }
 
-/// The configuration that the fixtures were made with; it is also the named one, but for one ε of the exporter's modules.
+/// The configuration that the fixtures were made with; it is also the named one, but for one ε of the exporter's
+/// modules.
 fn tiny(name: &str) -> Config {
     let json = fs::read_to_string(fixtures().join(format!("weights/{name}_tiny.json"))).unwrap();
     let named = Config::named(&format!("{name}-tiny")).unwrap();

@@ -1,5 +1,5 @@
-//! What every pass makes of the parts of a backbone: a frame block, a global block, a camera block and a DPT stage of an
-//! exported model, followed through the whole pipeline down to sparse attention and FP8.
+//! What every pass makes of the parts of a backbone: a frame block, a global block, a camera block and a DPT stage of
+//! an exported model, followed through the whole pipeline down to sparse attention and FP8.
 
 use std::{fmt::Write, path::Path};
 

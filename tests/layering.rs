@@ -1,5 +1,5 @@
-//! The direction of dependence between the modules of `lite3r`: `ir <- {onnx, plan, backend} <- session <- {recon, eval,
-//! cli} <- bin`. A module may use what stands in its row, and nothing else.
+//! The direction of dependence between the modules of `lite3r`: `ir <- {onnx, plan, backend} <- session <- {recon,
+//! eval, cli} <- bin`. A module may use what stands in its row, and nothing else.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

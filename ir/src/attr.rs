@@ -1,7 +1,8 @@
 //! Attributes: the part of an operation that is fixed at compile time.
 //!
-//! An operation is a struct whose fields are its attributes. [`attributes!`] declares it once and derives the text form:
-//! fields in declared order, defaults omitted, so that printing and parsing can never drift apart from the struct.
+//! An operation is a struct whose fields are its attributes. [`attributes!`] declares it once and derives the text
+//! form: fields in declared order, defaults omitted, so that printing and parsing can never drift apart from the
+//! struct.
 
 use std::fmt;
 

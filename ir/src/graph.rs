@@ -201,8 +201,9 @@ impl Graph {
         self.len() == 0
     }
 
-    /// Every node after the nodes that it reads; otherwise in creation order. Graphs are acyclic by construction: a node
-    /// reads only what exists. Should a patch have closed a cycle, its nodes are missing here, and [`crate::verify`] says so.
+    /// Every node after the nodes that it reads; otherwise in creation order. Graphs are acyclic by construction: a
+    /// node reads only what exists. Should a patch have closed a cycle, its nodes are missing here, and
+    /// [`crate::verify`] says so.
     pub fn topological(&self) -> Vec<NodeId> {
         use std::{cmp::Reverse, collections::BinaryHeap};
         let mut waiting: HashMap<NodeId, usize> = HashMap::with_capacity(self.len());
@@ -228,7 +229,8 @@ impl Graph {
         order
     }
 
-    /// Lets every reader of `old` read `new`, graph outputs included. [`crate::patch::Patch`] has checked types and cycles.
+    /// Lets every reader of `old` read `new`, graph outputs included. [`crate::patch::Patch`] has checked types and
+    /// cycles.
     pub(crate) fn redirect(&mut self, old: Value, new: Value, except: &[NodeId]) {
         let edges: Vec<_> = self
             .nodes
@@ -253,8 +255,8 @@ impl Graph {
         self.inputs.retain(|id| keep(*id));
     }
 
-    /// Adds a node with the types that are written down, without inference: for the parser, whose text [`crate::verify`]
-    /// judges afterwards, and for tests of the verifier.
+    /// Adds a node with the types that are written down, without inference: for the parser, whose text
+    /// [`crate::verify`] judges afterwards, and for tests of the verifier.
     pub(crate) fn add_unchecked(&mut self, node: Node, operands: &[Value]) -> NodeId {
         let is_input = matches!(node.op, Op::Input(_));
         let id = NodeId(self.nodes.add_node(node));

@@ -2,15 +2,16 @@
 //!
 //! No device, no ONNX, no file format is known here.
 //!
-//! A [`Graph`] holds operations of a closed set ([`ops`], one file each) on typed values. [`text`] is its written form, [`verify()`]
-//! says everything that is wrong with it, [`interpret`] evaluates it exactly and slowly, [`pattern`] finds constructs in it, and
-//! [`passes`] change it.
+//! A [`Graph`] holds operations of a closed set ([`ops`], one file each) on typed values. [`text`] is its written
+//! form, [`verify()`] says everything that is wrong with it, [`interpret`] evaluates it exactly and slowly,
+//! [`pattern`] finds constructs in it, and [`passes`] change it.
 //!
-//! **Architecture Invariant:** passes change a graph through [`Patch`] alone: new operations beside the old, then old values
-//! shunted to new ones of the same type. Nothing is edited in place, so a pass cannot leave a graph that does not type.
+//! **Architecture Invariant:** passes change a graph through [`Patch`] alone: new operations beside the old, then old
+//! values shunted to new ones of the same type. Nothing is edited in place, so a pass cannot leave a graph that does
+//! not type.
 //!
-//! **Architecture Invariant:** everything that is true of an operation on any device stands in its own file. There is no
-//! string dispatch and no registration: exhaustive matches make the compiler the checklist.
+//! **Architecture Invariant:** everything that is true of an operation on any device stands in its own file. There is
+//! no string dispatch and no registration: exhaustive matches make the compiler the checklist.
 
 pub mod attr;
 pub mod builder;

@@ -89,8 +89,8 @@ impl<'g> Patch<'g> {
         Ok(())
     }
 
-    /// Carries out the shunts. The operations of this patch go on reading old values. A new value must not depend on an old
-    /// reader of what it replaces; [`crate::verify`] finds the cycle that would arise.
+    /// Carries out the shunts. The operations of this patch go on reading old values. A new value must not depend on
+    /// an old reader of what it replaces; [`crate::verify`] finds the cycle that would arise.
     pub fn apply(self) {
         for (old, new) in self.shunts {
             self.graph.redirect(old, new, &self.created);

@@ -12,13 +12,13 @@
 //! ```
 //!
 //! `%x` of the header stands for any value, `$w` for a value that is known when the plan is made, `?c` for a number: a
-//! constant whose elements are all equal. A literal is such a constant with that value, within the rounding of its type.
-//! A name that stands twice means the same value or number. An attribute that is written must agree, `axis=?a` captures
-//! it, and what is not written may be anything. Operands of commutative operations match in either order.
+//! constant whose elements are all equal. A literal is such a constant with that value, within the rounding of its
+//! type. A name that stands twice means the same value or number. An attribute that is written must agree, `axis=?a`
+//! captures it, and what is not written may be anything. Operands of commutative operations match in either order.
 //!
 //! Matching starts at the operation that `return` names and goes backwards. Whatever lies between must be read by the
-//! matched operations alone, unless its statement says `shared`. A construct has as many patterns as it has forms. If none
-//! matches, the deepest partial match that contains the `anchor` operation of its pattern is the [`NearMiss`].
+//! matched operations alone, unless its statement says `shared`. A construct has as many patterns as it has forms. If
+//! none matches, the deepest partial match that contains the `anchor` operation of its pattern is the [`NearMiss`].
 
 mod compile;
 mod solve;

@@ -265,8 +265,8 @@ impl Tensor {
     }
 }
 
-/// To f32, inexact values to the neighbour with an odd last bit: rounding that again to a narrower format gives the same as
-/// rounding once (Boldo and Melquiond 2008). `half` looks at the upper 32 bits of an f64 alone.
+/// To f32, inexact values to the neighbour with an odd last bit: rounding that again to a narrower format gives the
+/// same as rounding once (Boldo and Melquiond 2008). `half` looks at the upper 32 bits of an f64 alone.
 fn to_odd(v: f64) -> f32 {
     let near = v as f32;
     if near as f64 == v || near.is_nan() {

@@ -1,5 +1,5 @@
-//! Every case of every operation: types are inferred, the evaluation meets closed forms, and f64 evaluation agrees within
-//! the tolerance that the operation declares.
+//! Every case of every operation: types are inferred, the evaluation meets closed forms, and f64 evaluation agrees
+//! within the tolerance that the operation declares.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,9 +1,9 @@
 //! Every pass on the graphs of its folder: `tests/passes/<pass>/*.ir`.
 //!
-//! A file is one graph. A first line `// pass sla{keep=0.3}` gives options; a line `// bind S=3` gives symbols values for
-//! evaluation (3 by default). The pass runs, the result is verified, swept by `dce` and kept as a snapshot together with
-//! the report. Where the pass promises equal results (see [`Effect`]), the reference evaluator holds it to that on
-//! reproducible inputs.
+//! A file is one graph. A first line `// pass sla{keep=0.3}` gives options; a line `// bind S=3` gives symbols values
+//! for evaluation (3 by default). The pass runs, the result is verified, swept by `dce` and kept as a snapshot
+//! together with the report. Where the pass promises equal results (see [`Effect`]), the reference evaluator holds it
+//! to that on reproducible inputs.
 
 use std::{
     collections::BTreeMap,

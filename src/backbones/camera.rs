@@ -14,7 +14,8 @@ use super::{
 const REFINEMENTS: usize = 4;
 
 /// Refines (translation, quaternion xyzw, vertical and horizontal field of view) of every view: tokens [1, S, 2C] to
-/// [1, S, 9]. Each round modulates the tokens by the last estimate; only the result has its fields of view made positive.
+/// [1, S, 9]. Each round modulates the tokens by the last estimate; only the result has its fields of view made
+/// positive.
 pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim) -> Built {
     let dim = 2 * config.dim;
     let block = Block {

@@ -114,8 +114,8 @@ impl Config {
         }
     }
 
-    /// What published checkpoints store and the graph does not read: name and type. A LayerNorm that several levels of DA3
-    /// share is stored under the name of each; it counts once, under the name that the graph reads.
+    /// What published checkpoints store and the graph does not read: name and type. A LayerNorm that several levels of
+    /// DA3 share is stored under the name of each; it counts once, under the name that the graph reads.
     pub fn unread(&self) -> Vec<(String, ValueType)> {
         match self {
             Self::Vggt(vggt) if vggt.dino_depth == 0 => Vec::new(),

@@ -129,8 +129,8 @@ fn backbone(s: &mut Scope<'_>, config: &Da3, options: &BuildOptions, image: Valu
     camera_and_patches(s, config, views, tokens, &taps)
 }
 
-/// Of taps (local, all) [S, T, C]: patches as concat(local, norm all) without the first token, and the first token of the
-/// last tap as concat(local, all), not normalised.
+/// Of taps (local, all) [S, T, C]: patches as concat(local, norm all) without the first token, and the first token of
+/// the last tap as concat(local, all), not normalised.
 fn camera_and_patches(
     s: &mut Scope<'_>,
     config: &Da3,

@@ -1,7 +1,7 @@
 //! The dense head: four token taps become images of several resolutions, which are fused from coarse to fine.
 //!
-//! Law: Ranftl et al., "Vision Transformers for Dense Prediction", 2021. VGGT and DA3 differ in one sign of life: the skip of
-//! a residual unit is relu(x) in VGGT and x in DA3. DA3 fuses the same four levels a second time for rays.
+//! Law: Ranftl et al., "Vision Transformers for Dense Prediction", 2021. VGGT and DA3 differ in one sign of life: the
+//! skip of a residual unit is relu(x) in VGGT and x in DA3. DA3 fuses the same four levels a second time for rays.
 
 use lite3r_ir::{Value, ops::Add};
 
@@ -110,8 +110,9 @@ impl Dpt {
 
     /// x [S, C, h, w] plus a tenth of the sine-cosine image of the view plane, whose corners lie on the unit circle.
     ///
-    /// The channel quarters are sin x, cos x, sin y, cos y over the frequencies 100^(−4k/C). A channel depends on the column
-    /// or on the row alone, so a strip for each is added, with zeros for the other's channels, in place of a full image.
+    /// The channel quarters are sin x, cos x, sin y, cos y over the frequencies 100^(−4k/C). A channel depends on the
+    /// column or on the row alone, so a strip for each is added, with zeros for the other's channels, in place of a
+    /// full image.
     fn add_plane(&self, s: &mut Scope<'_>, x: Value) -> Built {
         let (c, (rows, columns)) = (s.channels(x), s.size(x));
         let (height, width) = (self.image.0 as f64, self.image.1 as f64);

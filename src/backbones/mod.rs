@@ -1,17 +1,17 @@
 //! VGGT and Depth Anything 3 built as graphs from a configuration: any number of views, any size, published weights.
 //!
-//! The graphs are in recognised form already (LayerNorm, linear, attention with its kind, RoPE, convolutions and resizes are
-//! single operations), and their params bear the names of the published checkpoints. Images are [1, S, 3, H, W]; H and W
-//! are multiples of the patch size 14; the number of views S is a constant or a symbol.
+//! The graphs are in recognised form already (LayerNorm, linear, attention with its kind, RoPE, convolutions and
+//! resizes are single operations), and their params bear the names of the published checkpoints. Images are [1, S, 3,
+//! H, W]; H and W are multiples of the patch size 14; the number of views S is a constant or a symbol.
 //!
 //! | model | input | outputs |
 //! | --- | --- | --- |
 //! | VGGT | `images`, RGB in 0..=1 | `pose_enc` [1,S,9], `depth` [1,S,H,W,1], `depth_conf` [1,S,H,W], `world_points` [1,S,H,W,3], `world_points_conf` |
 //! | DA3 | `image`, RGB after ImageNet normalisation | `depth`, `depth_conf` [1,S,H,W], `ray` [1,S,H·4/7,W·4/7,6], `ray_conf`, `extrinsics` [1,S,3,4] (world to camera), `intrinsics` [1,S,3,3] |
 //!
-//! Laws: Wang et al., "VGGT: Visual Geometry Grounded Transformer", 2025; Lin et al., "Depth Anything 3", 2025; Oquab et al.,
-//! "DINOv2", 2023; Ranftl et al., "Vision Transformers for Dense Prediction", 2021. Not built: the track head of VGGT, the
-//! pose encoder of DA3 (poses given), its Gaussian and metric variants.
+//! Laws: Wang et al., "VGGT: Visual Geometry Grounded Transformer", 2025; Lin et al., "Depth Anything 3", 2025; Oquab
+//! et al., "DINOv2", 2023; Ranftl et al., "Vision Transformers for Dense Prediction", 2021. Not built: the track head
+//! of VGGT, the pose encoder of DA3 (poses given), its Gaussian and metric variants.
 
 mod camera;
 mod config;
@@ -56,7 +56,8 @@ pub struct BuildOptions {
 /// Which view becomes the world frame of DA3. VGGT always takes the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReferenceView {
-    /// The most balanced one, chosen inside the graph from its class tokens; the first where there are fewer than three.
+    /// The most balanced one, chosen inside the graph from its class tokens; the first where there are fewer than
+    /// three.
     Auto,
     /// The first.
     First,

@@ -1,7 +1,7 @@
 //! The reference view of DA3: which view stands first, and the order of views before and after.
 //!
-//! The choice is an argmin over few numbers and decides the world frame, so it is computed in f32 whatever the rest of the
-//! model computes in; `first` or a number takes it out of the graph.
+//! The choice is an argmin over few numbers and decides the world frame, so it is computed in f32 whatever the rest of
+//! the model computes in; `first` or a number takes it out of the graph.
 
 use lite3r_ir::{
     Dim, Value,
@@ -81,8 +81,8 @@ fn in_pieces(s: &mut Scope<'_>, x: Value, parts: [(usize, Dim); 3]) -> Built {
     s.concat(0, &parts)
 }
 
-/// The view whose class token lies nearest the middle in similarity to the others, length, and variance; each measure is
-/// stretched to 0..=1 over the views first.
+/// The view whose class token lies nearest the middle in similarity to the others, length, and variance; each measure
+/// is stretched to 0..=1 over the views first.
 fn chosen(s: &mut Scope<'_>, class: Value, views: usize) -> Built<Order> {
     let c = s.columns(class);
     let square = s.op(Mul {}, &[class, class])?;

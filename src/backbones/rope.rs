@@ -1,8 +1,8 @@
 //! 2-D rotary position embedding: the first half of a head turns with the row, the second with the column.
 //!
-//! In a half of width D/2, channel j pairs with channel j + D/4 and turns by p·100^(−4j/D), j < D/4. Special tokens stand at
-//! (0, 0), the patch in row r and column c at (r + 1, c + 1). Laws: Su et al., "RoFormer", 2021; Heo et al., "Rotary Position
-//! Embedding for Vision Transformer", 2024.
+//! In a half of width D/2, channel j pairs with channel j + D/4 and turns by p·100^(−4j/D), j < D/4. Special tokens
+//! stand at (0, 0), the patch in row r and column c at (r + 1, c + 1). Laws: Su et al., "RoFormer", 2021; Heo et al.,
+//! "Rotary Position Embedding for Vision Transformer", 2024.
 
 use lite3r_ir::{Dim, Value, ops::Rope};
 

@@ -89,8 +89,8 @@ pub(super) fn patch_embed(s: &mut Scope<'_>, module: &str, images: Value, dim: u
     s.transpose(x, &[0, 2, 1])
 }
 
-/// Two versions of a token group, stored as `shape` with [2, n, C] elements, for every view [S, n, C]: version 0 for the
-/// first view, version 1 for the others.
+/// Two versions of a token group, stored as `shape` with [2, n, C] elements, for every view [S, n, C]: version 0 for
+/// the first view, version 1 for the others.
 pub(super) fn per_view_tokens(s: &mut Scope<'_>, name: &str, shape: &[usize], views: &Dim) -> Built {
     let (c, n) = (shape[shape.len() - 1], shape[2..shape.len() - 1].iter().product::<usize>());
     let stored = s.param(name.to_string(), shape);

@@ -9,11 +9,12 @@ use crate::{
 
 /// What the checkpoints of DA3 put before every name.
 const PREFIX: &str = "model.";
-/// The LayerNorm that all ray levels of DA3 share, which writers that store shared tensors once may keep under any level.
+/// The LayerNorm that all ray levels of DA3 share, which writers that store shared tensors once may keep under any
+/// level.
 const SHARED: &str = ".output_conv2_aux.3.2.";
 
-/// The weights that a graph reads, under the names of its params. They stay where they lie; only those of another element
-/// type than the param are converted.
+/// The weights that a graph reads, under the names of its params. They stay where they lie; only those of another
+/// element type than the param are converted.
 ///
 /// Errors: `weights.mismatch` with every param that is missing or has another shape.
 pub fn adopt(graph: &Graph, weights: &Weights) -> Result<Weights> {

@@ -102,8 +102,8 @@ pub struct StepRun<'s> {
     pub time: Duration,
 }
 
-/// The operations by targets as a Markdown table: each kernel with the element types of the first floating-point operand for
-/// which it is the first choice. What a row refuses beside the type falls to the next.
+/// The operations by targets as a Markdown table: each kernel with the element types of the first floating-point
+/// operand for which it is the first choice. What a row refuses beside the type falls to the next.
 pub fn coverage_table(targets: &[&dyn Target]) -> String {
     use std::fmt::Write;
     let mut table = String::from("| operation |");

@@ -1,7 +1,7 @@
 //! The command lines: what `lite3r-compile` and `lite3r` understand, print and exit with.
 //!
-//! Results go to standard output, everything else to standard error. Exit codes: 0 ok, 2 usage, 3 unsupported model, 4 bad
-//! file, 5 device or memory, 6 accuracy gate.
+//! Results go to standard output, everything else to standard error. Exit codes: 0 ok, 2 usage, 3 unsupported model, 4
+//! bad file, 5 device or memory, 6 accuracy gate.
 
 pub mod compare;
 pub mod compile;

@@ -9,8 +9,8 @@
 //! Attentions are told apart before symbols are bound, because afterwards sizes could mislead: at one view, global
 //! attention has the shape of frame attention. Every entry of a plan is rewritten by itself; weights are shared.
 //!
-//! **Architecture Invariant:** what runs, in which order and with which options is text ([`pipeline`]), so that a command
-//! line can print it, stop in it, or replace it.
+//! **Architecture Invariant:** what runs, in which order and with which options is text ([`pipeline`]), so that a
+//! command line can print it, stop in it, or replace it.
 
 pub mod meta;
 pub mod options;

@@ -187,7 +187,8 @@ impl Layer {
     }
 }
 
-/// `global=sla{keep=0.1}`, `global.3=dense`, `global.global_blocks.7.=dense`, `frame=dense`: what becomes of the attentions of one kind.
+/// `global=sla{keep=0.1}`, `global.3=dense`, `global.global_blocks.7.=dense`, `frame=dense`: what becomes of the
+/// attentions of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionRule {
     /// Which kind.

@@ -1,5 +1,5 @@
-//! The demonstration: a rendered scene with exact depth and cameras, a small trained backbone, dense and rewritten, and a
-//! report of both against the truth.
+//! The demonstration: a rendered scene with exact depth and cameras, a small trained backbone, dense and rewritten,
+//! and a report of both against the truth.
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 

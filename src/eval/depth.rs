@@ -76,8 +76,8 @@ impl Protocol {
 
     /// Measures the predicted depths of the views of one scene.
     ///
-    /// Errors: `eval.depth` where numbers of views or pixels differ, no pixel has a true depth, a prediction under a true
-    /// depth is not finite, or the alignment has no scale.
+    /// Errors: `eval.depth` where numbers of views or pixels differ, no pixel has a true depth, a prediction under a
+    /// true depth is not finite, or the alignment has no scale.
     pub fn measure(&self, predicted: &[&[f32]], truth: &[&[f32]]) -> Result<DepthMetrics> {
         let views = pixels(predicted, truth)?;
         let views = match self.scope {

@@ -1,10 +1,10 @@
 //! Pose accuracy over pairs of views.
 //!
 //! The relative motion of a pair is E_j E_i⁻¹ with world-to-camera E, so nothing depends on either world frame, nor the
-//! direction of translation on scale. Rotation error: the angle of R_predᵀ R_true. Translation error: the angle between the
-//! directions of translation. The area under the accuracy curve at N degrees takes the larger of both a pair:
-//! with one-degree bins, the mean over k = 1..=N of the share of pairs with an error below k (the last bin closed).
-//! Laws: Wang et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
+//! direction of translation on scale. Rotation error: the angle of R_predᵀ R_true. Translation error: the angle
+//! between the directions of translation. The area under the accuracy curve at N degrees takes the larger of both a
+//! pair: with one-degree bins, the mean over k = 1..=N of the share of pairs with an error below k (the last bin
+//! closed). Laws: Wang et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
 
 use serde::Serialize;
 

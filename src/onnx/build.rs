@@ -24,8 +24,8 @@ use crate::{
     weights::{Weight, Weights},
 };
 
-/// Up to how many elements a result is computed during the import. Shape arithmetic and small tables are; large tables are
-/// left to passes and the plan maker, which compute equal ones once.
+/// Up to how many elements a result is computed during the import. Shape arithmetic and small tables are; large tables
+/// are left to passes and the plan maker, which compute equal ones once.
 const EAGER: usize = 1 << 15;
 
 /// Up to how many elements a nameless table is a constant and not a weight.

@@ -11,23 +11,24 @@
 //! 1. `load`: the file is mapped and decoded without copying tensors; structure is checked (one producer a value, no
 //!    cycle, nothing missing).
 //! 2. `check`: every node that an output needs is looked up; all operators without a converter are reported at once.
-//! 3. `tensor`, `external`: initialisers become weights by reference, identical ones stored once. External data must lie
-//!    in the folder of the model.
+//! 3. `tensor`, `external`: initialisers become weights by reference, identical ones stored once. External data must
+//! lie in the folder of the model.
 //! 4. `ops`: nodes are converted in order, one family of operators a file.
 //!
-//! **What is known is computed at once** (`known`). Shape arithmetic runs on the host with dimensions as polynomials, so
-//! `Shape`, `Gather`, `Concat`, `Mul` … leave no operation behind and a `Reshape` gets its dimensions as attributes, bound or
-//! not. A symbol that flows into data becomes a [`lite3r_ir::ops::Range`]. Only where a shape itself cannot be written as a
-//! polynomial must symbols be bound before the import: [`ImportOptions::bindings`].
+//! **What is known is computed at once** (`known`). Shape arithmetic runs on the host with dimensions as polynomials,
+//! so `Shape`, `Gather`, `Concat`, `Mul` … leave no operation behind and a `Reshape` gets its dimensions as
+//! attributes, bound or not. A symbol that flows into data becomes a [`lite3r_ir::ops::Range`]. Only where a shape
+//! itself cannot be written as a polynomial must symbols be bound before the import: [`ImportOptions::bindings`].
 //!
-//! **Params and constants.** Floating-point initialisers become `Param` nodes that keep dotted module names; a nameless one
-//! (`onnx::MatMul_31`, `val_7`) is called after the module of its first reader: `aggregator.frame_blocks.0.attn.qkv.weight_t`
-//! (`_t`: stored [in, out]). Integers, f64 tables, scalars and nameless tables of up to 16 elements are `Constant` nodes.
-//! The origin of every operation is the name of its ONNX node, with the module path in front where the file knows one.
+//! **Params and constants.** Floating-point initialisers become `Param` nodes that keep dotted module names; a
+//! nameless one (`onnx::MatMul_31`, `val_7`) is called after the module of its first reader:
+//! `aggregator.frame_blocks.0.attn.qkv.weight_t` (`_t`: stored [in, out]). Integers, f64 tables, scalars and nameless
+//! tables of up to 16 elements are `Constant` nodes. The origin of every operation is the name of its ONNX node, with
+//! the module path in front where the file knows one.
 //!
 //! Errors have kind `Unsupported` (`onnx.unsupported_op`, `onnx.unsupported_opset`, `onnx.unsupported`), `BadFile`
-//! (`onnx.decode`, `onnx.structure`, `onnx.tensor`, `onnx.external_data`, `onnx.node`) or `Usage` (`onnx.unknown_output`,
-//! `onnx.unknown_symbol`), and list every problem of their kind.
+//! (`onnx.decode`, `onnx.structure`, `onnx.tensor`, `onnx.external_data`, `onnx.node`) or `Usage`
+//! (`onnx.unknown_output`, `onnx.unknown_symbol`), and list every problem of their kind.
 
 mod build;
 mod check;
@@ -58,8 +59,8 @@ pub struct ImportOptions {
     pub bindings: Bindings,
     /// Only these outputs, and what they need; empty: all.
     pub outputs: Vec<String>,
-    /// Missing files of external data are no error: their tensors become params without weights, as for graphs published
-    /// without weights. [`crate::weights::random`] can fill them.
+    /// Missing files of external data are no error: their tensors become params without weights, as for graphs
+    /// published without weights. [`crate::weights::random`] can fill them.
     pub allow_missing_data: bool,
 }
 

@@ -4,8 +4,8 @@ use lite3r_ir::{Dim, Op, ValueType};
 
 use super::ALIGN;
 
-/// Where each result begins within the operand, in bytes; `None` where an operation moves something, or a view would not
-/// be aligned. Types are static and as the operation infers them.
+/// Where each result begins within the operand, in bytes; `None` where an operation moves something, or a view would
+/// not be aligned. Types are static and as the operation infers them.
 pub fn offsets(op: &Op, operands: &[ValueType], results: &[ValueType]) -> Option<Vec<u64>> {
     let [x] = operands else { return None };
     let shape = x.dims()?;

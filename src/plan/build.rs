@@ -35,9 +35,9 @@ pub struct EntrySource {
     pub graph: Graph,
 }
 
-/// Plans graphs that share weights. Errors, each with every problem: `plan.graph` for graphs that are not sound, static or
-/// free of f64, `plan.gap` for operations that the target has no kernel for, `weights.missing` for weights that are not
-/// given or of another type.
+/// Plans graphs that share weights. Errors, each with every problem: `plan.graph` for graphs that are not sound,
+/// static or free of f64, `plan.gap` for operations that the target has no kernel for, `weights.missing` for weights
+/// that are not given or of another type.
 pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, meta: Meta) -> Result<Plan> {
     let faults: Vec<String> = entries.iter().flat_map(|e| faults(&e.graph)).collect();
     if !faults.is_empty() {
@@ -65,8 +65,8 @@ pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, me
     Plan::new(header, collected.weights)
 }
 
-/// Why a graph cannot be planned. What is computed once, when the plan is made, may use f64 as long as no operation that
-/// runs later reads it.
+/// Why a graph cannot be planned. What is computed once, when the plan is made, may use f64 as long as no operation
+/// that runs later reads it.
 fn faults(graph: &Graph) -> Vec<String> {
     let Err(errors) = verify_with(graph, &verify::Options { lowerable: true }) else { return Vec::new() };
     let fixed = dce::weight_time(graph);

@@ -1,9 +1,10 @@
 //! Whether a plan means something, decided without the planner.
 //!
-//! Every entry is walked in order with a map from arena bytes to the value that was written there last. A step is sound if
-//! each operand still lies where it was written, whole; if results and scratch overlap neither operands nor each other; and
-//! if the operation infers exactly the recorded types. Types are static and without f64, places aligned and inside the
-//! arena, outputs intact at the end. Devices hand out disjoint slices of one allocation on the strength of this.
+//! Every entry is walked in order with a map from arena bytes to the value that was written there last. A step is
+//! sound if each operand still lies where it was written, whole; if results and scratch overlap neither operands nor
+//! each other; and if the operation infers exactly the recorded types. Types are static and without f64, places
+//! aligned and inside the arena, outputs intact at the end. Devices hand out disjoint slices of one allocation on the
+//! strength of this.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -11,8 +11,8 @@
 //!               weights in order, each followed by zeros up to a multiple of 256
 //! ```
 //!
-//! Offsets in the header count from the start of the data. A weight is embedded, or a range of another file that is named
-//! without its folder; both carry their BLAKE3. The hashes detect damage; they do not say who made the plan.
+//! Offsets in the header count from the start of the data. A weight is embedded, or a range of another file that is
+//! named without its folder; both carry their BLAKE3. The hashes detect damage; they do not say who made the plan.
 //! There is one way to write a plan down, and whatever differs is an error: other padding, gaps, trailing bytes.
 
 use std::{

@@ -1,7 +1,7 @@
 //! The arena: an offset for every storage, so that no two that are in use together overlap.
 //!
-//! Offset assignment greedy by size (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020):
-//! the largest first, each into the smallest gap between those already placed that are in use with it.
+//! Offset assignment greedy by size (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference",
+//! 2020): the largest first, each into the smallest gap between those already placed that are in use with it.
 
 use super::{ALIGN, schedule::Lifetime};
 

@@ -1,7 +1,7 @@
 //! The order of execution, chosen to keep memory low.
 //!
-//! Finding the best order is NP-hard. Three orders are made in near-linear time and the one with the lowest peak is taken:
-//! the order of the graph, depth first from the results, and greedy by the bytes that a task frees.
+//! Finding the best order is NP-hard. Three orders are made in near-linear time and the one with the lowest peak is
+//! taken: the order of the graph, depth first from the results, and greedy by the bytes that a task frees.
 
 use std::{
     cmp::Reverse,
@@ -168,8 +168,8 @@ fn greedy(tasks: &[Task], storages: &[Storage]) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// Eight branches that each blow up and shrink again: side by side they need eight large storages, one after the other
-    /// only one.
+    /// Eight branches that each blow up and shrink again: side by side they need eight large storages, one after the
+    /// other only one.
     #[test]
     fn branches_run_one_after_the_other() {
         let (mut tasks, mut storages) = (Vec::new(), vec![Storage { bytes: 1, kept: false }]);

@@ -1,9 +1,9 @@
 //! Weight-time values: what depends on params and constants alone is computed once, group by group.
 //!
-//! The weight-time parts of all entries are merged into one graph in which equal expressions are one node (hash consing),
-//! so entries share what they have in common. Values that the run-time parts read become weights of the plan: params and
-//! constants as they are, everything else by evaluation on the CPU. Expressions that share a node form a group; groups
-//! are evaluated in parallel within a budget of memory, and their results handed out one by one.
+//! The weight-time parts of all entries are merged into one graph in which equal expressions are one node (hash
+//! consing), so entries share what they have in common. Values that the run-time parts read become weights of the
+//! plan: params and constants as they are, everything else by evaluation on the CPU. Expressions that share a node
+//! form a group; groups are evaluated in parallel within a budget of memory, and their results handed out one by one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -55,8 +55,8 @@ impl PlanWeights {
         Self { held: weights.into_iter().map(Some).collect(), derived: Derived::default() }
     }
 
-    /// Hands out every weight once, in order of the index. Errors: `plan.weights` where an evaluation fails, and those of
-    /// `take`.
+    /// Hands out every weight once, in order of the index. Errors: `plan.weights` where an evaluation fails, and those
+    /// of `take`.
     pub fn stream(&self, take: &mut dyn FnMut(usize, Bytes<'_>) -> Result<()>) -> Result<()> {
         let at_hand = self.held.iter().take_while(|w| w.is_some()).flatten().enumerate();
         at_hand.into_iter().try_for_each(|(index, weight)| take(index, Bytes::Held(weight)))?;

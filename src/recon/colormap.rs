@@ -1,8 +1,8 @@
 //! A perceptual colour map: dark violet over red and orange to pale yellow.
 //!
-//! Made in OKLCH (Ottosson, "A perceptual color space for image processing", 2020): lightness rises linearly, the hue turns
-//! from 285 through 360 to 465 degrees, and chroma is as large as sRGB allows up to 0.17. Equal steps look equally large,
-//! and the map stays readable in grey.
+//! Made in OKLCH (Ottosson, "A perceptual color space for image processing", 2020): lightness rises linearly, the hue
+//! turns from 285 through 360 to 465 degrees, and chroma is as large as sRGB allows up to 0.17. Equal steps look
+//! equally large, and the map stays readable in grey.
 
 use std::sync::LazyLock;
 
@@ -17,8 +17,8 @@ pub fn map(value: f64) -> [u8; 3] {
     TABLE[(value.clamp(0.0, 1.0) * 255.0).round() as usize]
 }
 
-/// The depths that [`depth_image`] spreads the map over: the 2nd and the 98th percentile of all pixels of the views that
-/// have depth; `None` if there are none.
+/// The depths that [`depth_image`] spreads the map over: the 2nd and the 98th percentile of all pixels of the views
+/// that have depth; `None` if there are none.
 pub fn depth_range<'a>(views: impl IntoIterator<Item = &'a View>) -> Option<[f32; 2]> {
     let mut depths: Vec<f32> = views.into_iter().flat_map(|v| v.depth.iter().copied().filter(|d| *d > 0.0)).collect();
     let last = depths.len().checked_sub(1)?;

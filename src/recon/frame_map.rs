@@ -43,8 +43,8 @@ impl FrameMap {
         self
     }
 
-    /// The sample position (pixel centres at whole numbers) in the frame of the original pixel `index` of an axis; `None`
-    /// where the frame does not show that pixel.
+    /// The sample position (pixel centres at whole numbers) in the frame of the original pixel `index` of an axis;
+    /// `None` where the frame does not show that pixel.
     pub fn sample(&self, axis: usize, index: u32) -> Option<f64> {
         let position = (index as f64 + 0.5) * self.scale[axis] + self.offset[axis];
         (0.0..=self.processed[axis] as f64).contains(&position).then_some(position - 0.5)

@@ -1,8 +1,9 @@
-//! A report as one HTML page that loads nothing: input views, depth and error maps, tables, and point clouds that one turns
-//! with the mouse.
+//! A report as one HTML page that loads nothing: input views, depth and error maps, tables, and point clouds that one
+//! turns with the mouse.
 //!
-//! The page is `html/report.html` with `report.css`, `report.js` and the data put in. Every cloud is shown in the frame of
-//! its first camera and divided by its median depth, so that runs with different scales lie on top of each other.
+//! The page is `html/report.html` with `report.css`, `report.js` and the data put in. Every cloud is shown in the
+//! frame of its first camera and divided by its median depth, so that runs with different scales lie on top of each
+//! other.
 
 mod cloud;
 mod sheet;

@@ -51,7 +51,8 @@ impl Picture {
         self.rgb.height()
     }
 
-    /// The picture composited on white, (v a + 255 (255 - a)) / 255 to the nearest: what Pillow's `alpha_composite` gives.
+    /// The picture composited on white, (v a + 255 (255 - a)) / 255 to the nearest: what Pillow's `alpha_composite`
+    /// gives.
     pub fn on_white(&self) -> RgbImage {
         let mut out = self.rgb.clone();
         if let Some(alpha) = &self.alpha {
@@ -68,8 +69,8 @@ impl Picture {
 /// before `10.png`), without its subfolders and hidden files.
 ///
 /// # Errors
-/// `recon.images` with every problem: files that are missing, cannot be read, are not images, are empty or have no pixels,
-/// folders without images, pictures in formats that are not supported.
+/// `recon.images` with every problem: files that are missing, cannot be read, are not images, are empty or have no
+/// pixels, folders without images, pictures in formats that are not supported.
 pub fn load_images<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Picture>> {
     let mut problems = Vec::new();
     let mut files = Vec::new();
@@ -100,8 +101,8 @@ pub fn load_images<P: AsRef<Path>>(paths: &[P]) -> Result<Vec<Picture>> {
     Ok(pictures)
 }
 
-/// Gives every picture the mask of the same name in `folder`: `x.png`, or `x.jpg.png`, for the picture `x.jpg`. Black drops
-/// a pixel, anything else keeps it. A picture without a mask is kept whole. Returns how many pictures got one.
+/// Gives every picture the mask of the same name in `folder`: `x.png`, or `x.jpg.png`, for the picture `x.jpg`. Black
+/// drops a pixel, anything else keeps it. A picture without a mask is kept whole. Returns how many pictures got one.
 ///
 /// # Errors
 /// `recon.masks` with every problem: unreadable files, a mask whose size is not that of its picture, no mask that fits.

@@ -80,7 +80,8 @@ impl Reconstruction {
     }
 }
 
-/// Selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S): exactly `want` of `left` items, in order, each equally likely.
+/// Selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S): exactly `want` of `left` items, in order, each equally
+/// likely.
 struct Draw {
     left: usize,
     want: usize,

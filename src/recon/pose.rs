@@ -1,8 +1,8 @@
 //! Cameras: what the models return, decoded.
 //!
-//! One convention everywhere: poses are camera from world, axes as in OpenCV (x right, y down, z forward), and the world is
-//! the one the model chose (for VGGT the frame of its first view). Pixels are whole numbers at sample positions: a pixel
-//! (u, v) of depth d is the camera-frame point d ((u - cx) / fx, (v - cy) / fy, 1).
+//! One convention everywhere: poses are camera from world, axes as in OpenCV (x right, y down, z forward), and the
+//! world is the one the model chose (for VGGT the frame of its first view). Pixels are whole numbers at sample
+//! positions: a pixel (u, v) of depth d is the camera-frame point d ((u - cx) / fx, (v - cy) / fy, 1).
 
 use lite3r_ir::Tensor;
 
@@ -120,8 +120,8 @@ impl Pose {
 /// A view's pose and its intrinsics in pixels of the processed frame.
 pub type Camera = (Pose, Intrinsics);
 
-/// VGGT's encoding `[.., S, 9]`: translation, quaternion x y z w, vertical and horizontal field of view, camera from world.
-/// The principal point is the middle of the frame.
+/// VGGT's encoding `[.., S, 9]`: translation, quaternion x y z w, vertical and horizontal field of view, camera from
+/// world. The principal point is the middle of the frame.
 ///
 /// # Errors
 /// `recon.pose` with every view whose encoding is not finite, has a zero quaternion or a field of view outside 0 to pi.
@@ -164,7 +164,8 @@ fn decode_encoding(encoding: &Tensor, width: u32, height: u32, fix: impl Fn(Pose
 /// DA3's `extrinsics` `[.., S, 3 or 4, 4]`, camera from world, and `intrinsics` `[.., S, 3, 3]` in pixels of the frame.
 ///
 /// # Errors
-/// `recon.pose` with every view whose matrices are not finite, whose rotation is none, or whose focal lengths are not positive.
+/// `recon.pose` with every view whose matrices are not finite, whose rotation is none, or whose focal lengths are not
+/// positive.
 pub fn decode_matrices(extrinsics: &Tensor, intrinsics: &Tensor) -> Result<Vec<Camera>> {
     let rows = match extrinsics.shape() {
         [.., rows @ (3 | 4), 4] => *rows,

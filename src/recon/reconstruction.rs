@@ -48,7 +48,8 @@ pub struct View {
     pub label: String,
     /// The picture, at its original resolution like everything here.
     pub image: RgbImage,
-    /// Depth along the optical axis, row by row; 0 where the model did not see the pixel or returned nothing finite and positive.
+    /// Depth along the optical axis, row by row; 0 where the model did not see the pixel or returned nothing finite
+    /// and positive.
     pub depth: Vec<f32>,
     /// Confidence, larger is surer; all ones if the model returns none.
     pub confidence: Vec<f32>,
@@ -91,13 +92,13 @@ pub struct Reconstruction {
 impl Reconstruction {
     /// From the outputs of a model by name.
     ///
-    /// `depth` [1,S,H,W] or [1,S,H,W,1] and `depth_conf` [1,S,H,W], with cameras by `family`. A model without `depth` but
-    /// with `world_points` [1,S,H,W,3] (and `world_points_conf`) gives the depth of those points in the frames of its cameras.
-    /// Without a confidence output every pixel counts as equally sure. The first dimension may be missing.
+    /// `depth` [1,S,H,W] or [1,S,H,W,1] and `depth_conf` [1,S,H,W], with cameras by `family`. A model without `depth`
+    /// but with `world_points` [1,S,H,W,3] (and `world_points_conf`) gives the depth of those points in the frames of
+    /// its cameras. Without a confidence output every pixel counts as equally sure. The first dimension may be missing.
     ///
     /// # Errors
-    /// `recon.outputs` with every output that is missing, `recon.shape` with every shape that does not fit the frames, and
-    /// the errors of the pose decoders.
+    /// `recon.outputs` with every output that is missing, `recon.shape` with every shape that does not fit the frames,
+    /// and the errors of the pose decoders.
     pub fn from_outputs(
         outputs: &BTreeMap<String, Tensor>,
         prepared: &Prepared,
@@ -225,8 +226,8 @@ impl Maps<'_> {
 
 /// A map of the frame read at every original pixel, bilinearly; 0 outside the frame.
 ///
-/// With `edges`, where the four neighbours differ by more than a tenth, or one of them is no depth, the nearest one is taken:
-/// blending a near and a far surface would make points that lie on neither.
+/// With `edges`, where the four neighbours differ by more than a tenth, or one of them is no depth, the nearest one is
+/// taken: blending a near and a far surface would make points that lie on neither.
 fn to_original(map: &[f32], frame: &FrameMap, edges: bool) -> Vec<f32> {
     let [width, height] = frame.original;
     let row_len = frame.processed[0] as usize;

@@ -1,11 +1,11 @@
 //! Procedural scenes: textured spheres, boxes and cylinders in a room or on open ground, seen by several cameras.
 //!
-//! Every pixel is an analytic ray intersection, so depth and cameras are exact. A scene depends on (seed, index) alone, and
-//! the camera of a view on its number alone: the same on every machine and for every number of views.
+//! Every pixel is an analytic ray intersection, so depth and cameras are exact. A scene depends on (seed, index)
+//! alone, and the camera of a view on its number alone: the same on every machine and for every number of views.
 //!
-//! World: z up, the ground is z = 0, objects stand near the origin, cameras stand on an arc around them and look at them.
-//! Cameras follow [`crate::geometry`]; depth is measured along the z axis of the camera. The distributions are those that the
-//! small backbone of this repository was trained on.
+//! World: z up, the ground is z = 0, objects stand near the origin, cameras stand on an arc around them and look at
+//! them. Cameras follow [`crate::geometry`]; depth is measured along the z axis of the camera. The distributions are
+//! those that the small backbone of this repository was trained on.
 
 mod normalise;
 mod primitives;

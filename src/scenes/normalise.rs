@@ -1,4 +1,5 @@
-//! The normalisation that VGGT trains with: the first camera is the world, and the mean distance of the points to it is one.
+//! The normalisation that VGGT trains with: the first camera is the world, and the mean distance of the points to it
+//! is one.
 
 use super::Rendered;
 use crate::{

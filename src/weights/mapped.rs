@@ -26,8 +26,8 @@ impl MappedFile {
         if length.len() == 0 {
             return Ok(Self { path: path.into(), bytes: Bytes::new() });
         }
-        // SAFETY: the mapping is private and read-only. That nobody truncates the file while it is mapped is a condition of
-        // use that the documentation of `lite3r` states; every reader of mapped weights relies on it.
+        // SAFETY: the mapping is private and read-only. That nobody truncates the file while it is mapped is a
+        // condition of use that the documentation of `lite3r` states; every reader of mapped weights relies on it.
         #[allow(unsafe_code)]
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot be mapped", &e))?;
         Ok(Self { path: path.into(), bytes: Bytes::from_owner(map) })

@@ -46,8 +46,8 @@ enum Source {
 }
 
 impl Weight {
-    /// A range of a mapped file, little-endian and row-major; `None` if the range lies outside the file or its length does
-    /// not fit the type.
+    /// A range of a mapped file, little-endian and row-major; `None` if the range lies outside the file or its length
+    /// does not fit the type.
     pub fn mapped(ty: ValueType, file: Arc<MappedFile>, range: Range<usize>) -> Option<Self> {
         let fits = range.end <= file.bytes().len() && ty.bytes() == Some(range.end.checked_sub(range.start)?);
         fits.then_some(Self { ty, source: Source::Mapped { file, range } })
@@ -58,8 +58,8 @@ impl Weight {
         Self { ty: tensor.value_type(), source: Source::Owned(tensor) }
     }
 
-    /// The bytes, little-endian and row-major. Mapped bytes need not be aligned. Random weights are kept from here on; prefer
-    /// [`Weight::tensor`].
+    /// The bytes, little-endian and row-major. Mapped bytes need not be aligned. Random weights are kept from here on;
+    /// prefer [`Weight::tensor`].
     pub fn bytes(&self) -> &[u8] {
         match &self.source {
             Source::Mapped { file, range } => &file.bytes()[range.clone()],
@@ -149,8 +149,9 @@ impl Weights {
     }
 }
 
-/// Random weights for all params of a graph, by name: the same for the same seed on every machine. Matrices and kernels have
-/// deviation 1/√inputs, normalisations are near one, biases small; integers are zero. Nothing is computed before it is read.
+/// Random weights for all params of a graph, by name: the same for the same seed on every machine. Matrices and
+/// kernels have deviation 1/√inputs, normalisations are near one, biases small; integers are zero. Nothing is computed
+/// before it is read.
 pub fn random(graph: &Graph, seed: u64) -> Weights {
     let mut weights = Weights::default();
     weights.complete(graph, seed);

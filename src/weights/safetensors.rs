@@ -15,9 +15,9 @@ use crate::{Error, Kind, Result};
 
 /// Opens a `.safetensors` file, or the `.index.json` of several that lie beside it. The weights map the files.
 ///
-/// Errors: `file.io`; `safetensors.header` for a file that is not whole or not consistent; `safetensors.dtype` with every
-/// tensor whose element type lite3r does not have; `safetensors.index` for an index that is not one, that names files
-/// elsewhere, or that does not fit its files.
+/// Errors: `file.io`; `safetensors.header` for a file that is not whole or not consistent; `safetensors.dtype` with
+/// every tensor whose element type lite3r does not have; `safetensors.index` for an index that is not one, that names
+/// files elsewhere, or that does not fit its files.
 pub fn open(path: &Path) -> Result<Weights> {
     if path.extension().is_some_and(|e| e == "json") {
         return open_index(path);

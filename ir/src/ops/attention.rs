@@ -10,7 +10,8 @@ use crate::{
 };
 
 crate::word_enum! {
-    /// What an attention of a reconstruction transformer looks over. Set by the pass `attention_kinds`; changes no result.
+    /// What an attention of a reconstruction transformer looks over. Set by the pass `attention_kinds`; changes no
+    /// result.
     pub enum AttentionKind {
         /// Not told apart yet, or a model without views.
         Unknown = "unknown",
@@ -32,10 +33,12 @@ crate::attributes! {
         pub scale: f64,
         /// What it looks over.
         pub kind: AttentionKind = AttentionKind::Unknown,
-        /// How many views the sequence joins; its N tokens are `views` runs of N / `views`, special tokens first in each.
+        /// How many views the sequence joins; its N tokens are `views` runs of N / `views`, special tokens first in
+        /// each.
         pub views: Dim = 1,
-        /// The runs of a sequence that the pass `token_layout` has ordered, as [`super::blocks`] reads them: all special
-        /// tokens, then one run a view. Empty: as the model orders it. Changes no result; sparse attention cuts its blocks by it.
+        /// The runs of a sequence that the pass `token_layout` has ordered, as [`super::blocks`] reads them: all
+        /// special tokens, then one run a view. Empty: as the model orders it. Changes no result; sparse attention
+        /// cuts its blocks by it.
         pub runs: Vec<usize> = [],
     }
 }

@@ -17,12 +17,13 @@ use crate::{
 
 crate::attributes! {
     /// q [B, H, N, D], k [B, H, M, D], v [B, H, M, E] and the lists of `block_route` to o [B, H, N, E] and lse f32
-    /// [B, H, N]. A row of query block i takes the softmax of scale·q·k over the keys of the blocks in list i and the mean of
-    /// their values under it; lse is the natural logarithm of its sum of exponentials.
+    /// [B, H, N]. A row of query block i takes the softmax of scale·q·k over the keys of the blocks in list i and the
+    /// mean of their values under it; lse is the natural logarithm of its sum of exponentials.
     ///
     /// With `centroid` = c there are operands ck [B, H, C, D] and cv [B, H, C, E], the `block_mean` of k and v over
-    /// blocks of c tokens under the same runs. Every centroid outside the listed key blocks enters the same softmax as one more key
-    /// with score scale·q·ck + ln n and value cv, n the number of tokens in it. c divides `block_k`, so a centroid is wholly inside or outside.
+    /// blocks of c tokens under the same runs. Every centroid outside the listed key blocks enters the same softmax as
+    /// one more key with score scale·q·ck + ln n and value cv, n the number of tokens in it. c divides `block_k`, so a
+    /// centroid is wholly inside or outside.
     pub struct BlockAttention {
         /// Tokens a query block.
         pub block_q: usize,
@@ -160,7 +161,8 @@ impl OpDef for BlockAttention {
             let centroids = if op.centroid > 0 { vec![mean(&k), mean(&v)] } else { Vec::new() };
             [vec![wave(1), k, v, idx, cnt], centroids].concat()
         };
-        // One query, keys in blocks of one; list [2], centroids of the others weigh as themselves: lse = ln 3, o = mean.
+        // One query, keys in blocks of one; list [2], centroids of the others weigh as themselves: lse = ln 3, o =
+        // mean.
         let line = |v: Vec<f32>| Tensor::from_f32(&[1, 1, v.len(), 1], v);
         let list = |v: i64, shape: &[usize]| Tensor::from_i64(DType::I32, shape, &[v]);
         let values = line(vec![3.0, 6.0, 9.0]);

@@ -60,9 +60,10 @@ crate::word_enum! {
 
 crate::attributes! {
     /// q [B, H, N, D] and k [B, H, M, D] to lists idx i32 [B, H, Tq, L] and cnt i32 [B, H, Tq], Tq the number of query
-    /// blocks. List i holds what is always kept, then the blocks with the highest scores until there are `kept`, equal scores by the
-    /// lower number; if more than `kept` are always kept, all of those and no more. Its first `cnt` entries are block
-    /// numbers in ascending order, the rest is −1; L is the longest list that the attributes allow. Scores are computed wide and compared as f32.
+    /// blocks. List i holds what is always kept, then the blocks with the highest scores until there are `kept`, equal
+    /// scores by the lower number; if more than `kept` are always kept, all of those and no more. Its first `cnt`
+    /// entries are block numbers in ascending order, the rest is −1; L is the longest list that the attributes allow.
+    /// Scores are computed wide and compared as f32.
     pub struct BlockRoute {
         /// Tokens a query block.
         pub block_q: usize,

@@ -7,8 +7,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// The same numbers in another element type: floats round to nearest even (saturating in the 8-bit formats), floats to
-    /// integers truncate, anything but zero is true.
+    /// The same numbers in another element type: floats round to nearest even (saturating in the 8-bit formats),
+    /// floats to integers truncate, anything but zero is true.
     pub struct Cast {
         /// The new element type.
         pub to: DType,

@@ -10,7 +10,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// y = act(x ∗ w + b) + residual with zero padding: x [N, I, H, W], w [O, I/groups, kh, kw], b [O], residual like y.
+    /// y = act(x ∗ w + b) + residual with zero padding: x [N, I, H, W], w [O, I/groups, kh, kw], b [O], residual like
+    /// y.
     pub struct Conv2d {
         /// Rows and columns between neighbours.
         pub strides: Vec<usize> = [1, 1],

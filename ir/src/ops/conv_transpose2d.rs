@@ -8,7 +8,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// y[n, o, i·s + k·dilation − pad] += x[n, c, i]·w[c, o, k], plus b: x [N, I, H, W], w [I, O/groups, kh, kw], b [O].
+    /// y[n, o, i·s + k·dilation − pad] += x[n, c, i]·w[c, o, k], plus b: x [N, I, H, W], w [I, O/groups, kh, kw], b
+    /// [O].
     pub struct ConvTranspose2d {
         /// Rows and columns between stamps.
         pub strides: Vec<usize> = [1, 1],

@@ -46,8 +46,8 @@ macro_rules! unary {
     };
 }
 
-/// Declares an elementwise operation with two operands of one type: `binary!(Add, "add", |a, b| a + b, i64::wrapping_add,
-/// [(a, b, y), ...])`.
+/// Declares an elementwise operation with two operands of one type: `binary!(Add, "add", |a, b| a + b,
+/// i64::wrapping_add, [(a, b, y), ...])`.
 #[macro_export]
 macro_rules! binary {
     ($(#[$meta:meta])* $variant:ident, $name:literal, $real:expr, $integer:expr, $result:expr, [$($known:expr),* $(,)?]) => {

@@ -12,8 +12,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// ONNX GatherElements: y[i, j, k] = x[i, indices[i, j, k], k] for axis 1. `indices` has the rank of x and is nowhere
-    /// larger beside the axis.
+    /// ONNX GatherElements: y[i, j, k] = x[i, indices[i, j, k], k] for axis 1. `indices` has the rank of x and is
+    /// nowhere larger beside the axis.
     pub struct GatherElements {
         /// The axis that is indexed.
         pub axis: usize,

@@ -13,8 +13,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// ONNX GatherND: the last dimension of `indices` [.., r] holds tuples that index the first r dimensions of x after the
-    /// batch dimensions.
+    /// ONNX GatherND: the last dimension of `indices` [.., r] holds tuples that index the first r dimensions of x
+    /// after the batch dimensions.
     pub struct GatherNd {
         /// How many leading dimensions x and indices share.
         pub batch_dims: usize = 0usize,

@@ -10,8 +10,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is wide;
-    /// bias and residual may be f32 beside 16-bit x and w.
+    /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is
+    /// wide; bias and residual may be f32 beside 16-bit x and w.
     pub struct Linear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,

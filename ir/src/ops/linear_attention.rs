@@ -1,4 +1,5 @@
-//! `linear_attention(q, k, v, [idx, cnt], [w]) {map, scope}`: attention through a feature map (Katharopoulos et al. 2020).
+//! `linear_attention(q, k, v, [idx, cnt], [w]) {map, scope}`: attention through a feature map (Katharopoulos et al.
+//! 2020).
 
 use rayon::prelude::*;
 
@@ -45,10 +46,10 @@ crate::word_enum! {
 }
 
 crate::attributes! {
-    /// q [B, H, N, D], k [B, H, M, D], v [B, H, M, E] to [B, H, N, E]: φ(q)·H / (φ(q)·z + 1e-6) with H = Σⱼ φ(kⱼ)ᵀvⱼ and
-    /// z = Σⱼ φ(kⱼ)ᵀ, wide. With `scope=rest` the lists of `block_route` follow v, and a row of query block i sums the keys outside
-    /// list i; where none is left the result is zero. With `proj` the last operand is w [E, E], shared by heads, and the
-    /// result is multiplied by wᵀ; a kernel may fold it into H.
+    /// q [B, H, N, D], k [B, H, M, D], v [B, H, M, E] to [B, H, N, E]: φ(q)·H / (φ(q)·z + 1e-6) with H = Σⱼ φ(kⱼ)ᵀvⱼ
+    /// and z = Σⱼ φ(kⱼ)ᵀ, wide. With `scope=rest` the lists of `block_route` follow v, and a row of query block i sums
+    /// the keys outside list i; where none is left the result is zero. With `proj` the last operand is w [E, E],
+    /// shared by heads, and the result is multiplied by wᵀ; a kernel may fold it into H.
     pub struct LinearAttention {
         /// The feature map.
         pub map: FeatureMap = FeatureMap::Elu1,

@@ -1,8 +1,8 @@
 //! The operations: a closed enum, one operation a file.
 //!
 //! A file holds everything that is true of its operation on any device: the law as documentation, the attributes, the
-//! types of its results, the reference evaluation, the cost, the tolerance of other implementations, and cases. Adding an
-//! operation is that file and one row of [`ops!`]; the compiler and the conformance tests name whatever is missing.
+//! types of its results, the reference evaluation, the cost, the tolerance of other implementations, and cases. Adding
+//! an operation is that file and one row of [`ops!`]; the compiler and the conformance tests name whatever is missing.
 
 use crate::{
     attr::{AttrMap, Attributes},

@@ -4,13 +4,15 @@ use super::{Case, Cost, OpDef};
 use crate::{tensor::Tensor, types::ValueType};
 
 crate::attributes! {
-    /// A named weight. Values computed from weights and constants alone are computed when the plan is made. Written in the header of the text form.
+    /// A named weight. Values computed from weights and constants alone are computed when the plan is made. Written in
+    /// the header of the text form.
     pub struct Param {
         /// As the checkpoint names it.
         pub name: String,
         /// Its type.
         pub ty: ValueType,
-        /// What it starts as where no checkpoint names it: `normal:1e-3`, `identity`, `fill:0.5`. Empty: it must be given.
+        /// What it starts as where no checkpoint names it: `normal:1e-3`, `identity`, `fill:0.5`. Empty: it must be
+        /// given.
         pub init: String = "",
     }
 }

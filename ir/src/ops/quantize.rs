@@ -68,9 +68,9 @@ impl Granularity {
 pub const SMALLEST_SCALE: f64 = f32::MIN_POSITIVE as f64;
 
 crate::attributes! {
-    /// x [.., K] as codes f8e4m3 of the same shape and scales f32, shaped as [`Granularity`] says. The scale of a group is
-    /// the f32 nearest to max(amax/448, 2^−126), amax the largest magnitude in it; a code is the e4m3 number nearest to x/scale, ties to
-    /// even, saturating. A group of zeros has codes of zero.
+    /// x [.., K] as codes f8e4m3 of the same shape and scales f32, shaped as [`Granularity`] says. The scale of a
+    /// group is the f32 nearest to max(amax/448, 2^−126), amax the largest magnitude in it; a code is the e4m3 number
+    /// nearest to x/scale, ties to even, saturating. A group of zeros has codes of zero.
     pub struct Quantize {
         /// What shares a scale.
         pub scale: Granularity = Granularity::Row,

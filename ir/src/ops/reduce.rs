@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{dim::Dim, tensor::Tensor, types::ValueType};
 
-/// Declares a reduction over `axes`: `reduction!(ReduceSum, "reduce_sum", doc, fold)`, where the function sees all values of
-/// one result in row-major order.
+/// Declares a reduction over `axes`: `reduction!(ReduceSum, "reduce_sum", doc, fold)`, where the function sees all
+/// values of one result in row-major order.
 #[macro_export]
 macro_rules! reduction {
     ($(#[$meta:meta])* $variant:ident, $name:literal, $of:expr, $known:literal) => {

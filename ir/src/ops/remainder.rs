@@ -1,4 +1,5 @@
-//! `remainder(a, b)`: The remainder of a/b with the sign of b, with NumPy broadcasting; for integers, by zero is an error.
+//! `remainder(a, b)`: The remainder of a/b with the sign of b, with NumPy broadcasting; for integers, by zero is an
+//! error.
 
 crate::binary!(
     /// The remainder of a/b with the sign of b, with NumPy broadcasting; for integers, by zero is an error.

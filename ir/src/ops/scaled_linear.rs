@@ -14,8 +14,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// y = act(x̂ ŵᵀ + b) + residual, x̂ and ŵ being codes times scales: x [.., K] and w [N, K] f8e4m3 with scales xs and ws
-    /// as `quantize` writes them, b [N], residual [.., N]. Sums are wide.
+    /// y = act(x̂ ŵᵀ + b) + residual, x̂ and ŵ being codes times scales: x [.., K] and w [N, K] f8e4m3 with scales xs
+    /// and ws as `quantize` writes them, b [N], residual [.., N]. Sums are wide.
     pub struct ScaledLinear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,

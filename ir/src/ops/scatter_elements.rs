@@ -11,8 +11,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// ONNX ScatterElements without reduction: a copy of x in which y[i, indices[i, j, k], k] = updates[i, j, k] for axis 1.
-    /// Of several updates of one element the last counts.
+    /// ONNX ScatterElements without reduction: a copy of x in which y[i, indices[i, j, k], k] = updates[i, j, k] for
+    /// axis 1. Of several updates of one element the last counts.
     pub struct ScatterElements {
         /// The axis that is indexed.
         pub axis: usize,

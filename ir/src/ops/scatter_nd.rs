@@ -15,7 +15,8 @@ use crate::{
 
 crate::attributes! {
     /// ONNX ScatterND without reduction: the last dimension of `indices` [.., r] holds tuples that index the first r
-    /// dimensions of x; each addressed slice becomes the slice of `updates` at the same position. The last update counts.
+    /// dimensions of x; each addressed slice becomes the slice of `updates` at the same position. The last update
+    /// counts.
     pub struct ScatterNd {}
 }
 

@@ -14,8 +14,8 @@ use crate::{
 };
 
 crate::attributes! {
-    /// y = act(x ŵᵀ + b) + residual, ŵ being codes times scales: x [.., K] of 16 bits or more, w [N, K] f8e4m3 with scales ws as
-    /// `quantize` writes them, b [N], residual [.., N]. Codes are widened to x; sums are wide.
+    /// y = act(x ŵᵀ + b) + residual, ŵ being codes times scales: x [.., K] of 16 bits or more, w [N, K] f8e4m3 with
+    /// scales ws as `quantize` writes them, b [N], residual [.., N]. Codes are widened to x; sums are wide.
     pub struct WeightScaledLinear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,

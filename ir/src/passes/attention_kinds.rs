@@ -1,13 +1,15 @@
 //! `attention_kinds`: what every attention looks over, told by where the view axis of the images went.
 //!
-//! The axis of views is found in an input (see [`view_axes`]) and followed through every operation up to the queries of each
-//! attention ([`provenance`]). Sizes decide nothing, so the same model is classified alike at any number of views:
+//! The axis of views is found in an input (see [`view_axes`]) and followed through every operation up to the queries
+//! of each attention ([`provenance`]). Sizes decide nothing, so the same model is classified alike at any number of
+//! views:
 //!
 //! - views in the batch, with RoPE or q/k norm: `frame`; with neither: `encoder`;
 //! - views in the sequence, several tokens a view: `global`; one token a view: `camera`.
 //!
-//! An export whose view axis is fixed at one has nothing to follow, and there `frame` and `global` are the same mathematics:
-//! the names of the modules decide if they say `frame` or `global`; otherwise the kind is `frame`, and a note says so.
+//! An export whose view axis is fixed at one has nothing to follow, and there `frame` and `global` are the same
+//! mathematics: the names of the modules decide if they say `frame` or `global`; otherwise the kind is `frame`, and a
+//! note says so.
 //!
 //! Runs on recognised graphs before symbols are bound. `views_axis=N` says which axis of the image input counts views.
 
@@ -85,9 +87,9 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     Ok(report)
 }
 
-/// Finds the axis of views: the one that `asked` names, else the only symbol that is a whole dimension of an input, else
-/// the one in front of the three channels of an image input [.., views, 3, H, W]. Other inputs that begin like the images
-/// up to that axis have it too. `None` if nothing looks like images.
+/// Finds the axis of views: the one that `asked` names, else the only symbol that is a whole dimension of an input,
+/// else the one in front of the three channels of an image input [.., views, 3, H, W]. Other inputs that begin like
+/// the images up to that axis have it too. `None` if nothing looks like images.
 pub fn view_axes(graph: &Graph, asked: Option<usize>) -> Result<Option<ViewAxes>, PassError> {
     let inputs: Vec<Value> = graph.inputs().iter().map(|id| Value { node: *id, slot: 0 }).collect();
     let shape = |v: &Value| graph.ty(*v).shape.as_slice();

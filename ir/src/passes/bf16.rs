@@ -1,11 +1,13 @@
 //! `bf16`: products and attention read bf16; sums, the residual stream, norms, RoPE and softmax stay f32.
 //!
-//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids) are cast to
-//! bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the residual stream is
-//! never rounded; attentions and convolutions give bf16, cast back to f32. Then casts that meet go: a movement between two casts is done in
-//! bf16, and a linear layer or norm whose result is only read as bf16 gives bf16 itself. Bias and residual stay f32.
+//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids) are
+//! cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
+//! residual stream is never rounded; attentions and convolutions give bf16, cast back to f32. Then casts that meet go:
+//! a movement between two casts is done in bf16, and a linear layer or norm whose result is only read as bf16 gives
+//! bf16 itself. Bias and residual stay f32.
 //!
-//! `exclude=["…"]` leaves what has one of these parts in its name in f32, `include=["…"]` overrules the pass's own list: camera heads.
+//! `exclude=["…"]` leaves what has one of these parts in its name in f32, `include=["…"]` overrules the pass's own
+//! list: camera heads.
 
 use std::collections::HashMap;
 

@@ -1,13 +1,14 @@
-//! `canonicalize`: what exporters write in many ways is written in one, before anything is recognised. Exact rewrites only.
+//! `canonicalize`: what exporters write in many ways is written in one, before anything is recognised. Exact rewrites
+//! only.
 //!
-//! The canonical form: nothing that changes nothing; chains of reshapes, of transposes and of slices are one; a split is
-//! slices; an index known beforehand is a slice; the constant or weight-time operand of a commutative operation is the
-//! second; a division by a power of two is a product; squares, roots and reciprocals are no powers; operands are not
-//! expanded where the operation broadcasts by itself; a scatter over whole rows is a concatenation, and a gather along unit
-//! dimensions a gather of rows.
+//! The canonical form: nothing that changes nothing; chains of reshapes, of transposes and of slices are one; a split
+//! is slices; an index known beforehand is a slice; the constant or weight-time operand of a commutative operation is
+//! the second; a division by a power of two is a product; squares, roots and reciprocals are no powers; operands are
+//! not expanded where the operation broadcasts by itself; a scatter over whole rows is a concatenation, and a gather
+//! along unit dimensions a gather of rows.
 //!
-//! Each rule is a function in one of the three files below. Rounds over all nodes go on until no rule applies; should two
-//! rules undo each other, the bound on rounds ends it and names them.
+//! Each rule is a function in one of the three files below. Rounds over all nodes go on until no rule applies; should
+//! two rules undo each other, the bound on rounds ends it and names them.
 
 mod arithmetic;
 mod indexing;

@@ -1,8 +1,8 @@
 //! Choosing attentions by kind and by layer, for the passes that rewrite some of them.
 //!
 //! `kind=global` names a kind. `layers=[0,"blocks.7."]` keeps those of them with that number, counted from 0 in
-//! execution order, or with that text in their origin; `except=[…]` drops some in the same way. Numbers do not move when other attentions
-//! are rewritten: sparse ones are counted too.
+//! execution order, or with that text in their origin; `except=[…]` drops some in the same way. Numbers do not move
+//! when other attentions are rewritten: sparse ones are counted too.
 
 use super::{Options, PassError};
 use crate::{
@@ -55,7 +55,8 @@ impl std::fmt::Display for Layer {
     }
 }
 
-/// The dense attentions that the options choose, in execution order. It is refused if there is none, or if an entry of `layers` or `except` names none.
+/// The dense attentions that the options choose, in execution order. It is refused if there is none, or if an entry of
+/// `layers` or `except` names none.
 pub fn choose(graph: &Graph, options: &Options) -> Result<Vec<NodeId>, PassError> {
     let kind = options.get_or("kind", AttentionKind::Global)?;
     let layers = Layer::list(options, "layers")?;

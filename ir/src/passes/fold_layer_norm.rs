@@ -1,7 +1,8 @@
 //! `fold_layer_norm`: the affine part of a layer norm moves into the linear layers behind it.
 //!
-//! linear(x̂·g + β, W, b) = linear(x̂, W·diag(g), b + W β), x̂ the normalised rows. Only where every reader of the norm is the
-//! input of such a linear, and W and b are known when the plan is made: the new weights are computed there, once.
+//! linear(x̂·g + β, W, b) = linear(x̂, W·diag(g), b + W β), x̂ the normalised rows. Only where every reader of the
+//! norm is the input of such a linear, and W and b are known when the plan is made: the new weights are computed
+//! there, once.
 
 use std::collections::HashSet;
 

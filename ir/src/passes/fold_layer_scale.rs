@@ -1,7 +1,7 @@
 //! `fold_layer_scale`: a factor a column behind a linear moves into its weight and bias.
 //!
-//! linear(x, W, b)·γ = linear(x, diag(γ)·W, b·γ): the LayerScale of DINOv2 and its descendants (Touvron et al. 2021). Only
-//! where nothing else reads the linear and W, b and γ are known when the plan is made.
+//! linear(x, W, b)·γ = linear(x, diag(γ)·W, b·γ): the LayerScale of DINOv2 and its descendants (Touvron et al. 2021).
+//! Only where nothing else reads the linear and W, b and γ are known when the plan is made.
 
 use std::collections::HashSet;
 

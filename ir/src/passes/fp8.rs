@@ -5,14 +5,16 @@
 //!                   →   linear(fake_quantize(x), fake_quantize(w), …)                     mode=fake, for training
 //! ```
 //!
-//! Options. `activation`: what shares a scale in x: `token`, `tensor`, `columns128` (or another number), or `auto`: `columns256`
-//! behind a product with an activation, whose kernels own tiles and not rows, and `token` elsewhere. `weight`: `row` or
-//! `tensor`. `exclude=["…"]` leaves what has one of these parts in its name, `include=["…"]` overrules the pass's own list.
+//! Options. `activation`: what shares a scale in x: `token`, `tensor`, `columns128` (or another number), or `auto`:
+//! `columns256` behind a product with an activation, whose kernels own tiles and not rows, and `token` elsewhere.
+//! `weight`: `row` or `tensor`. `exclude=["…"]` leaves what has one of these parts in its name, `include=["…"]`
+//! overrules the pass's own list.
 //!
-//! Wide by default: the patch embedding, camera heads, the last convolutions of DPT heads, layers whose K is not a multiple
-//! of 16 (a tensor core reads 16 bytes of a row at once). Norms, softmax, RoPE and the projection of sparse attention are not linear layers and stay as
-//! they are. Bias, activation and residual go along, so `fuse` may run before. LayerScale must have been folded into the weights before,
-//! or scales are taken of the wrong rows. A run of `fuse_quantize` afterwards joins norms and their quantisation.
+//! Wide by default: the patch embedding, camera heads, the last convolutions of DPT heads, layers whose K is not a
+//! multiple of 16 (a tensor core reads 16 bytes of a row at once). Norms, softmax, RoPE and the projection of sparse
+//! attention are not linear layers and stay as they are. Bias, activation and residual go along, so `fuse` may run
+//! before. LayerScale must have been folded into the weights before, or scales are taken of the wrong rows. A run of
+//! `fuse_quantize` afterwards joins norms and their quantisation.
 
 use std::collections::{BTreeMap, HashMap};
 

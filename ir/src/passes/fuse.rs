@@ -1,7 +1,7 @@
 //! `fuse`: small operations are gathered into the products that make their operands.
 //!
-//! One file a fusion, in the order of application: activations first, because a product applies its activation before it
-//! adds its residual. Only a value that nothing else reads is gathered, so nothing is computed twice.
+//! One file a fusion, in the order of application: activations first, because a product applies its activation before
+//! it adds its residual. Only a value that nothing else reads is gathered, so nothing is computed twice.
 
 mod activation;
 mod residual;

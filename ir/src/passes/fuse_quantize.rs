@@ -1,4 +1,5 @@
-//! `fuse_quantize`: quantize(layer_norm(x)) = layer_norm_quantize(x), where the norm gives f32 and only quantisations read it.
+//! `fuse_quantize`: quantize(layer_norm(x)) = layer_norm_quantize(x), where the norm gives f32 and only quantisations
+//! read it.
 
 use super::{Effect, Options, Pass, PassError, Report, dce::DCE};
 use crate::{

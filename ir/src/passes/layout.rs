@@ -1,9 +1,9 @@
 //! `layout`: movements that cancel go.
 //!
-//! reshape ∘ reshape is one reshape, transpose ∘ transpose one transpose; a reshape to the same shape and a transpose that
-//! leaves every dimension in place are nothing; a chain of both that leaves the elements in order (tokens to an image and
-//! back) is a reshape. One walk in topological order reaches the fixed point, because an operation sees its operands
-//! already rewritten.
+//! reshape ∘ reshape is one reshape, transpose ∘ transpose one transpose; a reshape to the same shape and a transpose
+//! that leaves every dimension in place are nothing; a chain of both that leaves the elements in order (tokens to an
+//! image and back) is a reshape. One walk in topological order reaches the fixed point, because an operation sees its
+//! operands already rewritten.
 
 use std::collections::VecDeque;
 

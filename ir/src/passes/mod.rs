@@ -1,7 +1,7 @@
 //! Passes: one a file, all in one table, run by name in a named order.
 //!
-//! A pass changes the graph through [`crate::patch::Patch`] only, reports what it did and what it nearly did, and is never
-//! quadratic in nodes. In debug builds the graph is verified after every pass.
+//! A pass changes the graph through [`crate::patch::Patch`] only, reports what it did and what it nearly did, and is
+//! never quadratic in nodes. In debug builds the graph is verified after every pass.
 
 pub mod attention_kinds;
 pub mod bf16;

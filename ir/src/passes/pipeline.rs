@@ -1,8 +1,8 @@
 //! Pipelines: passes chosen by text, run in order, verified between, watched by the caller.
 //!
-//! `canonicalize,fold,sla{keep=0.1,block_k=16}` names passes of a table with their options. [`execute`] runs them one after
-//! the other; after each the caller sees the graph and says whether to go on, which is all that printing and stopping after
-//! a pass need.
+//! `canonicalize,fold,sla{keep=0.1,block_k=16}` names passes of a table with their options. [`execute`] runs them one
+//! after the other; after each the caller sees the graph and says whether to go on, which is all that printing and
+//! stopping after a pass need.
 
 use super::{Options, Pass, PassError, Step, run};
 use crate::{

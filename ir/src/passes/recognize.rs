@@ -1,11 +1,12 @@
 //! Recognition: constructs that exporters spell out become the operations that they are.
 //!
-//! Each pass looks for the patterns of one construct (`patterns/*.ir`) from the last operations of the graph to the first,
-//! so that the longest form wins, and replaces what it finds. What it nearly found is a note: the pattern that came nearest,
-//! and the operation in the way. The passes expect canonical graphs ([`super::canonicalize`]) and keep symbols.
+//! Each pass looks for the patterns of one construct (`patterns/*.ir`) from the last operations of the graph to the
+//! first, so that the longest form wins, and replaces what it finds. What it nearly found is a note: the pattern that
+//! came nearest, and the operation in the way. The passes expect canonical graphs ([`super::canonicalize`]) and keep
+//! symbols.
 //!
-//! Convolutions that are products (`patch_conv`, `transposed_conv`, `conv1x1`), resizes, layer scales and residuals are found
-//! by their attributes alone and need no pattern; they run once image sizes are numbers.
+//! Convolutions that are products (`patch_conv`, `transposed_conv`, `conv1x1`), resizes, layer scales and residuals
+//! are found by their attributes alone and need no pattern; they run once image sizes are numbers.
 
 pub mod attention;
 pub mod conv1x1;

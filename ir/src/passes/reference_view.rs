@@ -1,5 +1,5 @@
-//! `reference_view{view=N}`: a model that chooses its reference view by an argmin over its views (Depth Anything 3, three
-//! views or more) takes view N instead. The choice is discontinuous: forcing it makes two precisions comparable.
+//! `reference_view{view=N}`: a model that chooses its reference view by an argmin over its views (Depth Anything 3,
+//! three views or more) takes view N instead. The choice is discontinuous: forcing it makes two precisions comparable.
 
 use super::{Effect, Options, Pass, PassError, Report};
 use crate::{

@@ -1,9 +1,9 @@
 //! `resize_after_conv1x1`: a pointwise convolution of an enlarged image is computed on the small one.
 //!
-//! A resize takes weighted means of pixels, the same for every channel, whose weights add up to one; a 1x1 convolution mixes
-//! channels, the same for every pixel. Both are linear and act on different axes, so they commute, bias included. Done
-//! before the resize, the convolution costs a quarter in the fusion stages of DPT (Ranftl et al. 2021), which double both
-//! sides.
+//! A resize takes weighted means of pixels, the same for every channel, whose weights add up to one; a 1x1 convolution
+//! mixes channels, the same for every pixel. Both are linear and act on different axes, so they commute, bias
+//! included. Done before the resize, the convolution costs a quarter in the fusion stages of DPT (Ranftl et al. 2021),
+//! which double both sides.
 
 use super::{
     Effect, Options, Pass, PassError, Report,

@@ -1,5 +1,5 @@
-//! `sla{keep=0.1,block_k=16,router=sub16,form=centroid}`: softmax attention becomes block-sparse attention with something
-//! cheap for what is skipped.
+//! `sla{keep=0.1,block_k=16,router=sub16,form=centroid}`: softmax attention becomes block-sparse attention with
+//! something cheap for what is skipped.
 //!
 //! For every chosen attention (see [`super::chosen_attentions`]) with T key blocks, `kept = max(1, ⌊keep·T⌋)`:
 //!
@@ -12,15 +12,17 @@
 //! ```
 //!
 //! In `mix`, a = σ(w·logit(m) + b) a query block and head, m the mass that the router gives to what is kept; w and b
-//! are weights a head that start as 1 and 0. Weights are named after the attention: `<layer>.proj_lin.w`, `<layer>.mix.w`, `<layer>.mix.b`.
+//! are weights a head that start as 1 and 0. Weights are named after the attention: `<layer>.proj_lin.w`,
+//! `<layer>.mix.w`, `<layer>.mix.b`.
 //!
 //! Blocks are cut by the `runs` of the attention, which `token_layout` sets; without them the sequence is cut as it
 //! comes, across views. `always` takes `special` (all special tokens), `reference` (the tokens of view `reference`,
-//! 0 by default), `own` (the keys of the query block) and `frame` (the keys of its view); only `own` goes without a token layout.
-//! With `keep=1`, `sparse` and `centroid` are dense attention.
+//! 0 by default), `own` (the keys of the query block) and `frame` (the keys of its view); only `own` goes without a
+//! token layout. With `keep=1`, `sparse` and `centroid` are dense attention.
 //!
-//! What a fused kernel computes at once hangs together by its operands: a `block_attention`, the `block_route` that makes its lists,
-//! the `block_mean`s that make its centroids, and a `linear_attention` over the same q, k and v that is added to it.
+//! What a fused kernel computes at once hangs together by its operands: a `block_attention`, the `block_route` that
+//! makes its lists, the `block_mean`s that make its centroids, and a `linear_attention` over the same q, k and v that
+//! is added to it.
 
 use std::collections::HashSet;
 

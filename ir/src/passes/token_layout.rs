@@ -3,18 +3,19 @@
 //!
 //! A sequence of V views with s special tokens and h·w patches each, special ones first, becomes: the special tokens of
 //! all views, then the patches of one view after the other. Patches are ordered in 8 x 8 tiles, Z-order inside, tiles
-//! row by row, where 8 divides h and w; otherwise by Morton code over the whole grid. Attention does not care for the order of keys, and a row of
-//! its result moves with its query, so the mathematics stays. The attention carries `runs=[V·s,h·w]`, by which sparse attention cuts
-//! its blocks: the special tokens have blocks of their own, and no block crosses views.
+//! row by row, where 8 divides h and w; otherwise by Morton code over the whole grid. Attention does not care for the
+//! order of keys, and a row of its result moves with its query, so the mathematics stays. The attention carries
+//! `runs=[V·s,h·w]`, by which sparse attention cuts its blocks: the special tokens have blocks of their own, and no
+//! block crosses views.
 //!
 //! ```text
 //! attention(q, k, v)   →   gather(attention(gather(q), gather(k), gather(v)) {runs=[40,256]})
 //! ```
 //!
-//! The gathers of q, k and v are then moved up, as far as every operation works on single tokens (`rope` with its tables,
-//! `layer_norm`, `split_heads`, `linear`), and the one of the result is moved down through `merge_heads`: one gather of tokens on
-//! either side remains. The grid is taken from the patch embedding unless it is given; if neither tells, the pass refuses.
-//! Options `kind`, `layers` and `except` choose attentions as in [`super::chosen_attentions`].
+//! The gathers of q, k and v are then moved up, as far as every operation works on single tokens (`rope` with its
+//! tables, `layer_norm`, `split_heads`, `linear`), and the one of the result is moved down through `merge_heads`: one
+//! gather of tokens on either side remains. The grid is taken from the patch embedding unless it is given; if neither
+//! tells, the pass refuses. Options `kind`, `layers` and `except` choose attentions as in [`super::chosen_attentions`].
 
 use std::collections::HashMap;
 

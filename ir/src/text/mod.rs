@@ -22,13 +22,13 @@
 //! ```
 //!
 //! Statements end with their line or with `;`. Names that are not words are quoted (`$"onnx::MatMul_12"`), strings are
-//! escaped as in Rust. `//` starts a comment; `// at ...` after a statement is its origin. A constant writes its value in
-//! place of operands: numbers, or its little-endian bytes in hexadecimal. Types that are left out are inferred; types that
-//! are written are believed, and [`crate::verify`] judges them.
+//! escaped as in Rust. `//` starts a comment; `// at ...` after a statement is its origin. A constant writes its value
+//! in place of operands: numbers, or its little-endian bytes in hexadecimal. Types that are left out are inferred;
+//! types that are written are believed, and [`crate::verify`] judges them.
 //!
 //! The printed form is canonical: inputs keep their names, all other values are numbered in topological order, params
-//! stand first, attributes in declared order without defaults. Printing what was parsed gives the canonical text again, and
-//! parsing what was printed gives the same graph.
+//! stand first, attributes in declared order without defaults. Printing what was parsed gives the canonical text
+//! again, and parsing what was printed gives the same graph.
 
 mod lexer;
 pub(crate) mod parser;
@@ -99,7 +99,8 @@ impl fmt::Display for ParseErrors {
 
 impl std::error::Error for ParseErrors {}
 
-/// The graph that a text describes. Written types are taken as they stand: run [`crate::verify`] on text from elsewhere.
+/// The graph that a text describes. Written types are taken as they stand: run [`crate::verify`] on text from
+/// elsewhere.
 pub fn parse(source: &str) -> Result<Graph, ParseErrors> {
     let mut problems = Vec::new();
     let blocks = parser::parse(source, &mut problems);

@@ -493,7 +493,8 @@ impl Parser<'_> {
         self.problems.push(Problem { span, message });
     }
 
-    /// Goes on at the next line that starts like a statement (a `%`, a closing brace, or one of the words), or after `;`.
+    /// Goes on at the next line that starts like a statement (a `%`, a closing brace, or one of the words), or after
+    /// `;`.
     fn recover(&mut self, words: &[&str]) {
         let in_body = words == STATEMENTS;
         loop {

@@ -1,8 +1,9 @@
-//! `attention`: blocks of queries against blocks of keys with a running softmax (Dao et al. 2022), so that no N × M matrix
-//! exists.
+//! `attention`: blocks of queries against blocks of keys with a running softmax (Dao et al. 2022), so that no N × M
+//! matrix exists.
 //!
 //! For every block of keys: S = scale·Q Kᵀ; m' = max(m, rowmax S); P = e^(S − m'); l = l·e^(m − m') + rowsum P;
-//! O = O·e^(m − m') + P V. At the end O is divided by l. Everything is f32; narrower operands are widened block by block.
+//! O = O·e^(m − m') + P V. At the end O is divided by l. Everything is f32; narrower operands are widened block by
+//! block.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

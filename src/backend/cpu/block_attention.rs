@@ -1,7 +1,8 @@
 //! `block_attention`: softmax attention over listed key blocks, by the steps of [`super::attention`].
 //!
-//! A task has the queries of one block (or of a part of a long one). Listed keys, and the centroids of what is not listed,
-//! are gathered side by side in steps of up to [`KEYS`] whatever the size of blocks, so that every product is large.
+//! A task has the queries of one block (or of a part of a long one). Listed keys, and the centroids of what is not
+//! listed, are gathered side by side in steps of up to [`KEYS`] whatever the size of blocks, so that every product is
+//! large.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

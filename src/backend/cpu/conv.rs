@@ -1,8 +1,8 @@
 //! `conv2d` as matrix products: weights [O, I·kh·kw] times a tile of columns [I·kh·kw, pixels].
 //!
-//! A task gathers the columns of some hundred neighbouring pixels into its scratch lane (im2col), multiplies, and applies
-//! bias, activation and residual while the tile is in the cache; memory stays bounded whatever the image. Where kernel and
-//! stride are one, the image itself is the matrix of columns and nothing is gathered.
+//! A task gathers the columns of some hundred neighbouring pixels into its scratch lane (im2col), multiplies, and
+//! applies bias, activation and residual while the tile is in the cache; memory stays bounded whatever the image.
+//! Where kernel and stride are one, the image itself is the matrix of columns and nothing is gathered.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

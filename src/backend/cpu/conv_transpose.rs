@@ -1,5 +1,5 @@
-//! `conv_transpose2d` where kernel and stride agree, as DPT heads have it: stamps do not overlap, so that every pixel of x
-//! becomes a block of y through one matrix product.
+//! `conv_transpose2d` where kernel and stride agree, as DPT heads have it: stamps do not overlap, so that every pixel
+//! of x becomes a block of y through one matrix product.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

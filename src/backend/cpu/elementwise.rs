@@ -1,7 +1,7 @@
 //! Elementwise operations with one and two operands, in f32, as loops that the compiler turns into vector code.
 //!
-//! Broadcasting is reduced first: neighbouring dimensions along which both operands advance alike become one, so that what
-//! is left is an innermost run in which each operand is either contiguous or constant.
+//! Broadcasting is reduced first: neighbouring dimensions along which both operands advance alike become one, so that
+//! what is left is an innermost run in which each operand is either contiguous or constant.
 
 use lite3r_ir::{
     DType, Op,
@@ -243,7 +243,8 @@ impl<const N: usize> Walk<N> {
         Self { outer: dims, inner, contiguous: step.map(|s| s != 0) }
     }
 
-    /// Calls `f(flat index, length, offset into every operand)` for `count` elements from `start`, in runs of at most `most`.
+    /// Calls `f(flat index, length, offset into every operand)` for `count` elements from `start`, in runs of at most
+    /// `most`.
     pub fn runs(
         &self,
         start: usize,

@@ -191,8 +191,9 @@ impl Loaded {
                 Place::Weight(index) => weight(&weights[index as usize]),
                 Place::Arena(_) => match range(buffer).map(inside) {
                     None => &[],
-                    // SAFETY: inside the arena, which nothing else borrows during the call: `base` is derived from the only
-                    // borrow. The plan passed `plan::check`, so no result and no scratch of this step overlaps an operand.
+                    // SAFETY: inside the arena, which nothing else borrows during the call: `base` is derived from the
+                    // only borrow. The plan passed `plan::check`, so no result and no scratch of this step overlaps an
+                    // operand.
                     #[allow(unsafe_code)]
                     Some(range) => unsafe { std::slice::from_raw_parts(base.add(range.start), range.len()) },
                 },
@@ -203,7 +204,8 @@ impl Loaded {
         let mutable = |range: Option<std::ops::Range<usize>>| -> &mut [u8] {
             match range.map(inside) {
                 None => &mut [],
-                // SAFETY: as above; and `plan::check` has found results and scratch of one step disjoint from each other.
+                // SAFETY: as above; and `plan::check` has found results and scratch of one step disjoint from each
+                // other.
                 #[allow(unsafe_code)]
                 Some(range) => unsafe { std::slice::from_raw_parts_mut(base.add(range.start), range.len()) },
             }

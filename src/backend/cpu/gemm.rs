@@ -1,8 +1,9 @@
 //! Matrix products: `linear` and `matmul`, by the `gemm` crate on tiles of the result.
 //!
-//! The result is cut into tiles that depend on the shape alone. A task multiplies one tile over the whole inner dimension
-//! with strides, so nothing is transposed or packed here; then bias, activation and residual are applied while the tile is
-//! in the cache. Operands narrower than f32 are widened panel by panel into scratch memory, and all sums are f32.
+//! The result is cut into tiles that depend on the shape alone. A task multiplies one tile over the whole inner
+//! dimension with strides, so nothing is transposed or packed here; then bias, activation and residual are applied
+//! while the tile is in the cache. Operands narrower than f32 are widened panel by panel into scratch memory, and all
+//! sums are f32.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
@@ -90,8 +91,8 @@ pub fn multiply(a: View<'_>, b: View<'_>, out: &mut [f32], step: usize, add: boo
 /// As [`multiply`], into memory between whose rows other tasks may write.
 ///
 /// # Safety
-/// `out` must point to `len` elements, and nobody else may access those of the a.rows × b.columns matrix with rows `step`
-/// apart.
+/// `out` must point to `len` elements, and nobody else may access those of the a.rows × b.columns matrix with rows
+/// `step` apart.
 ///
 /// # Panics
 /// If the matrices do not fit each other or the memory: a defect of the caller.
@@ -109,8 +110,8 @@ pub unsafe fn multiply_into(a: View<'_>, b: View<'_>, out: *mut f32, len: usize,
         }
         return;
     }
-    // SAFETY: both views were checked against their data when they were made, the result above; strides fit isize because
-    // they are smaller than allocations.
+    // SAFETY: both views were checked against their data when they were made, the result above; strides fit isize
+    // because they are smaller than allocations.
     unsafe {
         gemm::gemm(
             m,

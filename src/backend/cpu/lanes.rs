@@ -11,11 +11,12 @@ use std::{
 
 use rayon::prelude::*;
 
-/// Elements that a task of a memory-bound kernel handles: large enough to hide scheduling, small enough for the L1 cache.
+/// Elements that a task of a memory-bound kernel handles: large enough to hide scheduling, small enough for the L1
+/// cache.
 pub const CHUNK: usize = 8192;
 
-/// Scratch for a kernel whose every running task needs `lane` bytes: a lane for each thread of this machine. With fewer lanes
-/// than threads, fewer tasks run at once.
+/// Scratch for a kernel whose every running task needs `lane` bytes: a lane for each thread of this machine. With
+/// fewer lanes than threads, fewer tasks run at once.
 pub fn scratch(lane: usize) -> usize {
     aligned(lane) * rayon::current_num_threads()
 }

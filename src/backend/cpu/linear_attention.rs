@@ -1,8 +1,8 @@
 //! `linear_attention`: sums H and z of every head by matrix products, then its queries, block by block.
 //!
-//! With `scope=rest` the sums of every key block are kept, and a query block adds those that its list leaves out: what a
-//! subtraction from the total would leave of cancelled sums is larger than the denominator's 1e-6. A projection W is folded
-//! into H, so that it costs nothing a query.
+//! With `scope=rest` the sums of every key block are kept, and a query block adds those that its list leaves out: what
+//! a subtraction from the total would leave of cancelled sums is larger than the denominator's 1e-6. A projection W is
+//! folded into H, so that it costs nothing a query.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

@@ -1,5 +1,5 @@
-//! `resize`: separable, with the weights of every row and column computed once; columns first, into scratch memory, then
-//! rows as sums of whole lines.
+//! `resize`: separable, with the weights of every row and column computed once; columns first, into scratch memory,
+//! then rows as sums of whole lines.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 

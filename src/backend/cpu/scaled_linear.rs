@@ -1,6 +1,7 @@
 //! `scaled_linear` and `weight_scaled_linear`: products over e4m3 codes, which are widened and scaled panel by panel.
 //!
-//! What the codes stand for is exact in f32 up to the rounding of one product, so this is the oracle's arithmetic in f32.
+//! What the codes stand for is exact in f32 up to the rounding of one product, so this is the oracle's arithmetic in
+//! f32.
 
 use lite3r_ir::{DType, Op};
 

@@ -28,8 +28,8 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// A box of `shape` that starts at `from` and `to`, with strides in elements. Distinct elements of the box must have
-    /// distinct places in the destination, as in any part of a dense tensor.
+    /// A box of `shape` that starts at `from` and `to`, with strides in elements. Distinct elements of the box must
+    /// have distinct places in the destination, as in any part of a dense tensor.
     pub fn new(shape: &[usize], (from, from_strides): (usize, &[usize]), (to, to_strides): (usize, &[usize])) -> Self {
         let mut axes: Vec<Axis> = Vec::with_capacity(shape.len() + 2);
         for ((&size, &f), &t) in shape.iter().zip(from_strides).zip(to_strides).filter(|((size, _), _)| **size != 1) {
@@ -80,7 +80,8 @@ impl Copy {
                     to += at * axis.to;
                 }
                 let rows = Axis { size: height.min(rows.size - first), ..rows };
-                // SAFETY: the elements of the box have distinct places, and every one belongs to one strip of one plane.
+                // SAFETY: the elements of the box have distinct places, and every one belongs to one strip of one
+                // plane.
                 unsafe { plane_copy(rows, columns, source, from, &out, to) };
             }
             Ok(())

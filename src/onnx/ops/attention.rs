@@ -61,8 +61,8 @@ fn apart(importer: &mut Importer<'_>, x: &Val, heads: i64) -> Result<Val, Proble
     importer.transpose(&x, vec![0, 2, 1, 3])
 }
 
-/// y = x·cos + rot(x)·sin on the first `rotary_embedding_dim` channels of each head. Tables are [B, N, D/2], or [P, D/2]
-/// with positions [B, N].
+/// y = x·cos + rot(x)·sin on the first `rotary_embedding_dim` channels of each head. Tables are [B, N, D/2], or [P,
+/// D/2] with positions [B, N].
 fn rotary(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     let x = node.input(0)?;
     let joined = importer.shape(x).len() == 3;

@@ -55,8 +55,8 @@ fn slice(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     Ok(vec![x])
 }
 
-/// A bound of a range by 1: counted from the end where negative, limited to the size as far as is known. A bound that only
-/// some symbols keep inside is checked when they are bound.
+/// A bound of a range by 1: counted from the end where negative, limited to the size as far as is known. A bound that
+/// only some symbols keep inside is checked when they are bound.
 fn bound(at: &Dim, size: &Dim) -> Dim {
     let from_end = dims::sign(at).is_some_and(std::cmp::Ordering::is_lt);
     let at = if from_end { at.clone() + size.clone() } else { at.clone() };

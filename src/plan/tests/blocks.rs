@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Two images of four tokens: attention, an MLP, views of the tokens, a weight that is transposed when the plan is made.
+/// Two images of four tokens: attention, an MLP, views of the tokens, a weight that is transposed when the plan is
+/// made.
 const BLOCK: &str = "graph @block(%x: f32[2,65,64]) -> (y: f32[2,65,64], camera: f32[2,1,64]) {
   param $norm.g: f32[64], $norm.b: f32[64]
   param $qkv.w: f32[64,192], $qkv.b: f32[192]

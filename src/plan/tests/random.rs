@@ -9,7 +9,8 @@ use super::*;
 /// What to append: which operation, on which of the values so far.
 type Append = (u8, Index, Index);
 
-/// A graph of tensors with 6 x 128 elements under changing shapes, with views, views of views, weights and several outputs.
+/// A graph of tensors with 6 x 128 elements under changing shapes, with views, views of views, weights and several
+/// outputs.
 fn random(choices: &[Append], outputs: &[Index]) -> Graph {
     let mut graph = Graph::new("random");
     let ty = |shape: &[usize]| ValueType::new(DType::F32, shape.iter().copied());
@@ -76,8 +77,8 @@ proptest! {
         assert_close(&session.run(0, &inputs).unwrap(), &expected, 1e-5);
     }
 
-    /// Moving one value onto another, or running steps in another order, gives either a sound plan that computes the same,
-    /// or one that the checker refuses.
+    /// Moving one value onto another, or running steps in another order, gives either a sound plan that computes the
+    /// same, or one that the checker refuses.
     #[test]
     fn what_the_checker_accepts_computes_the_same(
         (steps, outputs) in choices(), a in any::<Index>(), b in any::<Index>(), reorder in any::<bool>()

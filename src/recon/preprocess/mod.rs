@@ -1,7 +1,8 @@
 //! From pictures to the tensor that a model takes, with the way back to the original pixels.
 //!
 //! Every method makes 8-bit frames first, exactly as the model's own Python code does, and only then numbers: the value
-//! divided by 255 and, if the graph does not normalise by itself, (x - mean) / std with ImageNet's constants, all in f32.
+//! divided by 255 and, if the graph does not normalise by itself, (x - mean) / std with ImageNet's constants, all in
+//! f32.
 
 mod da3;
 mod plain;
@@ -128,8 +129,8 @@ impl Frame {
 /// Pictures as a tensor of frames of one size.
 ///
 /// # Errors
-/// `recon.preprocess` with every picture that cannot become a frame (so thin that a side rounds to zero), or if there is
-/// none; `recon.usage` for a size that is no positive multiple of the patch.
+/// `recon.preprocess` with every picture that cannot become a frame (so thin that a side rounds to zero), or if there
+/// is none; `recon.usage` for a size that is no positive multiple of the patch.
 pub fn preprocess(pictures: &[Picture], how: &Preprocess) -> Result<Prepared> {
     if pictures.is_empty() {
         return Err(Error::usage("recon.usage", "no picture to preprocess"));

@@ -2,8 +2,8 @@
 //!
 //! Separable convolution, columns first, then rows (Pillow 13 picks the order by cost; the models were published before
 //! it), with an 8-bit image between the two. The kernel is Keys' cubic with
-//! a = -0.5, stretched by the scale when shrinking (so it antialiases). Weights are normalised in f64 and rounded to fixed
-//! point with 22 fractional bits; sums start at one half and are shifted and clamped.
+//! a = -0.5, stretched by the scale when shrinking (so it antialiases). Weights are normalised in f64 and rounded to
+//! fixed point with 22 fractional bits; sums start at one half and are shifted and clamped.
 
 use image::RgbImage;
 use rayon::prelude::*;

@@ -1,7 +1,7 @@
 //! `points.glb`: binary glTF 2.0 with the points and the cameras' frusta.
 //!
-//! Coordinates are those of every other file. glTF's viewers hold y up and look along -z, so the root node turns the world
-//! by half a turn about x.
+//! Coordinates are those of every other file. glTF's viewers hold y up and look along -z, so the root node turns the
+//! world by half a turn about x.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,8 @@
 //! `predictions.npz`, for NumPy.
 //!
-//! `extrinsics` f32 [S,3,4] (camera from world), `intrinsics` f32 [S,3,3], `depth` and `confidence` f32 [S,H,W] and `images`
-//! u8 [S,H,W,3]. Views of different sizes have arrays of their own: `depth_0`, `confidence_0`, `images_0` and so on.
+//! `extrinsics` f32 [S,3,4] (camera from world), `intrinsics` f32 [S,3,3], `depth` and `confidence` f32 [S,H,W] and
+//! `images` u8 [S,H,W,3]. Views of different sizes have arrays of their own: `depth_0`, `confidence_0`, `images_0` and
+//! so on.
 
 use std::{
     io,

@@ -1,4 +1,5 @@
-//! Every format read back: by the crates that write it where they also read, otherwise by a parser of its specification.
+//! Every format read back: by the crates that write it where they also read, otherwise by a parser of its
+//! specification.
 
 use std::fs;
 

@@ -2,7 +2,8 @@
 //!
 //! A dimension is a product of factors, outermost first. The axis of views starts as one factor of an input and is
 //! followed through every operation, so that `[B, S, T, C]` reshaped to `[B, S·T, C]` is known to join views while
-//! `[B·S, T, C]` keeps them apart, whatever the sizes are. Values that no factor of the view axis reaches are not listed.
+//! `[B·S, T, C]` keeps them apart, whatever the sizes are. Values that no factor of the view axis reaches are not
+//! listed.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -213,7 +214,8 @@ fn joined(inputs: &[Operand], axis: usize, result: &ValueType) -> Layout {
     layout
 }
 
-/// Dimensions `x` replaced by those of an index: an index over views with as many entries as there are views reorders them.
+/// Dimensions `x` replaced by those of an index: an index over views with as many entries as there are views reorders
+/// them.
 fn indexed(x: &[Axis], (index, known): Operand) -> Layout {
     let views = x.iter().find(|axis| has_views(axis));
     let mut layout = known.cloned().unwrap_or_else(|| plain(&index.shape));

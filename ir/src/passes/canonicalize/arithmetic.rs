@@ -80,7 +80,8 @@ pub(super) fn double_negation(_: &Context, graph: &mut Graph, id: NodeId) -> Res
     forward(graph, "double_negation", id, x)
 }
 
-/// x² = x·x, x^½ = √x, x⁻¹ = 1/x, x¹ = x. (Signs of zero and infinity aside, which pow treats differently under the root.)
+/// x² = x·x, x^½ = √x, x⁻¹ = 1/x, x¹ = x. (Signs of zero and infinity aside, which pow treats differently under the
+/// root.)
 pub(super) fn power(_: &Context, graph: &mut Graph, id: NodeId) -> Result<bool, PassError> {
     let Op::Pow(_) = graph.op(id) else { return Ok(false) };
     let [x, exponent] = graph.operands(id)[..] else { return Ok(false) };

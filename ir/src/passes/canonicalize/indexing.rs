@@ -141,8 +141,8 @@ pub(super) fn scatter_to_concat(_: &Context, graph: &mut Graph, id: NodeId) -> R
     Ok(true)
 }
 
-/// (axis, first row, one past the last) where ScatterElements with these indices fills whole rows in order. With symbols
-/// in the shape, the index must be one number everywhere.
+/// (axis, first row, one past the last) where ScatterElements with these indices fills whole rows in order. With
+/// symbols in the shape, the index must be one number everywhere.
 fn elements_filled(graph: &Graph, x: Value, indices: Value, axis: usize) -> Option<(usize, Dim, Dim)> {
     let (shape, table) = (&graph.ty(x).shape, &graph.ty(indices).shape);
     let whole = (0..shape.len()).all(|d| d == axis || shape[d] == table[d]);

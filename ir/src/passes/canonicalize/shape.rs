@@ -74,7 +74,8 @@ pub(super) fn transpose_between_reshapes(_: &Context, graph: &mut Graph, id: Nod
     Ok(true)
 }
 
-/// Operations that broadcast by themselves need no expanded operands. A reshape that adds leading ones is as superfluous.
+/// Operations that broadcast by themselves need no expanded operands. A reshape that adds leading ones is as
+/// superfluous.
 pub(super) fn expanded_operand(_: &Context, graph: &mut Graph, id: NodeId) -> Result<bool, PassError> {
     let broadcasts = matches!(
         graph.op(id),

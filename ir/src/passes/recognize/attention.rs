@@ -1,8 +1,8 @@
 //! `attention`: softmax(scale·q kᵀ) v in all the forms in which exporters write it (`patterns/attention`).
 //!
 //! Wherever the scale stands, it ends as one number: the product of all factors, in f64. Factors are rounded to the
-//! precision of the model; where their product is D^(−1/2) within that rounding, D^(−1/2) is meant and taken. Every softmax
-//! that stays is a note.
+//! precision of the model; where their product is D^(−1/2) within that rounding, D^(−1/2) is meant and taken. Every
+//! softmax that stays is a note.
 
 use super::{Embedded, Outcome, decimal, patterns, replace};
 use crate::{
@@ -103,8 +103,8 @@ struct Keys {
 }
 
 impl Keys {
-    /// From keys [.., D, M]: what a transpose has moved is moved back, and nothing is left of both where only the last two
-    /// dimensions were exchanged.
+    /// From keys [.., D, M]: what a transpose has moved is moved back, and nothing is left of both where only the last
+    /// two dimensions were exchanged.
     fn of(graph: &Graph, kt: Value) -> Self {
         let rank = graph.ty(kt).rank();
         let (source, mut perm) = match graph.op(kt.node) {

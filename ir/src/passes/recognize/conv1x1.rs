@@ -1,8 +1,8 @@
 //! `conv1x1`: a pointwise convolution of tokens that were turned into an image is a linear layer over the tokens.
 //!
-//! conv1x1(image(tokens)) = image(linear(tokens)), image = reshape ∘ transpose. What then is turned has fewer channels, and
-//! the product is one that every fast kernel and every precision knows. Other pointwise convolutions stay as they are: their
-//! pixels would have to be moved twice.
+//! conv1x1(image(tokens)) = image(linear(tokens)), image = reshape ∘ transpose. What then is turned has fewer
+//! channels, and the product is one that every fast kernel and every precision knows. Other pointwise convolutions
+//! stay as they are: their pixels would have to be moved twice.
 
 use crate::{
     graph::{Graph, NodeId, Value},

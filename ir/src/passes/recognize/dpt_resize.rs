@@ -1,8 +1,8 @@
 //! `dpt_resize`: the bilinear resize with aligned corners, in one form.
 //!
-//! With aligned corners the scale plays no part, no neighbour lies outside, and neither do the attributes of other modes
-//! matter; exporters write them nevertheless. Without them, equal resizes are equal, and a kernel has one case. A resize to
-//! the same size is nothing.
+//! With aligned corners the scale plays no part, no neighbour lies outside, and neither do the attributes of other
+//! modes matter; exporters write them nevertheless. Without them, equal resizes are equal, and a kernel has one case.
+//! A resize to the same size is nothing.
 
 use std::collections::BTreeMap;
 

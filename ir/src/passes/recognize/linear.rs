@@ -1,7 +1,7 @@
 //! `linear`: a product with a weight-time matrix, and the bias behind it, is a linear layer.
 //!
-//! matmul(x, W [K, N]) + b becomes linear(x, Wᵀ, b): checkpoints and kernels hold [N, K], and the transpose is done when the
-//! plan is made.
+//! matmul(x, W [K, N]) + b becomes linear(x, Wᵀ, b): checkpoints and kernels hold [N, K], and the transpose is done
+//! when the plan is made.
 
 use super::{Embedded, Outcome, patterns, replace};
 use crate::{

@@ -1,8 +1,8 @@
 //! `patch_conv`: a convolution whose kernel is its stride is a linear layer over patches.
 //!
-//! Without overlap every pixel belongs to one patch: x [N, C, H, W] is cut into rows [N, h·w, C·kh·kw] (h = H/kh, w = W/kw),
-//! a linear with the weight [O, C·kh·kw] makes tokens [N, h·w, O], and these are turned back into an image [N, O, h, w].
-//! Behind a patch embedding the turning back meets its inverse, and `layout` cancels both.
+//! Without overlap every pixel belongs to one patch: x [N, C, H, W] is cut into rows [N, h·w, C·kh·kw] (h = H/kh, w =
+//! W/kw), a linear with the weight [O, C·kh·kw] makes tokens [N, h·w, O], and these are turned back into an image [N,
+//! O, h, w]. Behind a patch embedding the turning back meets its inverse, and `layout` cancels both.
 
 use crate::{
     graph::{Graph, NodeId},

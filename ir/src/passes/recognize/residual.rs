@@ -1,5 +1,5 @@
-//! `residual`: finds the additions of a branch to what the branch began with. Changes nothing; `fuse` puts them into the
-//! products that end the branches.
+//! `residual`: finds the additions of a branch to what the branch began with. Changes nothing; `fuse` puts them into
+//! the products that end the branches.
 
 use std::collections::HashSet;
 

@@ -1,8 +1,8 @@
 //! `rope`: rotary position embeddings.
 //!
-//! First every rotation t·cos + rotate_half(t)·sin becomes `rope{segments=1}`; then two of them on the two halves of a head
-//! become one `rope{segments=2}`, whose tables are those of the halves side by side. Tables are known when the plan is made,
-//! so that joining them costs nothing at run time.
+//! First every rotation t·cos + rotate_half(t)·sin becomes `rope{segments=1}`; then two of them on the two halves of a
+//! head become one `rope{segments=2}`, whose tables are those of the halves side by side. Tables are known when the
+//! plan is made, so that joining them costs nothing at run time.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
 //! `transposed_conv`: a transposed convolution whose kernel is its stride is a linear layer and a shuffle of pixels.
 //!
-//! Stamps do not overlap, so every pixel [C] of x becomes its own tile [O, kh, kw]: a linear with the weight [O·kh·kw, C] and
-//! the bias repeated over the tile. The tiles are then laid side by side.
+//! Stamps do not overlap, so every pixel [C] of x becomes its own tile [O, kh, kw]: a linear with the weight [O·kh·kw,
+//! C] and the bias repeated over the tile. The tiles are then laid side by side.
 
 use crate::{
     dim::Dim,

@@ -1,5 +1,5 @@
-//! COLMAP's sparse models: one PINHOLE camera and one image a view, at the original resolution, and points that each list
-//! the one pixel they come from.
+//! COLMAP's sparse models: one PINHOLE camera and one image a view, at the original resolution, and points that each
+//! list the one pixel they come from.
 //!
 //! Pixels are written as they are used everywhere here, so a point projects exactly onto its pixel.
 
