@@ -1,7 +1,7 @@
 //! `matmul(a, b)`: batched matrix product, batch dimensions broadcast.
 
 use super::{
-    Case, Cost, OpDef,
+    Case, Cost, OpDef, Tolerance,
     elementwise::operands,
     shape_rules::{broadcast, strides_for},
     traffic,
@@ -64,6 +64,11 @@ impl OpDef for MatMul {
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
         let k = inputs[0].shape.last().and_then(crate::dim::Dim::size).unwrap_or(0);
         Cost { flops: 2.0 * (results[0].elements().unwrap_or(0) * k) as f64, bytes: traffic(inputs, results) }
+    }
+
+    /// As `linear`: a sum of K products in f32.
+    fn tolerance(&self, result: DType) -> Tolerance {
+        Tolerance::ulps(result, 16.0)
     }
 
     fn cases() -> Vec<Case> {
