@@ -157,3 +157,22 @@ fn lower_precisions_run() {
         }
     }
 }
+
+/// What is printed parses to the same graph, as it was imported and after the whole pipeline.
+#[test]
+fn text_round_trips() {
+    for folder in fixtures().into_iter().chain(shared()) {
+        let path = folder.join("model.onnx");
+        let bound = lite3r::onnx::import(&path).expect("fixtures import").graph;
+        let symbolic = lite3r_ir::passes::specialize::free_symbols(&bound);
+        let bind = symbolic.into_iter().map(|symbol| compile::options::Bind { symbol, values: vec![3] }).collect();
+        let options = Options { bind, ..Options::default() };
+        let model = Model::Onnx { path, random_weights: None };
+        let compiled = compile::compile(&model, &options, &mut |_, _, _| true).expect("fixtures compile");
+        for graph in [&bound, &compiled.entries[0].graph] {
+            let text = lite3r_ir::text::print(graph);
+            let parsed = lite3r_ir::text::parse(&text).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+            assert_eq!(lite3r_ir::text::difference(graph, &parsed), None, "{}", folder.display());
+        }
+    }
+}
