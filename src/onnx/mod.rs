@@ -12,7 +12,7 @@
 //!    cycle, nothing missing).
 //! 2. `check`: every node that an output needs is looked up; all operators without a converter are reported at once.
 //! 3. `tensor`, `external`: initialisers become weights by reference, identical ones stored once. External data must
-//! lie in the folder of the model.
+//!    lie in the folder of the model.
 //! 4. `ops`: nodes are converted in order, one family of operators a file.
 //!
 //! **What is known is computed at once** (`known`). Shape arithmetic runs on the host with dimensions as polynomials,
