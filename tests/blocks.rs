@@ -8,7 +8,7 @@ use lite3r_ir::{Graph, text::Printer};
 
 /// The operations of a module, with values numbered by their first appearance.
 fn excerpt(graph: &Graph, module: &str) -> String {
-    let text = Printer { elide: Some(4), locs: true, ..Printer::default() }.text(graph);
+    let text = Printer { elide: Some(4), locs: true }.text(graph);
     let mut names: Vec<String> = Vec::new();
     let mut out = String::new();
     for line in text.lines() {
