@@ -15,6 +15,7 @@ use clap::Parser;
 use lite3r::{
     Error, Result,
     backend::{self, Probe},
+    cli::compare::relative_error,
     demo::{Outcome, Shot, Variant, measure, session, write_backbone},
     eval::bootstrap,
     plan::{self, EntrySource, Meta},
@@ -269,8 +270,6 @@ impl AttentionError {
     fn of(&mut self, layer: &Layer) -> Result<f64> {
         let inputs = ["q", "k", "v"].iter().zip(&layer.qkv).map(|(n, t)| (n.to_string(), t.clone())).collect();
         let outputs = self.session.run(0, &inputs)?;
-        let (got, want) = (outputs["o"].to_f64(), layer.result.to_f64());
-        let difference: f64 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
-        Ok((difference / want.iter().map(|b| b * b).sum::<f64>()).sqrt())
+        relative_error(&outputs["o"], &layer.result)
     }
 }

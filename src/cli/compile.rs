@@ -230,9 +230,9 @@ fn emit_plan(args: &Args, compiled: &Compiled, target: &dyn backend::Target) -> 
     let path = args.output.as_deref().ok_or_else(|| Error::usage("cli.usage", "`-o PLAN.l3r` is missing"))?;
     let quiet = args.common.quiet;
     let plan = compile::plan(compiled, target)?;
-    let spinner = progress::spinner(quiet, "weights");
-    let saved = plan.save(path, Storage::Embedded);
-    spinner.finish_and_clear();
+    let bar = progress::bar(quiet, plan.weight_bytes(), "weights");
+    let saved = plan.save_with(path, Storage::Embedded, &mut |done| bar.set_position(done));
+    bar.finish_and_clear();
     saved?;
     let file_bytes = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot be examined", &e))?.len();
     if args.common.json {
