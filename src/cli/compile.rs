@@ -242,9 +242,9 @@ fn emit_plan(args: &Args, compiled: &Compiled, target: &dyn backend::Target) -> 
         print!("{}", describe(args, compiled));
         for entry in plan.entries() {
             let steps = entry.steps.len();
-            let peak = super::bytes(entry.arena_bytes + plan.weight_bytes());
+            let peak = super::bytes(entry.peak_bytes() + plan.weight_bytes());
             let arena = super::bytes(entry.arena_bytes);
-            println!("entry {:<12} {steps} steps, arena {arena}, with weights {peak}", bound(&entry.bindings));
+            println!("entry {:<12} {steps} steps, arena {arena}, peak with weights {peak}", bound(&entry.bindings));
         }
         println!("{} {} for {}", path.display(), super::bytes(file_bytes), plan.header().target);
     }

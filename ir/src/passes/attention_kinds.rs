@@ -7,9 +7,10 @@
 //! - views in the batch, with RoPE or q/k norm: `frame`; with neither: `encoder`;
 //! - views in the sequence, several tokens a view: `global`; one token a view: `camera`.
 //!
-//! An export whose view axis is fixed at one has nothing to follow, and there `frame` and `global` are the same
-//! mathematics: the names of the modules decide if they say `frame` or `global`; otherwise the kind is `frame`, and a
-//! note says so.
+//! An export whose view axis is fixed at one has nothing to follow: there `frame` and `global` are the same
+//! mathematics. The names of the modules decide if they say `frame` or `global`; otherwise the attention is ambiguous
+//! and refused. Who names the axis with `views_axis` settles it: what names leave open is then `frame`, and a note says
+//! so.
 //!
 //! Runs on recognised graphs before symbols are bound. `views_axis=N` says which axis of the image input counts views.
 
@@ -56,7 +57,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         let note = "no input has an axis of views, so the attentions stay unknown; `--views AXIS` names it".into();
         return Ok(Report { notes: vec![note], ..Report::count("unknown", attentions.len()) });
     };
-    let mut judge = Judge { notes: Vec::new(), problems: Vec::new() };
+    let mut judge = Judge { asked: asked.is_some(), notes: Vec::new(), problems: Vec::new() };
     let verdicts: Vec<(AttentionKind, Dim)> = match axes.views.is_one() {
         true => attentions.iter().map(|id| (judge.single_view(graph, *id), Dim::from(1))).collect(),
         false => {
@@ -123,6 +124,8 @@ pub fn view_axes(graph: &Graph, asked: Option<usize>) -> Result<Option<ViewAxes>
 }
 
 struct Judge {
+    /// Whether the user named the axis of views.
+    asked: bool,
     notes: Vec<String>,
     problems: Vec<String>,
 }
@@ -168,8 +171,14 @@ impl Judge {
             (true, false) => AttentionKind::Frame,
             _ => {
                 let origin = &graph.node(id).origin;
-                self.notes
-                    .push(format!("attention at `{origin}`: one view, so frame and global are the same; called frame"));
+                let same = format!("attention at `{origin}`: one view, so frame and global are the same");
+                match self.asked {
+                    true => self.notes.push(format!("{same}; called frame")),
+                    false => self.problems.push(format!(
+                        "{same}, and no module name tells; export with a symbolic number of views or with two and more, \
+                         or accept `frame` by naming the axis with `--views AXIS`"
+                    )),
+                }
                 AttentionKind::Frame
             }
         }
@@ -269,12 +278,14 @@ mod tests {
     }
 
     #[test]
-    fn one_view_is_named() {
+    fn one_view_is_ambiguous_without_a_name() {
         let text = include_str!("../../tests/passes/attention_kinds/one_view.ir");
-        let (graph, report) = judged(text, &Options::default()).unwrap();
+        let (graph, report) = judged(text, &Options::default().with("views_axis", 1usize)).unwrap();
         let one = |kind| (kind, "1".to_string());
         assert_eq!(kinds(&graph), [one(AttentionKind::Global), one(AttentionKind::Frame)]);
         assert_eq!(report.notes.len(), 1, "{:?}", report.notes);
+        let error = judged(text, &Options::default()).unwrap_err().to_string();
+        assert!(error.contains("`unnamed`") && !error.contains("`named`"), "{error}");
     }
 
     #[test]
