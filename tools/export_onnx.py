@@ -93,6 +93,18 @@ def signed_expm1(y: Tensor) -> Tensor:
     return y.sign() * (y.abs().exp() - 1)
 
 
+def resize_whole(
+    x: Tensor,
+    size: tuple[int, int] | None = None,
+    scale_factor: float | None = None,
+    mode: str = "bilinear",
+    align_corners: bool = True,
+) -> Tensor:
+    """One resize; the packages cut the batch where a result has more than 1.6e9 elements, which bounds the symbol S."""
+    size = size or tuple(int(n * scale_factor) for n in x.shape[-2:])
+    return F.interpolate(x, size=size, mode=mode, align_corners=align_corners)
+
+
 class KeptPositions:
     """Resizes a learned position grid once and returns that from then on: it depends on the image size alone."""
 
@@ -136,6 +148,9 @@ def exportable(model: nn.Module, grid: tuple[int, int]) -> Iterator[list[str]]:
         ):
             if hasattr(sys.modules.get(where), name):
                 change(sys.modules[where], name, value, f"{where}.{name}")
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] in ("vggt", "depth_anything_3") and hasattr(module, "custom_interpolate"):
+                change(module, "custom_interpolate", resize_whole, "resizes in one piece")
         try:
             yield sorted(set(done))
         finally:
