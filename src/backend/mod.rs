@@ -4,6 +4,8 @@
 //! never graphs. Selection happens before any weight is converted or kernel compiled, and reports every gap at once.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -1,0 +1,43 @@
+// y = EXPR(a, b, c) under broadcasting, computed in f32 or i64 and rounded once.
+//
+// Macros: ARITY 1..3; T0, T1, T2 the operands' elements, TR the result's; INDEX u32 or u64; EXPR over a, b, c; FLAT 1
+// where no operand is broadcast and positions are offsets.
+#include "strides.cuh"
+
+#ifndef ARITY
+#define ARITY 1
+#endif
+#if ARITY < 2
+#define T1 T0
+#endif
+#if ARITY < 3
+#define T2 T0
+#endif
+
+DEVICE float sign(float x) { return x == 0.f ? 0.f : x != x ? x : copysignf(1.f, x); }
+DEVICE i64 sign(i64 x) { return (x > 0) - (x < 0); }
+DEVICE float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
+DEVICE float gelu(float x) { return 0.5f * x * erfcf(-0.70710678118654752f * x); }
+DEVICE float gelu_tanh(float x) { return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x)); }
+DEVICE float maximum(float a, float b) { return a != a || b != b ? a + b : fmaxf(a, b); }
+DEVICE float minimum(float a, float b) { return a != a || b != b ? a + b : fminf(a, b); }
+DEVICE i64 maximum(i64 a, i64 b) { return a > b ? a : b; }
+DEVICE i64 minimum(i64 a, i64 b) { return a < b ? a : b; }
+DEVICE float absolute(float x) { return fabsf(x); }
+DEVICE i64 absolute(i64 x) { return x < 0 ? -x : x; }
+
+extern "C" __global__ void __launch_bounds__(256) elementwise(
+    const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, TR* __restrict__ y,
+    const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i64 n)
+{
+    typedef compute<T0>::type A;
+    typedef compute<T1>::type B;
+    typedef compute<T2>::type C;
+    for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
+        const A a = load(x0 + (FLAT ? (i64)at : offset(at, shape, s0)));
+        const B b = ARITY > 1 ? load(x1 + (FLAT ? (i64)at : offset(at, shape, s1))) : B(0);
+        const C c = ARITY > 2 ? load(x2 + (FLAT ? (i64)at : offset(at, shape, s2))) : C(0);
+        (void)b, (void)c;
+        store(y + at, to_compute<compute<TR>::type>::of(EXPR));
+    }
+}

@@ -1,0 +1,65 @@
+//! What can be held against the reference without a device: every case of every operation lowers to modules that
+//! compile for every architecture, without spilling registers.
+
+use std::collections::BTreeMap;
+
+use lite3r_ir::{Op, Tensor};
+use rayon::prelude::*;
+
+use super::{launch::Module, *};
+
+const ARCHES: [Arch; 3] = [Arch::Sm90a, Arch::Sm89, Arch::Sm80];
+
+/// The modules of all cases, each with the first case that needs it.
+fn modules(arch: Arch) -> BTreeMap<Module, String> {
+    let mut modules = BTreeMap::new();
+    for case in Op::all_cases() {
+        let operands: Vec<_> = case.inputs.iter().map(Tensor::value_type).collect();
+        let results = case.op.infer(&operands).expect("cases are well-typed");
+        let request = Request { op: &case.op, operands: &operands, results: &results };
+        for kernel in KERNELS.iter().copied().flatten().filter(|k| k.op == case.op.name()) {
+            let Ok(lowered) = (kernel.lower)(&request, arch) else { continue };
+            for launch in lowered.launches {
+                modules.entry(launch.module).or_insert_with(|| format!("{} {}", kernel.name, case.name));
+            }
+        }
+    }
+    modules
+}
+
+#[test]
+fn every_module_compiles_without_spills() {
+    if !nvrtc::is_present() {
+        eprintln!("skipped: NVRTC is not installed; see cuda/README.md");
+        return;
+    }
+    for arch in ARCHES {
+        let modules: Vec<_> = modules(arch).into_iter().collect();
+        let faults: Vec<String> = modules
+            .par_iter()
+            .filter_map(|(module, user)| match nvrtc::compile(module, arch) {
+                Err(error) => Some(format!("{user}: {error}")),
+                Ok(made) => {
+                    let spilled =
+                        |l: &&str| l.contains("spill") && !l.contains("0 bytes spill stores, 0 bytes spill loads");
+                    let serialised =
+                        |l: &&str| ["C7510", "C7511", "C7512", "C7514", "C7515"].iter().any(|c| l.contains(c));
+                    let line = made.log.lines().find(|l| spilled(l) || serialised(l))?;
+                    Some(format!("{user}: {}: {line}", module.key()))
+                }
+            })
+            .collect();
+        println!("{}: {} modules", arch.name(), modules.len());
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+}
+
+#[test]
+fn rows_are_named_once_and_after_operations() {
+    let mut names = std::collections::HashSet::new();
+    for kernel in KERNELS.iter().copied().flatten() {
+        assert!(names.insert(kernel.name), "{} twice", kernel.name);
+        assert_eq!(kernel.name.split('.').next(), Some(kernel.op));
+        assert!(Op::NAMES.contains(&kernel.op), "{} computes no operation", kernel.name);
+    }
+}

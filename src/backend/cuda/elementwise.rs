@@ -1,0 +1,209 @@
+//! `cuda/elementwise.cu`: operations that compute each element of the result from one element of each operand.
+
+use lite3r_ir::{
+    DType, Op,
+    ops::{gelu::Approximate, shape_rules::strides_for},
+};
+
+use super::{
+    Arch, Kernel, dims,
+    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+};
+use crate::backend::Request;
+
+const THREADS: u32 = 256;
+const MAX_RANK: usize = 6;
+
+/// What elementwise kernels compute with.
+const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::Bool];
+
+const fn row(name: &'static str, op: &'static str) -> Kernel {
+    Kernel { name, op, dtypes: DTYPES, lower }
+}
+
+/// The rows of this file.
+pub const KERNELS: &[Kernel] = &[
+    row("neg.elementwise", "neg"),
+    row("abs.elementwise", "abs"),
+    row("exp.elementwise", "exp"),
+    row("log.elementwise", "log"),
+    row("sqrt.elementwise", "sqrt"),
+    row("reciprocal.elementwise", "reciprocal"),
+    row("sin.elementwise", "sin"),
+    row("cos.elementwise", "cos"),
+    row("tan.elementwise", "tan"),
+    row("atan.elementwise", "atan"),
+    row("erf.elementwise", "erf"),
+    row("tanh.elementwise", "tanh"),
+    row("sigmoid.elementwise", "sigmoid"),
+    row("silu.elementwise", "silu"),
+    row("gelu.elementwise", "gelu"),
+    row("relu.elementwise", "relu"),
+    row("sign.elementwise", "sign"),
+    row("floor.elementwise", "floor"),
+    row("ceil.elementwise", "ceil"),
+    row("round.elementwise", "round"),
+    row("clip.elementwise", "clip"),
+    row("cast.elementwise", "cast"),
+    row("not.elementwise", "not"),
+    row("add.elementwise", "add"),
+    row("sub.elementwise", "sub"),
+    row("mul.elementwise", "mul"),
+    row("div.elementwise", "div"),
+    row("pow.elementwise", "pow"),
+    row("max.elementwise", "max"),
+    row("min.elementwise", "min"),
+    row("equal.elementwise", "equal"),
+    row("less.elementwise", "less"),
+    row("less_equal.elementwise", "less_equal"),
+    row("and.elementwise", "and"),
+    row("or.elementwise", "or"),
+    row("where.elementwise", "where"),
+];
+
+/// A shape and the strides of an operand under it, as `cuda/include/strides.cuh` lays them out.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Shape {
+    rank: i32,
+    dims: [u32; MAX_RANK],
+}
+
+/// See [`Shape`].
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Strides {
+    of: [i64; MAX_RANK],
+}
+
+/// A walk over `shape`, and over each operand under its strides, with as few dimensions as say the same: those that
+/// all operands pass in one stride are joined.
+pub fn walk(shape: &[usize], strides: &[Vec<i64>]) -> Result<(Shape, Vec<Strides>), String> {
+    let mut joined: Vec<(usize, Vec<i64>)> = Vec::new();
+    for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
+        let own: Vec<i64> = strides.iter().map(|s| s[axis]).collect();
+        match joined.last_mut() {
+            Some((outer, steps)) if steps.iter().zip(&own).all(|(a, b)| *a == b * size as i64) => {
+                *outer *= size;
+                *steps = own;
+            }
+            _ => joined.push((size, own)),
+        }
+    }
+    if joined.len() > MAX_RANK {
+        return Err(format!("takes up to {MAX_RANK} dimensions that do not join, not {}", joined.len()));
+    }
+    let mut result =
+        (Shape { rank: joined.len() as i32, dims: [1; MAX_RANK] }, vec![Strides { of: [0; MAX_RANK] }; strides.len()]);
+    for (axis, (size, steps)) in joined.into_iter().enumerate() {
+        result.0.dims[axis] = u32::try_from(size).map_err(|_| "takes dimensions below 2^32")?;
+        result.1.iter_mut().zip(steps).for_each(|(s, step)| s.of[axis] = step);
+    }
+    Ok(result)
+}
+
+fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let (operands, result) = (request.operands, &request.results[0]);
+    let integers = !operands[0].dtype.is_float();
+    if let Some(odd) = operands.iter().chain(request.results).find(|t| !DTYPES.contains(&t.dtype)) {
+        return Err(format!("does not take {odd}"));
+    }
+    let expression = expression(request.op, integers)?;
+    let shape = dims(result)?;
+    let elements: usize = shape.iter().product();
+    let strides = |i: usize| -> Result<Vec<i64>, String> {
+        let own = operands.get(i).map(dims).transpose()?.unwrap_or_default();
+        Ok(strides_for(&own, &shape).into_iter().map(|s| s as i64).collect())
+    };
+    let (walked, steps) = walk(&shape, &[strides(0)?, strides(1)?, strides(2)?][..operands.len()])?;
+    let flat = operands.iter().all(|t| t.shape == result.shape);
+    let mut module = Module::new("elementwise.cu").define("ARITY", operands.len());
+    for (name, operand) in ["T0", "T1", "T2"].into_iter().zip(operands) {
+        module = module.element(name, operand.dtype);
+    }
+    let module = module
+        .element("TR", result.dtype)
+        .define("INDEX", index_type(elements as u64))
+        .define("FLAT", i32::from(flat))
+        .define("EXPR", expression);
+    let step = |i: usize| steps.get(i).copied().unwrap_or(Strides { of: [0; MAX_RANK] });
+    let maybe = |i: usize| Arg::maybe((i < operands.len()).then_some(i));
+    Ok(Launch {
+        module,
+        function: "elementwise",
+        grid: [blocks(elements as u64, THREADS), 1, 1],
+        block: THREADS,
+        shared: 0,
+        args: vec![
+            maybe(0),
+            maybe(1),
+            maybe(2),
+            Arg::result(0),
+            Arg::of(walked),
+            Arg::of(step(0)),
+            Arg::of(step(1)),
+            Arg::of(step(2)),
+            Arg::of(elements as i64),
+        ],
+    }
+    .into())
+}
+
+/// What is computed, over `a`, `b` and `c`, in C++ without spaces.
+fn expression(op: &Op, integers: bool) -> Result<String, String> {
+    let text = match op {
+        Op::Neg(_) => "-a",
+        Op::Abs(_) => "absolute(a)",
+        Op::Exp(_) => "expf(a)",
+        Op::Log(_) => "logf(a)",
+        Op::Sqrt(_) => "sqrtf(a)",
+        Op::Reciprocal(_) => "1.f/a",
+        Op::Sin(_) => "sinf(a)",
+        Op::Cos(_) => "cosf(a)",
+        Op::Tan(_) => "tanf(a)",
+        Op::Atan(_) => "atanf(a)",
+        Op::Erf(_) => "erff(a)",
+        Op::Tanh(_) => "tanhf(a)",
+        Op::Sigmoid(_) => "sigmoid(a)",
+        Op::Silu(_) => "a*sigmoid(a)",
+        Op::Gelu(op) => match op.approximate {
+            Approximate::None => "gelu(a)",
+            Approximate::Tanh => "gelu_tanh(a)",
+        },
+        Op::Relu(_) if integers => "maximum(a,i64(0))",
+        Op::Relu(_) => "maximum(a,0.f)",
+        Op::Sign(_) => "sign(a)",
+        Op::Floor(_) => "floorf(a)",
+        Op::Ceil(_) => "ceilf(a)",
+        Op::Round(_) => "rintf(a)",
+        Op::Clip(op) if !integers => {
+            return Ok(format!("minimum(maximum(a,{}),{})", literal(op.min), literal(op.max)));
+        }
+        Op::Cast(op) => match (integers, op.to) {
+            // Anything but zero is true, also what would truncate to zero.
+            (false, DType::Bool) => "i64(a!=0.f)",
+            _ => "a",
+        },
+        Op::Not(_) => "i64(!a)",
+        Op::Add(_) => "a+b",
+        Op::Sub(_) => "a-b",
+        Op::Mul(_) => "a*b",
+        Op::Div(_) if !integers => "a/b",
+        Op::Pow(_) if !integers => "powf(a,b)",
+        Op::Max(_) => "maximum(a,b)",
+        Op::Min(_) => "minimum(a,b)",
+        Op::Equal(_) => "i64(a==b)",
+        Op::Less(_) => "i64(a<b)",
+        Op::LessEqual(_) => "i64(a<=b)",
+        Op::And(_) => "i64(a&&b)",
+        Op::Or(_) => "i64(a||b)",
+        Op::Where(_) => "a?b:c",
+        other => return Err(format!("does not compute {} on integers", other.name())),
+    };
+    Ok(text.into())
+}
+
+/// An f32 with these bits.
+fn literal(value: f64) -> String {
+    format!("__uint_as_float({:#x})", (value as f32).to_bits())
+}

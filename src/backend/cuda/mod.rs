@@ -1,0 +1,103 @@
+//! The CUDA backend: kernels of `cuda/`, compiled by NVRTC when a plan is made, launched as one graph when it runs.
+//!
+//! A row of [`KERNELS`] lowers an operation on concrete types to launches ([`launch`]). The plan carries the machine
+//! code of every module that its steps launch, so that running needs the driver alone.
+
+pub mod elementwise;
+pub mod launch;
+pub mod nvrtc;
+
+#[cfg(test)]
+mod conformance;
+
+use launch::Lowered;
+use lite3r_ir::DType;
+
+use super::{Choice, Gap, Request, Target};
+
+/// A generation of devices that machine code is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arch {
+    /// Ampere: A100, A30. No FP8 arithmetic.
+    Sm80,
+    /// Ada: L4, L40, RTX 40. FP8 by `mma.sync`.
+    Sm89,
+    /// Hopper: H100, H200. FP8 and bf16 by `wgmma`, copies by the copy engine.
+    Sm90a,
+}
+
+impl Arch {
+    /// As NVRTC writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sm80 => "sm_80",
+            Self::Sm89 => "sm_89",
+            Self::Sm90a => "sm_90a",
+        }
+    }
+}
+
+/// A row of the kernel table.
+pub struct Kernel {
+    /// `linear.wgmma`: unique; what plans and `inspect` print.
+    pub name: &'static str,
+    /// The operation that it computes.
+    pub op: &'static str,
+    /// The element types of the first floating-point operand that it takes; for the coverage table.
+    pub dtypes: &'static [DType],
+    /// The launches that compute a request, or the clause that refuses it.
+    pub lower: fn(&Request<'_>, Arch) -> Result<Lowered, String>,
+}
+
+/// Every kernel, the fast ones first: the first row that accepts is taken.
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS];
+
+/// Plans for one architecture.
+pub struct Cuda {
+    name: &'static str,
+    arch: Arch,
+}
+
+/// One for each architecture.
+pub const TARGETS: [Cuda; 3] = [
+    Cuda { name: "cuda:sm_90a", arch: Arch::Sm90a },
+    Cuda { name: "cuda:sm_89", arch: Arch::Sm89 },
+    Cuda { name: "cuda:sm_80", arch: Arch::Sm80 },
+];
+
+impl Target for Cuda {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
+        let (kernel, lowered) = kernel(request, self.arch)?;
+        Ok(Choice { kernel: kernel.name, scratch: lowered.scratch })
+    }
+
+    fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
+        KERNELS.iter().copied().flatten().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
+    }
+}
+
+/// The first row that takes a request and what it launches, or why the last row of its operation refused.
+pub fn kernel(request: &Request<'_>, arch: Arch) -> Result<(&'static Kernel, Lowered), Gap> {
+    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+    for kernel in KERNELS.iter().copied().flatten().filter(|k| k.op == request.op.name()) {
+        match (kernel.lower)(request, arch) {
+            Ok(lowered) => return Ok((kernel, lowered)),
+            Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
+        }
+    }
+    Err(gap)
+}
+
+/// The row of that name.
+pub fn named(name: &str) -> Option<&'static Kernel> {
+    KERNELS.iter().copied().flatten().find(|k| k.name == name)
+}
+
+/// Sizes of a static type.
+pub(crate) fn dims(ty: &lite3r_ir::ValueType) -> Result<Vec<usize>, String> {
+    ty.dims().ok_or_else(|| "needs static shapes".to_string())
+}

@@ -1,0 +1,182 @@
+//! NVRTC: from a source file of `cuda/` to a cubin, on any machine that has the library.
+//!
+//! Cubins are kept in a cache by the hash of everything that they depend on: sources, macros, architecture, version of
+//! the compiler. `LITE3R_CACHE` names the folder; otherwise it is `lite3r` in the user's cache folder.
+
+#![allow(unsafe_code)] // calls into a C library
+
+use std::{
+    ffi::{CStr, CString, c_char},
+    path::PathBuf,
+    ptr,
+};
+
+use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
+
+use super::{Arch, launch::Module};
+use crate::{Error, Kind, Result, atomic};
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../../cuda/", $name)))),*] };
+}
+
+/// The kernels.
+pub const FILES: &[(&str, &str)] = sources!["elementwise.cu"];
+
+/// What the kernels include, by the name in the `#include`.
+const HEADERS: &[(&str, &str)] = &[
+    ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
+    ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),
+];
+
+/// Machine code with what the compiler said about it.
+#[derive(Clone, Debug)]
+pub struct Cubin {
+    /// An ELF file for one architecture.
+    pub bytes: Vec<u8>,
+    /// Registers, spills and warnings of every kernel. Empty if it came from the cache.
+    pub log: String,
+}
+
+/// Whether this machine has NVRTC.
+pub fn is_present() -> bool {
+    // SAFETY: looks a library up; the functions that run when it is loaded are NVIDIA's own.
+    unsafe { sys::is_culib_present() }
+}
+
+/// The machine code of a module, from the cache where it is there. Errors: `cuda.nvrtc` without the library,
+/// `cuda.compile` with the compiler's log.
+pub fn cubin(module: &Module, arch: Arch) -> Result<Vec<u8>> {
+    let Some(path) = cached(module, arch)? else { return Ok(compile(module, arch)?.bytes) };
+    if let Ok(bytes) = std::fs::read(&path) {
+        return Ok(bytes);
+    }
+    let made = compile(module, arch)?;
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", &e))?;
+    }
+    atomic::write(&path, |out| std::io::Write::write_all(out, &made.bytes))?;
+    Ok(made.bytes)
+}
+
+/// Where the machine code of a module is kept; `None` without a place for caches.
+fn cached(module: &Module, arch: Arch) -> Result<Option<PathBuf>> {
+    let folder = match std::env::var_os("LITE3R_CACHE") {
+        Some(folder) => PathBuf::from(folder),
+        None => match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
+            Some(folder) => folder.join("lite3r"),
+            None => match std::env::var_os("HOME") {
+                Some(home) => PathBuf::from(home).join(".cache/lite3r"),
+                None => return Ok(None),
+            },
+        },
+    };
+    let mut hash = blake3::Hasher::new();
+    let (major, minor) = version()?;
+    let mut add = |part: &str| {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    };
+    add(&format!("{major}.{minor} {} {}", arch.name(), module.key()));
+    add(source(module)?);
+    HEADERS.iter().for_each(|(_, text)| add(text));
+    let name = hash.finalize().to_hex();
+    Ok(Some(folder.join("kernels").join(format!("{name}.cubin"))))
+}
+
+fn source(module: &Module) -> Result<&'static str> {
+    let found = FILES.iter().find(|(name, _)| *name == module.file);
+    found.map(|(_, text)| *text).ok_or_else(|| {
+        Error::new(Kind::Unsupported, "cuda.source", format!("this lite3r has no kernel file `{}`", module.file))
+    })
+}
+
+/// The version of NVRTC: (13, 0).
+pub fn version() -> Result<(i32, i32)> {
+    if !is_present() {
+        let problem = "kernels cannot be compiled: NVRTC (libnvrtc.so.12 or .13) was not found; install the CUDA \
+                       toolkit or the wheel nvidia-cuda-nvrtc, and put its folder on LD_LIBRARY_PATH";
+        return Err(Error::device("cuda.nvrtc", problem));
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: both point to integers that live through the call.
+    check(unsafe { sys::nvrtcVersion(&mut major, &mut minor) }, "nvrtcVersion")?;
+    Ok((major, minor))
+}
+
+/// Compiles a module, whatever the cache holds. Errors: as [`cubin`].
+pub fn compile(module: &Module, arch: Arch) -> Result<Cubin> {
+    version()?;
+    let key = module.key();
+    let text = |s: &str| CString::new(s).map_err(|_| Error::device("cuda.compile", format!("{key}: a zero byte")));
+    let (code, name) = (text(source(module)?)?, text(module.file)?);
+    let headers: Vec<CString> = HEADERS.iter().map(|(_, t)| text(t)).collect::<Result<_>>()?;
+    let names: Vec<CString> = HEADERS.iter().map(|(n, _)| text(n)).collect::<Result<_>>()?;
+    let mut options =
+        vec![format!("--gpu-architecture={}", arch.name()), "--std=c++17".into(), "--ptxas-options=-v".into()];
+    options.extend(module.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+    let options: Vec<CString> = options.iter().map(|o| text(o)).collect::<Result<_>>()?;
+    let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
+    let (headers, names, options) = (pointers(&headers), pointers(&names), pointers(&options));
+
+    let mut program: nvrtcProgram = ptr::null_mut();
+    // SAFETY: every string is terminated and lives through the call; the counts are those of the arrays.
+    let made = unsafe {
+        sys::nvrtcCreateProgram(
+            &mut program,
+            code.as_ptr(),
+            name.as_ptr(),
+            headers.len() as i32,
+            headers.as_ptr(),
+            names.as_ptr(),
+        )
+    };
+    check(made, "nvrtcCreateProgram")?;
+    let program = Program(program);
+    // SAFETY: the program exists, the options live through the call.
+    let done = unsafe { sys::nvrtcCompileProgram(program.0, options.len() as i32, options.as_ptr()) };
+    let log = program.log()?;
+    if done != nvrtcResult::NVRTC_SUCCESS {
+        return Err(Error::device("cuda.compile", format!("{key} for {}:\n{log}", arch.name())));
+    }
+    Ok(Cubin { bytes: program.cubin()?, log })
+}
+
+struct Program(nvrtcProgram);
+
+impl Program {
+    fn log(&self) -> Result<String> {
+        let mut size = 0;
+        // SAFETY: the program exists; the size lives through the call.
+        check(unsafe { sys::nvrtcGetProgramLogSize(self.0, &mut size) }, "nvrtcGetProgramLogSize")?;
+        let mut log = vec![0u8; size.max(1)];
+        // SAFETY: the buffer has the length that was asked for.
+        check(unsafe { sys::nvrtcGetProgramLog(self.0, log.as_mut_ptr().cast()) }, "nvrtcGetProgramLog")?;
+        let log = CStr::from_bytes_until_nul(&log).map(|s| s.to_string_lossy().into_owned());
+        Ok(log.unwrap_or_default())
+    }
+
+    fn cubin(&self) -> Result<Vec<u8>> {
+        let mut size = 0;
+        // SAFETY: the program is compiled; the size lives through the call.
+        check(unsafe { sys::nvrtcGetCUBINSize(self.0, &mut size) }, "nvrtcGetCUBINSize")?;
+        let mut cubin = vec![0u8; size];
+        // SAFETY: the buffer has the length that was asked for.
+        check(unsafe { sys::nvrtcGetCUBIN(self.0, cubin.as_mut_ptr().cast()) }, "nvrtcGetCUBIN")?;
+        Ok(cubin)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // SAFETY: the program exists and is not used afterwards. A failure would leak it, nothing more.
+        let _ = unsafe { sys::nvrtcDestroyProgram(&mut self.0) };
+    }
+}
+
+fn check(result: nvrtcResult, call: &str) -> Result<()> {
+    match result {
+        nvrtcResult::NVRTC_SUCCESS => Ok(()),
+        error => Err(Error::device("cuda.nvrtc", format!("{call}: {error:?}"))),
+    }
+}
