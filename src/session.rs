@@ -25,8 +25,10 @@ use crate::{
 /// Which device, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// By name, as `lite3r devices` lists them; none: the CPU.
+    /// By name, as `lite3r devices` lists them; none: the first that runs the plan's target.
     pub device: Option<String>,
+    /// Whose machine code is run, where plans carry some.
+    pub trust: Trust,
     /// Threads of the CPU; none: one per core.
     pub threads: Option<usize>,
     /// How plans are opened.
@@ -51,7 +53,7 @@ impl Session {
     /// Brings a plan to a device. Errors: `device.unknown`, `plan.target` for a plan that was made for another target,
     /// `plan.kernel`, `device.memory`.
     pub fn new(plan: Plan, options: &Options) -> Result<Self> {
-        let device = device(options)?;
+        let device = device(options, &plan.header().target)?;
         let (target, own) = (&plan.header().target, device.target());
         if target != own {
             return Err(Error::bad_file("plan.target", format!("the plan is for `{target}`, the device runs `{own}`")));
@@ -109,12 +111,40 @@ impl Session {
     }
 }
 
-/// The device of that name.
-fn device(options: &Options) -> Result<Box<dyn Device>> {
-    match options.device.as_deref() {
-        None | Some("cpu") => Ok(Box::new(CpuDevice::new(options.threads)?)),
-        Some(name) => {
-            Err(Error::device("device.unknown", format!("there is no device `{name}`; this build of lite3r has: cpu")))
+/// Whose machine code is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What this machine has compiled itself, as its cache remembers.
+    #[default]
+    Own,
+    /// Whatever the plan carries.
+    Plan,
+    /// Nobody's: compiled anew from the sources in this program.
+    Nobody,
+}
+
+/// The device of that name, or the first for a target: `cpu`, `cuda:0`.
+fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
+    let name = match options.device.as_deref() {
+        Some(name) => name,
+        None if target.starts_with("cuda") => "cuda:0",
+        None => "cpu",
+    };
+    match name {
+        "cpu" => Ok(Box::new(CpuDevice::new(options.threads)?)),
+        #[cfg(feature = "cuda")]
+        "cuda" => Ok(Box::new(crate::backend::cuda::exec::CudaDevice::new(0, options.trust)?)),
+        #[cfg(feature = "cuda")]
+        name if name.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok()) => {
+            let ordinal = name["cuda:".len()..].parse().unwrap_or(0);
+            Ok(Box::new(crate::backend::cuda::exec::CudaDevice::new(ordinal, options.trust)?))
+        }
+        name => {
+            let has = if cfg!(feature = "cuda") { "cpu, cuda:0, cuda:1, …" } else { "cpu" };
+            Err(Error::device(
+                "device.unknown",
+                format!("there is no device `{name}`; this build of lite3r has: {has}"),
+            ))
         }
     }
 }

@@ -58,6 +58,11 @@ pub trait Target {
     /// The kernel for a request, or why there is none.
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap>;
 
+    /// Machine code that the steps of these entries launch, by name. Errors: the compiler of kernels is missing or fails.
+    fn modules(&self, _entries: &[crate::plan::Entry]) -> Result<Vec<(String, Vec<u8>)>> {
+        Ok(Vec::new())
+    }
+
     /// (operation, element types) pairs for the coverage table: every row of the kernel table.
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)>;
 }
@@ -134,20 +139,32 @@ pub fn coverage_table(targets: &[&dyn Target]) -> String {
 }
 
 /// Every target of this build.
-pub const TARGETS: &[&dyn Target] = &[&cpu::Cpu];
+pub const TARGETS: &[&dyn Target] = &[
+    &cpu::Cpu,
+    #[cfg(feature = "cuda")]
+    &cuda::SM_90A,
+    #[cfg(feature = "cuda")]
+    &cuda::SM_89,
+    #[cfg(feature = "cuda")]
+    &cuda::SM_80,
+];
 
-/// The target of that name. Errors: `device.target`, which says what this build has.
+/// The target of that name; `cuda` is Hopper. Errors: `device.target`, which says what this build has.
 pub fn target(name: &str) -> Result<&'static dyn Target> {
-    let missing = |feature: &str| {
-        let problem = format!("target `{name}`: lite3r has no {feature} backend yet; this build has: cpu");
+    let known = || TARGETS.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
+    let missing = |feature: &str, how: &str| {
+        let problem = format!("target `{name}`: this lite3r has no {feature} backend{how}; it has: {}", known());
         Err(Error::unsupported("device.target", problem))
     };
-    if let Some(target) = TARGETS.iter().find(|t| t.name() == name) {
+    let full = if name == "cuda" { "cuda:sm_90a" } else { name };
+    if let Some(target) = TARGETS.iter().find(|t| t.name() == full) {
         return Ok(*target);
     }
     match name {
-        name if name == "cuda" || name.starts_with("cuda:") => missing("CUDA"),
-        "wgsl" => missing("WGSL"),
-        _ => Err(Error::usage("device.target", format!("there is no target `{name}`; this build has: cpu"))),
+        _ if (name == "cuda" || name.starts_with("cuda:")) && cfg!(not(feature = "cuda")) => {
+            missing("CUDA", " (build it with `--features cuda`)")
+        }
+        "wgsl" => missing("WGSL", " yet"),
+        _ => Err(Error::usage("device.target", format!("there is no target `{name}`; this build has: {}", known()))),
     }
 }

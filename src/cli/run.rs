@@ -6,13 +6,15 @@ use lite3r_ir::{Tensor, attr::AttrField};
 
 use super::{Common, progress};
 use crate::{
-    Error, Kind, Result, npy,
+    Error, Kind, Result,
+    backend::Probe,
+    npy,
     plan::{self, ImageInput, OpenOptions},
     recon::{
         Da3Method, Family, Fit, Formats, Method, Picture, Prepared, Preprocess, Reconstruction, VggtMode, load_images,
         load_masks, preprocess, write_all,
     },
-    session::{self, Session},
+    session::{self, Session, Trust},
 };
 
 const EXAMPLES: &str = "\
@@ -74,6 +76,12 @@ pub struct DeviceArgs {
     /// Threads of the CPU; all cores by default
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Run the machine code that the plan carries, whoever compiled it
+    #[arg(long, conflicts_with = "rebuild")]
+    trust: bool,
+    /// Compile the kernels anew from this program's own sources, in place of those that the plan carries
+    #[arg(long)]
+    rebuild: bool,
     /// Files or folders that hold weights which the plan only refers to; repeatable
     #[arg(long, value_name = "PATH")]
     weights: Vec<PathBuf>,
@@ -83,7 +91,12 @@ impl DeviceArgs {
     /// As the session takes it.
     pub fn options(&self) -> session::Options {
         let plan = OpenOptions { weights: self.weights.clone(), ..OpenOptions::default() };
-        session::Options { device: self.device.clone(), threads: self.threads, plan }
+        let trust = match (self.trust, self.rebuild) {
+            (true, _) => Trust::Plan,
+            (_, true) => Trust::Nobody,
+            _ => Trust::Own,
+        };
+        session::Options { device: self.device.clone(), threads: self.threads, trust, plan }
     }
 }
 
@@ -148,10 +161,15 @@ fn run(
 ) -> Result<(BTreeMap<String, Tensor>, f64)> {
     let entry = session.entry_for(inputs)?;
     let steps = session.plan().entries()[entry].steps.len() as u64;
-    let bar = progress::bar(common.quiet, steps, "running");
+    // A GPU is done before a bar could move, and watching its steps would slow it down.
+    let bar = progress::bar(common.quiet || session.plan().header().target != "cpu", steps, "running");
     let start = Instant::now();
     let mut seen = |_: crate::backend::StepRun<'_>| bar.inc(1);
-    let outputs = session.run_with(entry, inputs, crate::backend::Probe::Times(&mut seen))?;
+    let probe = match bar.is_hidden() {
+        true => Probe::Nothing,
+        false => Probe::Times(&mut seen),
+    };
+    let outputs = session.run_with(entry, inputs, probe)?;
     bar.finish_and_clear();
     Ok((outputs, start.elapsed().as_secs_f64()))
 }

@@ -6,21 +6,21 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lite3r_ir::{
-    Bindings, DType, Graph, NodeId, Op, Value, ValueType,
+    Bindings, DType, Graph, NodeId, Op, Tensor, Value, ValueType,
     passes::dce,
     text::Printer,
     verify::{self, verify_with},
 };
 
 use super::{
-    ALIAS, Buffer, Entry, Header, Meta, Place, Plan, Port, Region, Step, alias, memory, schedule,
+    ALIAS, Buffer, Entry, Header, Meta, Place, Plan, Port, Region, Step, WeightInfo, alias, memory, schedule,
     weights::{Collected, Collector},
 };
 use crate::{
     Error, Result,
     backend::{Choice, Request, Target},
     error::Kind,
-    weights::Weights,
+    weights::{Weight, Weights},
 };
 
 /// Constants up to this many elements are written out in the text that a plan carries.
@@ -49,18 +49,27 @@ pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, me
 
     let mut collector = Collector::new(weights);
     let merged: Vec<_> = selected.iter().map(|s| collector.entry(s.graph, &s.frontier())).collect();
-    let collected = collector.finish()?;
+    let mut collected = collector.finish()?;
     let planned = entries
         .iter()
         .zip(selected.iter().zip(&merged))
         .map(|(source, (selected, merged))| selected.plan(source.bindings.clone(), merged, &collected));
+    let entries: Vec<Entry> = planned.collect();
+    let mut modules = BTreeMap::new();
+    for (name, code) in target.modules(&entries)? {
+        let code = Tensor::from_bytes(DType::U8, &[code.len()], &code).expect("as many bytes as there are");
+        modules.insert(name.clone(), collected.infos.len() as u32);
+        collected.infos.push(WeightInfo { name: format!("module {name}"), ty: code.value_type() });
+        collected.weights.held.push(Some(Weight::owned(code)));
+    }
     let header = Header {
         producer: concat!("lite3r ", env!("CARGO_PKG_VERSION")).into(),
         target: target.name().into(),
         limits: target.limits(),
         meta,
-        entries: planned.collect(),
+        entries,
         weights: collected.infos,
+        modules,
     };
     Plan::new(header, collected.weights)
 }

@@ -29,6 +29,11 @@ pub(super) fn check_header(header: &Header) -> Result<()> {
             problems.push(format!("weight {i} `{}`: {problem}", weight.name));
         }
     }
+    for (name, index) in &header.modules {
+        if header.weights.get(*index as usize).is_none_or(|w| w.ty.dtype != DType::U8) {
+            problems.push(format!("module `{name}`: weight {index} is not its machine code"));
+        }
+    }
     for (i, entry) in header.entries.iter().enumerate() {
         let mut checker = Checker { header, entry, arena: Arena::default(), problems: Vec::new() };
         checker.run();

@@ -76,6 +76,8 @@ struct FileHeader {
     meta: Meta,
     entries: Vec<Entry>,
     weights: Vec<FileWeight>,
+    #[serde(default)]
+    modules: std::collections::BTreeMap<String, u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -186,9 +188,11 @@ impl Plan {
             meta: &'a Meta,
             entries: &'a [Entry],
             weights: &'a [FileWeight],
+            #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+            modules: &'a std::collections::BTreeMap<String, u32>,
         }
-        let Header { producer, target, limits, meta, entries, .. } = &self.header;
-        serde_json::to_vec(&Borrowed { producer, target, limits, meta, entries, weights })
+        let Header { producer, target, limits, meta, entries, modules, .. } = &self.header;
+        serde_json::to_vec(&Borrowed { producer, target, limits, meta, entries, weights, modules })
             .map_err(|e| Error::bad_file("plan.header", format!("the header cannot be written: {e}")))
     }
 
@@ -229,8 +233,8 @@ impl Plan {
             verify(&header, &held, path)?;
         }
         let infos = header.weights.into_iter().map(|w| WeightInfo { name: w.name, ty: w.ty }).collect();
-        let FileHeader { producer, target, limits, meta, entries, .. } = header;
-        let header = Header { producer, target, limits, meta, entries, weights: infos };
+        let FileHeader { producer, target, limits, meta, entries, modules, .. } = header;
+        let header = Header { producer, target, limits, meta, entries, weights: infos, modules };
         Plan::new(header, PlanWeights::held(held)).map_err(|mut e| {
             e.problems.iter_mut().for_each(|p| *p = format!("{}: {p}", path.display()));
             e

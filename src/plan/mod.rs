@@ -90,6 +90,9 @@ pub struct Header {
     pub entries: Vec<Entry>,
     /// The weights of all entries.
     pub weights: Vec<WeightInfo>,
+    /// Machine code that steps launch, by the target's own names; each an index into `weights` of its bytes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub modules: BTreeMap<String, u32>,
 }
 
 /// Which network this is, as far as reconstruction needs to know.

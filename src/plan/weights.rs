@@ -60,7 +60,11 @@ impl PlanWeights {
     pub fn stream(&self, take: &mut dyn FnMut(usize, Bytes<'_>) -> Result<()>) -> Result<()> {
         let at_hand = self.held.iter().take_while(|w| w.is_some()).flatten().enumerate();
         at_hand.into_iter().try_for_each(|(index, weight)| take(index, Bytes::Held(weight)))?;
-        self.derived.stream(&mut |index, bytes| take(index, Bytes::Computed(bytes)))
+        self.derived.stream(&mut |index, bytes| take(index, Bytes::Computed(bytes)))?;
+        // Machine code stands behind what is computed.
+        let behind = self.held.iter().rposition(Option::is_none).map_or(self.held.len(), |last| last + 1);
+        let behind = self.held.iter().enumerate().skip(behind);
+        behind.filter_map(|(index, w)| Some((index, w.as_ref()?))).try_for_each(|(i, w)| take(i, Bytes::Held(w)))
     }
 }
 

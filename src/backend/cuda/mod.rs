@@ -3,17 +3,26 @@
 //! A row of [`KERNELS`] lowers an operation on concrete types to launches ([`launch`]). The plan carries the machine
 //! code of every module that its steps launch, so that running needs the driver alone.
 
+pub mod driver;
 pub mod elementwise;
+pub mod exec;
 pub mod launch;
 pub mod nvrtc;
 
 #[cfg(test)]
 mod conformance;
 
-use launch::Lowered;
+use std::collections::BTreeMap;
+
+use launch::{Lowered, Module};
 use lite3r_ir::DType;
+use rayon::prelude::*;
 
 use super::{Choice, Gap, Request, Target};
+use crate::{
+    Error, Result,
+    plan::{ALIAS, Entry, Step},
+};
 
 /// A generation of devices that machine code is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,12 +67,12 @@ pub struct Cuda {
     arch: Arch,
 }
 
-/// One for each architecture.
-pub const TARGETS: [Cuda; 3] = [
-    Cuda { name: "cuda:sm_90a", arch: Arch::Sm90a },
-    Cuda { name: "cuda:sm_89", arch: Arch::Sm89 },
-    Cuda { name: "cuda:sm_80", arch: Arch::Sm80 },
-];
+/// Hopper.
+pub const SM_90A: Cuda = Cuda { name: "cuda:sm_90a", arch: Arch::Sm90a };
+/// Ada.
+pub const SM_89: Cuda = Cuda { name: "cuda:sm_89", arch: Arch::Sm89 };
+/// Ampere.
+pub const SM_80: Cuda = Cuda { name: "cuda:sm_80", arch: Arch::Sm80 };
 
 impl Target for Cuda {
     fn name(&self) -> &'static str {
@@ -73,6 +82,18 @@ impl Target for Cuda {
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
         let (kernel, lowered) = kernel(request, self.arch)?;
         Ok(Choice { kernel: kernel.name, scratch: lowered.scratch })
+    }
+
+    fn modules(&self, entries: &[Entry]) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut wanted: BTreeMap<String, Module> = BTreeMap::new();
+        for entry in entries {
+            for step in entry.steps.iter().filter(|s| s.kernel != ALIAS) {
+                let lowered = lower(entry, step, self.arch).map_err(|e| Error::unsupported("plan.gap", e))?;
+                wanted.extend(lowered.launches.into_iter().map(|l| (l.module.key(), l.module)));
+            }
+        }
+        let wanted: Vec<(String, Module)> = wanted.into_iter().collect();
+        wanted.into_par_iter().map(|(key, module)| Ok((key, nvrtc::cubin(&module, self.arch)?))).collect()
     }
 
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
@@ -95,6 +116,19 @@ pub fn kernel(request: &Request<'_>, arch: Arch) -> Result<(&'static Kernel, Low
 /// The row of that name.
 pub fn named(name: &str) -> Option<&'static Kernel> {
     KERNELS.iter().copied().flatten().find(|k| k.name == name)
+}
+
+/// What a step of a plan launches.
+pub fn lower(entry: &Entry, step: &Step, arch: Arch) -> Result<Lowered, String> {
+    let types = |all: &[u32]| all.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect::<Vec<_>>();
+    let (operands, results) = (types(&step.operands), types(&step.results));
+    let name = &step.kernel;
+    let kernel = named(name).ok_or_else(|| format!("this lite3r has no kernel `{name}`: compile the model again"))?;
+    if kernel.op != step.op.name() {
+        return Err(format!("kernel `{name}` computes {}", kernel.op));
+    }
+    let request = Request { op: &step.op, operands: &operands, results: &results };
+    (kernel.lower)(&request, arch).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
 }
 
 /// Sizes of a static type.

@@ -7,7 +7,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char},
-    path::PathBuf,
+    path::{Path, PathBuf},
     ptr,
 };
 
@@ -47,30 +47,42 @@ pub fn is_present() -> bool {
 /// The machine code of a module, from the cache where it is there. Errors: `cuda.nvrtc` without the library,
 /// `cuda.compile` with the compiler's log.
 pub fn cubin(module: &Module, arch: Arch) -> Result<Vec<u8>> {
-    let Some(path) = cached(module, arch)? else { return Ok(compile(module, arch)?.bytes) };
+    let Some(folder) = cache() else { return Ok(compile(module, arch)?.bytes) };
+    let path = folder.join("kernels").join(format!("{}.cubin", key(module, arch)?));
     if let Ok(bytes) = std::fs::read(&path) {
         return Ok(bytes);
     }
     let made = compile(module, arch)?;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", &e))?;
-    }
-    atomic::write(&path, |out| std::io::Write::write_all(out, &made.bytes))?;
+    keep(&path, &made.bytes)?;
+    keep(&own(&folder, &made.bytes), module.key().as_bytes())?;
     Ok(made.bytes)
 }
 
-/// Where the machine code of a module is kept; `None` without a place for caches.
-fn cached(module: &Module, arch: Arch) -> Result<Option<PathBuf>> {
-    let folder = match std::env::var_os("LITE3R_CACHE") {
-        Some(folder) => PathBuf::from(folder),
-        None => match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
-            Some(folder) => folder.join("lite3r"),
-            None => match std::env::var_os("HOME") {
-                Some(home) => PathBuf::from(home).join(".cache/lite3r"),
-                None => return Ok(None),
-            },
-        },
-    };
+/// Whether this machine has compiled these bytes itself, as far as its cache remembers.
+pub fn is_own(cubin: &[u8]) -> bool {
+    cache().is_some_and(|folder| own(&folder, cubin).exists())
+}
+
+fn own(folder: &Path, cubin: &[u8]) -> PathBuf {
+    folder.join("own").join(blake3::hash(cubin).to_hex().as_str())
+}
+
+fn keep(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", &e))?;
+    }
+    atomic::write(path, |out| std::io::Write::write_all(out, bytes))
+}
+
+/// Where what this machine has compiled is kept; `None` without a place for caches.
+fn cache() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    folder("LITE3R_CACHE").or_else(|| Some(user()?.join("lite3r")))
+}
+
+/// A hash of all that the machine code of a module depends on.
+fn key(module: &Module, arch: Arch) -> Result<String> {
     let mut hash = blake3::Hasher::new();
     let (major, minor) = version()?;
     let mut add = |part: &str| {
@@ -80,8 +92,7 @@ fn cached(module: &Module, arch: Arch) -> Result<Option<PathBuf>> {
     add(&format!("{major}.{minor} {} {}", arch.name(), module.key()));
     add(source(module)?);
     HEADERS.iter().for_each(|(_, text)| add(text));
-    let name = hash.finalize().to_hex();
-    Ok(Some(folder.join("kernels").join(format!("{name}.cubin"))))
+    Ok(hash.finalize().to_hex().to_string())
 }
 
 fn source(module: &Module) -> Result<&'static str> {
