@@ -92,6 +92,13 @@ impl Session {
 
     /// As [`Session::run`], and shows every step to `probe`.
     pub fn run_with(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>, probe: Probe<'_>) -> Result<Outputs> {
+        let tensors = self.checked(entry, inputs)?;
+        let results = self.executable.run(entry, &tensors, probe)?;
+        Ok(self.plan.entries()[entry].outputs.iter().map(|port| port.name.clone()).zip(results).collect())
+    }
+
+    /// The inputs in the order of an entry that is there and takes them.
+    fn checked<'t>(&self, entry: usize, inputs: &'t BTreeMap<String, Tensor>) -> Result<Vec<&'t Tensor>> {
         let entries = self.plan.entries();
         let chosen = entries.get(entry).ok_or_else(|| {
             Error::usage("run.entry", format!("there is no entry {entry}: the plan has {}", entries.len()))
@@ -100,9 +107,18 @@ impl Session {
         if !problems.is_empty() {
             return Err(Error::all(Kind::Usage, "run.inputs", problems));
         }
-        let tensors: Vec<&Tensor> = chosen.inputs.iter().filter_map(|port| inputs.get(&port.name)).collect();
-        let results = self.executable.run(entry, &tensors, probe)?;
-        Ok(chosen.outputs.iter().map(|port| port.name.clone()).zip(results).collect())
+        Ok(chosen.inputs.iter().filter_map(|port| inputs.get(&port.name)).collect())
+    }
+
+    /// How long runs of an entry take on the device, without transfers. Errors: as [`Session::run`].
+    pub fn time(
+        &mut self,
+        entry: usize,
+        inputs: &BTreeMap<String, Tensor>,
+        runs: usize,
+    ) -> Result<Vec<std::time::Duration>> {
+        let tensors: Vec<&Tensor> = self.checked(entry, inputs)?;
+        self.executable.time(entry, &tensors, runs)
     }
 
     /// Memory that the device has allocated so far, in bytes: arena and copied weights.

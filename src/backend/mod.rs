@@ -81,6 +81,17 @@ pub trait Executable: Send {
     /// Runs one entry. Inputs stand in the order of the entry and have its types: [`crate::session`] has checked them.
     fn run(&mut self, entry: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>>;
 
+    /// How long runs take, each without what the host does around it: transfers of inputs and outputs.
+    fn time(&mut self, entry: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            let start = std::time::Instant::now();
+            self.run(entry, inputs, Probe::Nothing)?;
+            times.push(start.elapsed());
+        }
+        Ok(times)
+    }
+
     /// Memory that it has allocated on the device, in bytes: the arena, and weights that cannot be read where they lie.
     fn allocated_bytes(&self) -> u64;
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lite3r::cli::{self, Common, compare, demo, devices, inspect, run};
+use lite3r::cli::{self, Common, bench, compare, demo, devices, inspect, run};
 
 /// Depth, cameras and point clouds from pictures, by compiled plans
 #[derive(Parser, Debug)]
@@ -19,6 +19,7 @@ struct Args {
 enum Command {
     Run(run::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
     Compare(compare::Args),
     Devices(devices::Args),
     Demo(demo::Args),
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         |Args { common, command }| match command {
             Command::Run(args) => run::main(&args, &common),
             Command::Inspect(args) => inspect::main(&args, &common),
+            Command::Bench(args) => bench::main(&args, &common),
             Command::Compare(args) => compare::main(&args, &common),
             Command::Devices(_) => devices::main(&common),
             Command::Demo(args) => demo::main(&args, &common),

@@ -155,7 +155,7 @@ impl Args {
             bind: self.bind.clone(),
             views_axis: self.views,
             attention: self.attention.clone(),
-            precision: self.precision.clone(),
+            precision: self.precision.clone().for_target(&self.target),
             reference_view: self.reference_view,
             outputs: self.outputs.clone(),
             passes: self.passes.clone(),

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 ok, 2 usage, 3 unsupported model, 4
 //! bad file, 5 device or memory, 6 accuracy gate.
 
+pub mod bench;
 pub mod compare;
 pub mod compile;
 pub mod demo;

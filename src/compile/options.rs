@@ -109,10 +109,36 @@ pub enum Precision {
     F32,
     /// Products in bf16, sums and the residual stream in f32.
     Bf16,
-    /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`.
+    /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
+    /// all other products in bf16, `rest=f32` leaves them.
     Fp8(AttrMap),
-    /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`.
+    /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` as
+    /// above.
     Fp8w(AttrMap),
+}
+
+impl Precision {
+    /// With `rest` as a target does it best where it is not said: bf16 on GPUs, whose tensor cores have no f32.
+    pub fn for_target(mut self, target: &str) -> Self {
+        if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
+            && target != "cpu"
+            && attrs.iter().all(|(name, _)| name != "rest")
+        {
+            attrs.push(("rest".into(), Attr::Word("bf16".into())));
+        }
+        self
+    }
+
+    /// The options of the pass, and whether all other products are computed in bf16. Errors: the words of a usage error.
+    pub(super) fn rest(attrs: &AttrMap) -> Result<(AttrMap, bool), String> {
+        let (rest, own): (AttrMap, AttrMap) = attrs.iter().cloned().partition(|(name, _)| name == "rest");
+        match rest.as_slice() {
+            [] => Ok((own, false)),
+            [(_, Attr::Word(word))] if word == "f32" => Ok((own, false)),
+            [(_, Attr::Word(word))] if word == "bf16" => Ok((own, true)),
+            _ => Err("`rest` must be f32 or bf16".into()),
+        }
+    }
 }
 
 impl FromStr for Precision {

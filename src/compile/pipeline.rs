@@ -82,8 +82,8 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     match &options.precision {
         Precision::F32 => {}
         Precision::Bf16 => selected.extend(named("bf16")?),
-        Precision::Fp8(attrs) => selected.push(with("fp8", attrs)?),
-        Precision::Fp8w(attrs) => selected.push(with("fp8w", attrs)?),
+        Precision::Fp8(attrs) => selected.extend(eight_bits("fp8", attrs)?),
+        Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs)?),
     }
     selected.extend(named(FINISH)?);
     Ok(selected)
@@ -118,6 +118,17 @@ fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
     let mut one = selected.remove(0);
     one.options = PassOptions(attrs.clone());
     Ok(one)
+}
+
+/// A pass that makes linear layers FP8, and `bf16` for the rest where that is asked for. Norms join their quantisation
+/// before, so that they read the residual stream in f32.
+fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
+    let (own, rest) = Precision::rest(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
+    let mut selected = vec![with(pass, &own)?];
+    if rest {
+        selected.extend(named("fuse_quantize,cse,dce,bf16")?);
+    }
+    Ok(selected)
 }
 
 /// The passes that a text names.

@@ -1,7 +1,7 @@
 //! `bf16`: products and attention read bf16; sums, the residual stream, norms, RoPE and softmax stay f32.
 //!
-//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids) are
-//! cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
+//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and what
+//! is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
 //! residual stream is never rounded; attentions and convolutions give bf16, cast back to f32. Then casts that meet go:
 //! a movement between two casts is done in bf16, and a linear layer or norm whose result is only read as bf16 gives
 //! bf16 itself. Bias and residual stay f32.
@@ -65,7 +65,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 fn narrow_operands(op: &Op) -> Option<fn(usize) -> bool> {
     match op {
         Op::Linear(_) | Op::Conv2d(_) | Op::ConvTranspose2d(_) => Some(|i| i < 2),
-        Op::WeightScaledLinear(_) => Some(|i| i == 0),
+        Op::WeightScaledLinear(_) | Op::Quantize(_) => Some(|i| i == 0),
         Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) => Some(|_| true),
         Op::BlockAttention(_) => Some(|i| !(3..=4).contains(&i)),
         Op::LinearAttention(_) => Some(|i| i < 3),

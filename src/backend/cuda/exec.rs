@@ -78,6 +78,8 @@ impl Loaded {
         let arena = plan.entries().iter().map(|e| e.arena_bytes).max().unwrap_or(0);
         let arena = Memory::new(context, arena, "the values of a run")?;
         let weights = Memory::new(context, end, "the weights")?;
+        // What a kernel reads before anyone wrote it shows as NaN.
+        arena.fill(0xff)?;
         let mut cubins: HashMap<u32, Vec<u8>> = HashMap::new();
         plan.weights.stream(&mut |index, bytes| {
             if is_code(index) {
@@ -133,6 +135,15 @@ impl Loaded {
         Ok(())
     }
 
+    fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
+        for (port, tensor) in entry.inputs.iter().zip(inputs) {
+            if let Place::Arena(offset) = entry.buffers[port.buffer as usize].place {
+                self.arena.write(offset, tensor.bytes())?;
+            }
+        }
+        Ok(())
+    }
+
     fn tensor(&self, entry: &Entry, buffer: u32) -> Result<Tensor> {
         let Buffer { ty, place } = &entry.buffers[buffer as usize];
         let mut bytes = vec![0; ty.bytes().unwrap_or(0)];
@@ -149,11 +160,7 @@ impl Executable for Loaded {
     fn run(&mut self, index: usize, inputs: &[&Tensor], mut probe: Probe<'_>) -> Result<Vec<Tensor>> {
         let plan = self.plan.clone();
         let entry = &plan.entries()[index];
-        for (port, tensor) in entry.inputs.iter().zip(inputs) {
-            if let Place::Arena(offset) = entry.buffers[port.buffer as usize].place {
-                self.arena.write(offset, tensor.bytes())?;
-            }
-        }
+        self.write(entry, inputs)?;
         if matches!(probe, Probe::Nothing) {
             self.graphs[index].launch()?;
         } else {
@@ -176,6 +183,22 @@ impl Executable for Loaded {
             }
         }
         entry.outputs.iter().map(|port| self.tensor(entry, port.buffer)).collect()
+    }
+
+    fn time(&mut self, index: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {
+        let plan = self.plan.clone();
+        let entry = &plan.entries()[index];
+        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        let mut times = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            // The planner may put other values where the inputs lay.
+            self.write(entry, inputs)?;
+            begin.record()?;
+            self.graphs[index].launch()?;
+            end.record()?;
+            times.push(Duration::from_secs_f64(end.since(&begin)?));
+        }
+        Ok(times)
     }
 
     fn allocated_bytes(&self) -> u64 {

@@ -1,0 +1,258 @@
+//! The CUDA kernels against the reference, on the device of this machine.
+//!
+//! ```text
+//! cargo bench --features cuda --bench gpu -- compile [--arch sm_90a]     every module of every case, into the cache
+//! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3]
+//! ```
+//!
+//! `check` runs every case of every operation on every row that takes it: results in poisoned memory against the
+//! evaluation in f64 within the operation's own tolerance, and repeats bit for bit.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use lite3r::{
+    Result,
+    backend::{
+        Choice, Gap, Request, Target, cuda,
+        cuda::{Arch, Kernel},
+    },
+    plan::{Entry, EntrySource, Meta, build},
+    session::{Options, Session, Trust},
+    weights::Weights,
+};
+use lite3r_ir::{
+    Bindings, Builder, DType, Graph, Op, Tensor,
+    ops::{Attention, Case, Linear, MatMul, ScaledLinear, activation::Activation, quantize::Granularity},
+};
+use rayon::prelude::*;
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Given by cargo
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile what `check` needs
+    Compile {
+        /// Only rows whose names contain this
+        #[arg(long, default_value = "")]
+        only: String,
+    },
+    /// Hold every row against the reference
+    Check {
+        /// Only rows whose names contain this
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Runs that must agree bit for bit
+        #[arg(long, default_value_t = 3)]
+        repeats: usize,
+    },
+}
+
+/// A target with one row.
+struct Only(&'static Kernel);
+
+impl Target for Only {
+    fn name(&self) -> &'static str {
+        cuda::SM_90A.name()
+    }
+
+    fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
+        match (self.0.lower)(request, Arch::Sm90a) {
+            Ok(lowered) => Ok(Choice { kernel: self.0.name, scratch: lowered.scratch }),
+            Err(clause) => Err(Gap { nearest: Some(self.0.name), clause }),
+        }
+    }
+
+    fn modules(&self, entries: &[Entry]) -> Result<Vec<(String, Vec<u8>)>> {
+        cuda::SM_90A.modules(entries)
+    }
+
+    fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
+        vec![(self.0.op, self.0.name, self.0.dtypes.to_vec())]
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Compile { only } => compile(&only),
+        Command::Check { only, repeats } => check(&only, repeats),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => 6.into(),
+        Err(error) => {
+            eprintln!("{error}");
+            error.exit_code().into()
+        }
+    }
+}
+
+/// Cases that the operations do not bring themselves: the shapes of the models, and ragged ones around the tiles.
+fn shapes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |op: Op, dtypes: &[DType], shapes: &[&[usize]]| {
+        let inputs = shapes.iter().zip(dtypes).zip(1..).map(|((shape, dtype), seed)| Tensor::wave(*dtype, shape, seed));
+        cases.push(Case::new("shapes", op, inputs.collect()));
+    };
+    let (f, b) = (DType::F32, DType::BF16);
+    for m in [1, 63, 64, 65, 94, 1374] {
+        for (n, k) in [(65, 64), (1024, 592), (192, 192)] {
+            let op = |activation, bias, residual, out| Linear { activation, bias, residual, out };
+            add(op(Activation::Gelu, true, false, None).into(), &[b, b, b], &[&[m, k], &[n, k], &[n]]);
+            add(op(Activation::None, true, true, Some(f)).into(), &[b, b, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
+            add(op(Activation::None, true, true, None).into(), &[f, f, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
+        }
+        let (q, k) = (m.min(300), 300);
+        for d in [32, 64, 128] {
+            let scale = (d as f64).powf(-0.5);
+            add(Attention::new(scale).into(), &[b, b, b], &[&[2, 3, q, d], &[2, 3, k, d], &[2, 3, k, d]]);
+            add(Attention::new(scale).into(), &[f, f, f], &[&[2, 3, q, d], &[2, 3, k, d], &[2, 3, k, d]]);
+        }
+        add(MatMul { transpose_b: true }.into(), &[b, b], &[&[3, m, 64], &[3, 65, 64]]);
+        // Codes within the range that waves of e4m3 cover; scales around one.
+        for (n, k, x_scale, columns) in [
+            (192, 192, Granularity::Row, 1),
+            (1024, 1024, Granularity::Row, 1),
+            (65, 64, Granularity::Tensor, 1),
+            (256, 1024, Granularity::Columns(256), 4),
+        ] {
+            let scales: &[usize] = match x_scale {
+                Granularity::Tensor => &[1, 1],
+                _ => &[m, columns],
+            };
+            for (residual, out, activation) in [(true, f, Activation::None), (false, b, Activation::Gelu)] {
+                let op = ScaledLinear { activation, bias: true, residual, x_scale, w_scale: Granularity::Row, out };
+                let e = DType::F8E4M3;
+                let all: [(DType, &[usize]); 6] =
+                    [(e, &[m, k]), (f, scales), (e, &[n, k]), (f, &[n, 1]), (f, &[n]), (f, &[m, n])];
+                let used = &all[..if residual { 6 } else { 5 }];
+                let (dtypes, shapes): (Vec<DType>, Vec<&[usize]>) = used.iter().copied().unzip();
+                add(op.into(), &dtypes, &shapes);
+            }
+        }
+    }
+    cases
+}
+
+fn types(case: &Case) -> Vec<lite3r_ir::ValueType> {
+    case.inputs.iter().map(Tensor::value_type).collect()
+}
+
+/// Every pair of a case and a row that takes it. Cases whose types do not fit the operation are a defect of this file.
+fn pairs(only: &str) -> Vec<(Case, &'static Kernel)> {
+    let mut pairs = Vec::new();
+    for case in Op::all_cases().into_iter().chain(shapes()) {
+        let operands = types(&case);
+        let results = case.op.infer(&operands).unwrap_or_else(|e| panic!("{} {operands:?}: {e}", case.op.name()));
+        let request = Request { op: &case.op, operands: &operands, results: &results };
+        for kernel in cuda::KERNELS.iter().copied().flatten() {
+            let wanted = kernel.op == case.op.name() && kernel.name.contains(only);
+            if wanted && (kernel.lower)(&request, Arch::Sm90a).is_ok() {
+                pairs.push((case.clone(), kernel));
+            }
+        }
+    }
+    pairs
+}
+
+fn compile(only: &str) -> Result<bool> {
+    let mut modules = BTreeMap::new();
+    for (case, kernel) in pairs(only) {
+        let operands = types(&case);
+        let results = case.op.infer(&operands).expect("was inferred before");
+        let request = Request { op: &case.op, operands: &operands, results: &results };
+        let lowered = (kernel.lower)(&request, Arch::Sm90a).expect("was lowered before");
+        modules.extend(lowered.launches.into_iter().map(|l| (l.module.key(), l.module)));
+    }
+    println!("{} modules", modules.len());
+    let modules: Vec<_> = modules.into_values().collect();
+    modules.par_iter().try_for_each(|m| cuda::nvrtc::cubin(m, Arch::Sm90a).map(drop))?;
+    Ok(true)
+}
+
+/// A row on a case.
+fn run(case: &Case, kernel: &'static Kernel, repeats: usize) -> Result<Vec<Vec<Tensor>>> {
+    let mut graph = Graph::new("case");
+    let inputs: Vec<_> =
+        case.inputs.iter().enumerate().map(|(i, t)| graph.input(format!("x{i}"), t.value_type())).collect();
+    let failed = |e: &dyn std::fmt::Display| lite3r::Error::unsupported("bench.case", e.to_string());
+    let results = Builder::new(&mut graph, "case").ops(case.op.clone(), &inputs).map_err(|e| failed(&e))?;
+    let names: Vec<String> = (0..results.len()).map(|i| format!("y{i}")).collect();
+    names.iter().zip(results).for_each(|(name, value)| graph.output(name, value));
+    let source = EntrySource { bindings: Bindings::new(), graph };
+    let plan = build(&[source], &Weights::default(), &Only(kernel), Meta::default())?;
+    let mut session = Session::new(plan, &Options { trust: Trust::Plan, ..Options::default() })?;
+    let inputs = case.inputs.iter().enumerate().map(|(i, t)| (format!("x{i}"), t.clone())).collect();
+    (0..repeats.max(1))
+        .map(|_| {
+            let mut outputs = session.run(0, &inputs)?;
+            Ok(names.iter().filter_map(|n| outputs.remove(n)).collect())
+        })
+        .collect()
+}
+
+/// How far results are from the reference, in units of what is allowed; the first problem.
+fn judge(case: &Case, runs: &[Vec<Tensor>]) -> (f64, Option<String>) {
+    let results = case.op.infer(&types(case)).expect("was inferred before");
+    let want = case.op.eval(&case.inputs.iter().collect::<Vec<_>>(), &results).expect("cases evaluate");
+    let mut worst = 0f64;
+    for (i, (got, want)) in runs[0].iter().zip(&want).enumerate() {
+        let tolerance = case.op.tolerance(got.dtype());
+        let (g, w) = (got.to_f64(), want.to_f64());
+        let scale = w.iter().filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs()));
+        let allowed = tolerance.absolute + tolerance.relative * scale;
+        for (at, (g, w)) in g.iter().zip(&w).enumerate() {
+            if g == w || g.is_nan() && w.is_nan() {
+                continue;
+            }
+            let off = (g - w).abs() / allowed;
+            if off.is_nan() || off > 1.0 {
+                let near = |g: f64, w: f64| (g - w).abs() <= allowed;
+                let bad = got.to_f64().iter().zip(&want.to_f64()).filter(|(g, w)| !near(**g, **w)).count();
+                return (off, Some(format!("result {i} [{at}]: {g} for {w}, {bad} of {} wrong", got.len())));
+            }
+            worst = worst.max(off);
+        }
+    }
+    let differs = runs.iter().any(|r| r.iter().zip(&runs[0]).any(|(a, b)| a.bytes() != b.bytes()));
+    (worst, differs.then(|| "repeats differ".to_string()))
+}
+
+fn check(only: &str, repeats: usize) -> Result<bool> {
+    let mut rows: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (case, kernel) in pairs(only) {
+        let shapes: Vec<String> = case.inputs.iter().map(|t| t.value_type().to_string()).collect();
+        let what =
+            format!("{} {} ({}) {}", kernel.name, case.name, shapes.join(", "), lite3r_ir::text::print_op(&case.op));
+        let row = rows.entry(kernel.name).or_default();
+        row.0 += 1;
+        match run(&case, kernel, repeats) {
+            Ok(runs) => {
+                let (off, problem) = judge(&case, &runs);
+                row.1 = row.1.max(off);
+                problems.extend(problem.map(|p| format!("{what}: {p}")));
+            }
+            Err(error) => {
+                let fatal = error.code == "cuda.kernel";
+                problems.push(format!("{what}: {}", error.problems.join("; ")));
+                if fatal {
+                    println!("a kernel has failed; nothing can run in this process any more");
+                    break;
+                }
+            }
+        }
+    }
+    println!("kernel                           cases   error/allowed");
+    rows.iter().for_each(|(name, (cases, worst))| println!("{name:<32} {cases:>5}   {worst:.3}"));
+    problems.iter().for_each(|p| println!("WRONG {p}"));
+    println!("{} rows, {} cases, {} problems", rows.len(), rows.values().map(|r| r.0).sum::<usize>(), problems.len());
+    Ok(problems.is_empty())
+}
