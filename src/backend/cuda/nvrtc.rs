@@ -27,6 +27,8 @@ pub const FILES: &[(&str, &str)] = sources!["elementwise.cu"];
 const HEADERS: &[(&str, &str)] = &[
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),
+    ("sm90.cuh", include_str!("../../../cuda/include/sm90.cuh")),
+    ("wgmma.cuh", include_str!("../../../cuda/include/wgmma.cuh")),
 ];
 
 /// Machine code with what the compiler said about it.
