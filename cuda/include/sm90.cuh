@@ -1,16 +1,13 @@
 // What Hopper adds: transaction barriers, the copy engine (TMA), proxies, warpgroups. One function an instruction.
 // See wgmma.cuh for the products.
 #pragma once
-#include "types.cuh"
+#include "shared.cuh"
 
 // A tensor map by value: `const __grid_constant__ TensorMap map`.
 struct alignas(64) TensorMap { u64 opaque[16]; };
 
 // What the L2 cache keeps of a copy.
 const u64 KEEP_NORMAL = 0x1000000000000000ull, KEEP_LITTLE = 0x12F0000000000000ull, KEEP_LONG = 0x14F0000000000000ull;
-
-// The address of shared memory in its own window of 32 bits.
-DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
 // True in one lane of a converged warp.
 DEVICE bool elect_one() {
@@ -92,7 +89,9 @@ DEVICE void write_box(const TensorMap* map, u32 from, i32 c0, i32 c1, i32 c2, i3
 }
 DEVICE void writes_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until at most N committed groups still read shared memory, or still write global memory.
-template <int N> DEVICE void writes_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory"); }
+template <int N> DEVICE void writes_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
+}
 template <int N> DEVICE void writes_wait() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(N) : "memory"); }
 
 // Ordinary writes to shared memory before this become visible to copies and products after it (and a barrier).

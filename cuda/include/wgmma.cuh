@@ -5,7 +5,7 @@
 // d[4j + 2], d[4j + 3] the same columns of row 16w + g + 8. A in registers: a[0] row g, a[1] row g + 8, of the first
 // half of K; a[2], a[3] of the second; 16-bit columns 2t and 2t + 1 of the half, FP8 columns 4t to 4t + 3.
 #pragma once
-#include "types.cuh"
+#include "shared.cuh"
 
 // Before the first product of a batch, and whenever registers of D or A were touched in between.
 DEVICE void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -27,9 +27,6 @@ DEVICE u64 operand_k64(u32 at) { return (u64)((at & 0x3FFFF) >> 4) | 1ull << 16 
 DEVICE u64 operand_mn128(u32 at, u32 step) {
     return (u64)((at & 0x3FFFF) >> 4) | (u64)(step >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
-// Shared memory offset of 16-byte chunk `chunk` in row `row` of a panel with 128 or 64 bytes a row.
-DEVICE u32 swizzle_128(u32 row, u32 chunk) { return row * 128 + ((chunk ^ (row & 7)) << 4); }
-DEVICE u32 swizzle_64(u32 row, u32 chunk) { return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4); }
 
 // The forms for N columns. `add` false overwrites D. TRANSPOSED: B is stored [K][N] (`operand_mn128`).
 template <int N> struct Wgmma;

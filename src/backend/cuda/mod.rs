@@ -6,8 +6,10 @@
 pub mod driver;
 pub mod elementwise;
 pub mod exec;
+pub mod gemm;
 pub mod launch;
 pub mod nvrtc;
+pub mod product;
 
 #[cfg(test)]
 mod conformance;
@@ -59,7 +61,7 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS];
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm::KERNELS];
 
 /// Plans for one architecture.
 pub struct Cuda {

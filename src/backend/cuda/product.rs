@@ -1,0 +1,207 @@
+//! What every kind of matrix product has in common: sizes, operands, scales, and what stands behind the sum.
+
+use lite3r_ir::{
+    DType, Op,
+    ops::{MatMul, activation::Activation, quantize::Granularity, shape_rules::strides_for},
+};
+
+use super::{
+    dims,
+    elementwise::{Shape, Strides, walk},
+    launch::{Arg, Module},
+};
+use crate::backend::Request;
+
+/// What products compute with.
+pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+
+/// Scales of an operand.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// The operand that holds them.
+    pub operand: usize,
+    /// What shares one.
+    pub granularity: Granularity,
+}
+
+/// What is done with sums, as `cuda/include/epilogue.cuh` says it.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue {
+    /// Applied to the sum with its bias.
+    pub activation: Activation,
+    /// Operand, one value a column.
+    pub bias: Option<usize>,
+    /// Operand, one value an element.
+    pub residual: Option<usize>,
+}
+
+/// C[i] = epilogue(A[i] B[i]).
+pub struct Product {
+    /// Rows of A and C.
+    pub m: usize,
+    /// Columns of C.
+    pub n: usize,
+    /// Columns of A.
+    pub k: usize,
+    /// Whether B is stored [N, K].
+    pub transposed: bool,
+    /// Matrices of the batch.
+    pub items: usize,
+    /// The operand that is B; A is operand 0.
+    pub b: usize,
+    /// Scales of A.
+    pub x_scales: Option<Scales>,
+    /// Scales of B.
+    pub w_scales: Option<Scales>,
+    /// Bias, activation, residual.
+    pub epilogue: Epilogue,
+    /// The batch, with the steps of A and B in elements.
+    walk: (Shape, Vec<Strides>),
+}
+
+/// Sizes and batch, as the kernels lay them out.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Layout {
+    m: u32,
+    n: u32,
+    k: u32,
+    x_group: u32,
+    w_group: u32,
+    batch: Shape,
+    a: Strides,
+    b: Strides,
+}
+
+impl Product {
+    /// Of `linear`, `scaled_linear`, `weight_scaled_linear` and `matmul`.
+    pub fn of(request: &Request<'_>) -> Result<Self, String> {
+        let scales = |operand, granularity| Some(Scales { operand, granularity });
+        let (b, x_scales, w_scales, activation, bias, residual) = match request.op {
+            Op::MatMul(op) => return Self::of_matmul(op, request),
+            Op::Linear(op) => (1, None, None, op.activation, op.bias, op.residual),
+            Op::WeightScaledLinear(op) => (1, None, scales(2, op.w_scale), op.activation, op.bias, op.residual),
+            Op::ScaledLinear(op) => {
+                (2, scales(1, op.x_scale), scales(3, op.w_scale), op.activation, op.bias, op.residual)
+            }
+            other => return Err(format!("does not compute {}", other.name())),
+        };
+        let behind = w_scales.map_or(b, |s: Scales| s.operand) + 1;
+        let epilogue = Epilogue {
+            activation,
+            bias: bias.then_some(behind),
+            residual: residual.then_some(behind + usize::from(bias)),
+        };
+        let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[b])?);
+        let &[n, k] = w.as_slice() else { return Err("takes weights [N, K]".into()) };
+        let m = x[..x.len() - 1].iter().product();
+        let walk = walk(&[], &[vec![], vec![]])?;
+        Self { m, n, k, transposed: true, items: 1, b, x_scales, w_scales, epilogue, walk }.checked()
+    }
+
+    fn of_matmul(op: &MatMul, request: &Request<'_>) -> Result<Self, String> {
+        let (a, b, c) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
+        let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
+            (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
+        else {
+            return Err("takes matrices".into());
+        };
+        let steps = |own: &[usize], size: usize| -> Vec<i64> {
+            strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
+        };
+        let walk = walk(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)])?;
+        let epilogue = Epilogue { activation: Activation::None, bias: None, residual: None };
+        let (transposed, items) = (op.transpose_b, batch.iter().product());
+        Self { m, n, k, transposed, items, b: 1, x_scales: None, w_scales: None, epilogue, walk }.checked()
+    }
+
+    fn checked(self) -> Result<Self, String> {
+        let most = 1 << 31;
+        match [self.m, self.n, self.k, self.items].iter().all(|size| *size < most) {
+            true => Ok(self),
+            false => Err("takes sizes below 2^31".into()),
+        }
+    }
+
+    /// Sizes and batch by value.
+    pub fn layout(&self) -> Arg {
+        let group = |scales: Option<Scales>| match scales.map(|s| s.granularity) {
+            Some(Granularity::Columns(n)) => n.min(self.k.max(1)) as u32,
+            _ => 1,
+        };
+        Arg::of(Layout {
+            m: self.m as u32,
+            n: self.n as u32,
+            k: self.k as u32,
+            x_group: group(self.x_scales),
+            w_group: group(self.w_scales),
+            batch: self.walk.0,
+            a: self.walk.1[0],
+            b: self.walk.1[1],
+        })
+    }
+
+    /// Tiles of the result, over the batch; 0 of an empty one. An error if a grid cannot count them.
+    pub fn tiles(&self, (tile_m, tile_n): (usize, usize)) -> Result<u32, String> {
+        let tiles = self.m.div_ceil(tile_m) * self.n.div_ceil(tile_n) * self.items;
+        match i32::try_from(tiles) {
+            Ok(tiles) => Ok(tiles as u32),
+            Err(_) => Err(format!("takes up to 2^31 tiles of {tile_m}x{tile_n}, not {tiles}")),
+        }
+    }
+
+    /// The macros of scales and epilogue.
+    pub fn define(&self, module: Module, request: &Request<'_>) -> Module {
+        let word = |scales: Option<Scales>| match scales.map(|s| s.granularity) {
+            None => "NONE",
+            Some(Granularity::Row) => "ROW",
+            Some(Granularity::Tensor) => "TENSOR",
+            Some(Granularity::Columns(_)) => "COLUMNS",
+        };
+        let module = module.define("XSCALE", word(self.x_scales)).define("WSCALE", word(self.w_scales));
+        self.epilogue.define(module, request)
+    }
+
+    /// The operands, the result, scales, bias and residual, in the order of the kernels' parameters.
+    pub fn args(&self) -> Vec<Arg> {
+        let mut args = vec![Arg::operand(0), Arg::operand(self.b), Arg::result(0)];
+        args.extend(self.scale_args());
+        args
+    }
+
+    /// Scales, bias and residual.
+    pub fn scale_args(&self) -> [Arg; 4] {
+        let scales = |s: Option<Scales>| Arg::maybe(s.map(|s| s.operand));
+        [
+            scales(self.x_scales),
+            scales(self.w_scales),
+            Arg::maybe(self.epilogue.bias),
+            Arg::maybe(self.epilogue.residual),
+        ]
+    }
+}
+
+impl Epilogue {
+    /// The macros of the result, the activation, bias and residual. Results of 16 bits take the approximate
+    /// activations.
+    pub fn define(&self, module: Module, request: &Request<'_>) -> Module {
+        let result = request.results[0].dtype;
+        let fast = result.size() == 2;
+        let activation = match self.activation {
+            Activation::None => "linear",
+            Activation::Relu => "relu",
+            Activation::Gelu if fast => "gelu_fast",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh if fast => "gelu_tanh_fast",
+            Activation::GeluTanh => "gelu_tanh",
+            Activation::Silu if fast => "silu_fast",
+            Activation::Silu => "silu",
+        };
+        let of = |operand: Option<usize>| operand.map_or(DType::F32, |i| request.operands[i].dtype);
+        module
+            .define("ACTIVATION", activation)
+            .element("TY", result)
+            .element("TBIAS", of(self.bias))
+            .element("TRESIDUAL", of(self.residual))
+    }
+}
