@@ -14,11 +14,11 @@ use clap::{Parser, Subcommand};
 use lite3r::{
     Result,
     backend::{
-        Choice, Gap, Request, Target, cuda,
+        Choice, Gap, Request, Target, Trust, cuda,
         cuda::{Arch, Kernel},
     },
     plan::{Entry, EntrySource, Meta, build},
-    session::{Options, Session, Trust},
+    session::{Options, Session},
     weights::Weights,
 };
 use lite3r_ir::{
@@ -226,6 +226,8 @@ fn judge(case: &Case, runs: &[Vec<Tensor>]) -> (f64, Option<String>) {
 }
 
 fn check(only: &str, repeats: usize) -> Result<bool> {
+    // Holds the context of the device, which takes longer to make than a case to run.
+    let _held = cuda::exec::CudaDevice::new(0, Trust::Plan)?;
     let mut rows: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
     let mut problems = Vec::new();
     for (case, kernel) in pairs(only) {

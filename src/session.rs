@@ -18,7 +18,7 @@ use lite3r_ir::Tensor;
 
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, cpu::exec::CpuDevice},
+    backend::{Device, Executable, Probe, Trust, cpu::exec::CpuDevice},
     plan::{Entry, OpenOptions, Plan},
 };
 
@@ -125,18 +125,6 @@ impl Session {
     pub fn allocated_bytes(&self) -> u64 {
         self.executable.allocated_bytes()
     }
-}
-
-/// Whose machine code is run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// What this machine has compiled itself, as its cache remembers.
-    #[default]
-    Own,
-    /// Whatever the plan carries.
-    Plan,
-    /// Nobody's: compiled anew from the sources in this program.
-    Nobody,
 }
 
 /// The device of that name, or the first for a target: `cpu`, `cuda:0`.

@@ -25,7 +25,10 @@ fn with_table(text: &str, name: &str, table: &str) -> String {
 fn tables_are_up_to_date() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("README.md");
     let text = fs::read_to_string(&path).unwrap();
-    let fresh = with_table(&with_table(&text, "operations", &coverage_table(TARGETS)), "passes", &passes_table());
+    // The architectures of CUDA share their rows.
+    let targets: Vec<_> =
+        TARGETS.iter().copied().filter(|t| !["cuda:sm_89", "cuda:sm_80"].contains(&t.name())).collect();
+    let fresh = with_table(&with_table(&text, "operations", &coverage_table(&targets)), "passes", &passes_table());
     if std::env::var_os("UPDATE_README").is_some() {
         fs::write(&path, &fresh).unwrap();
     }

@@ -76,6 +76,18 @@ pub trait Device: Send {
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>>;
 }
 
+/// Whose machine code is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What this machine has compiled itself, as its cache remembers.
+    #[default]
+    Own,
+    /// Whatever the plan carries.
+    Plan,
+    /// Nobody's: compiled anew from the sources in this program.
+    Nobody,
+}
+
 /// A plan on a device.
 pub trait Executable: Send {
     /// Runs one entry. Inputs stand in the order of the entry and have its types: [`crate::session`] has checked them.

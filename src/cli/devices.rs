@@ -47,12 +47,9 @@ fn cuda() -> (Vec<Cuda>, Vec<String>) {
 /// The CUDA devices of this machine, and why others are none.
 #[cfg(feature = "cuda")]
 fn cuda() -> (Vec<Cuda>, Vec<String>) {
-    use crate::{
-        backend::{
-            Device,
-            cuda::{driver, exec::CudaDevice},
-        },
-        session::Trust,
+    use crate::backend::{
+        Device, Trust,
+        cuda::{driver, exec::CudaDevice},
     };
     let names = match driver::devices() {
         Ok(names) => names,

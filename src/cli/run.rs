@@ -7,14 +7,14 @@ use lite3r_ir::{Tensor, attr::AttrField};
 use super::{Common, progress};
 use crate::{
     Error, Kind, Result,
-    backend::Probe,
+    backend::{Probe, Trust},
     npy,
     plan::{self, ImageInput, OpenOptions},
     recon::{
         Da3Method, Family, Fit, Formats, Method, Picture, Prepared, Preprocess, Reconstruction, VggtMode, load_images,
         load_masks, preprocess, write_all,
     },
-    session::{self, Session, Trust},
+    session::{self, Session},
 };
 
 const EXAMPLES: &str = "\

@@ -14,9 +14,8 @@ use super::{
 };
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, StepRun, Target},
+    backend::{Device, Executable, Probe, StepRun, Target, Trust},
     plan::{ALIAS, ALIGN, Buffer, Entry, Place, Plan, Step},
-    session::Trust,
 };
 
 /// A device of this machine.

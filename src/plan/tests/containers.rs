@@ -108,10 +108,8 @@ fn headers_that_lie_are_refused() {
     refused("plan.check", &|h| h["entries"][0]["arena_bytes"] = json!(0));
     refused("plan.check", &|h| h["entries"][0]["steps"][0]["scratch"] = json!({"offset": u64::MAX, "bytes": 2}));
     let open = |change: &dyn Fn(&mut serde_json::Value)| {
-        Session::new(saved.open_as(&saved.with_header(change)).unwrap(), &Options::default())
-            .map(|_| ())
-            .unwrap_err()
-            .code
+        let cpu = Options { device: Some("cpu".into()), ..Options::default() };
+        Session::new(saved.open_as(&saved.with_header(change)).unwrap(), &cpu).map(|_| ()).unwrap_err().code
     };
     assert_eq!(open(&|h| h["target"] = json!("cuda:sm_90a")), "plan.target");
     assert_eq!(open(&|h| h["entries"][0]["steps"][0]["kernel"] = json!("linear.magic")), "plan.kernel");
