@@ -1,7 +1,7 @@
 //! What sparsity and FP8 cost in accuracy: the small backbone on rendered scenes whose depth and cameras are known.
 //!
 //! ```text
-//! cargo bench --bench quality -- [--scenes 64] [--views 8] [--seed 1] [--threads N] [--variant NAME,…]
+//! cargo bench --bench quality -- [--scenes 64] [--views 8] [--seed 1] [--threads N] [--target cpu] [--variant NAME,…]
 //! ```
 //!
 //! A row holds means over scenes with bootstrap intervals of 95 %, ratios to dense f32 on the same scenes; AbsRel
@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, io::Write, process::ExitCode, time::Instant};
 use clap::Parser;
 use lite3r::{
     Error, Result,
-    backend::{self, Probe},
+    backend::{self, Probe, Target},
     cli::compare::relative_error,
     demo::{Outcome, Shot, Variant, measure, session, write_backbone},
     eval::bootstrap,
@@ -80,6 +80,9 @@ struct Args {
     seed: u64,
     #[arg(long)]
     threads: Option<usize>,
+    /// What the variants are compiled for
+    #[arg(long, default_value = "cpu")]
+    target: String,
     /// Only variants whose names contain one of these, besides dense f32
     #[arg(long, value_delimiter = ',')]
     variant: Vec<String>,
@@ -133,13 +136,14 @@ impl From<Outcome> for Figures {
 fn run(args: &Args) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder".as_ref(), "cannot be made", &e))?;
     let model = write_backbone(folder.path())?;
+    let target = backend::target(&args.target)?;
     let options = Options { threads: args.threads, ..Options::default() };
     let wanted = |v: &&Variant| {
         args.variant.is_empty() || v.name == "dense f32" || args.variant.iter().any(|w| v.name.contains(w.as_str()))
     };
     let mut all = Vec::new();
     for variant in VARIANTS.iter().filter(wanted) {
-        let session = session(variant, &model, args.views, &options)?;
+        let session = session(variant, &model, args.views, target, &options)?;
         all.push(Measured { variant, session, attention: None, outcomes: Vec::new(), attention_errors: Vec::new() });
     }
     let start = Instant::now();
@@ -150,7 +154,7 @@ fn run(args: &Args) -> Result<()> {
             row.outcomes.push(measure(&mut row.session, &shot)?.into());
             if row.variant.attention.is_some() {
                 if row.attention.is_none() {
-                    row.attention = Some(AttentionError::new(row.variant, &layers[0], args.views, &options)?);
+                    row.attention = Some(AttentionError::new(row.variant, &layers[0], args.views, target, &options)?);
                 }
                 if let Some(attention) = &mut row.attention {
                     let errors = layers.iter().map(|layer| attention.of(layer)).collect::<Result<Vec<f64>>>()?;
@@ -248,7 +252,7 @@ struct AttentionError {
 }
 
 impl AttentionError {
-    fn new(variant: &Variant, layer: &Layer, views: usize, options: &Options) -> Result<Self> {
+    fn new(variant: &Variant, layer: &Layer, views: usize, target: &dyn Target, options: &Options) -> Result<Self> {
         let mut graph = Graph::new("attention");
         let qkv = ["q", "k", "v"].iter().zip(&layer.qkv).map(|(name, t)| graph.input(*name, t.value_type()));
         let qkv: Vec<_> = qkv.collect();
@@ -263,7 +267,7 @@ impl AttentionError {
         let passes = pipeline::select(&format!("{layout}{text},dce"), passes::ALL).map_err(|e| fail(&e))?;
         pipeline::execute(&mut graph, &passes, true, &mut |_, _| true).map_err(|e| fail(&e))?;
         let source = EntrySource { bindings: Bindings::new(), graph };
-        let plan = plan::build(&[source], &Weights::default(), backend::target("cpu")?, Meta::default())?;
+        let plan = plan::build(&[source], &Weights::default(), target, Meta::default())?;
         Ok(Self { session: Session::new(plan, options)? })
     }
 

@@ -24,6 +24,17 @@ const HALF_LIMIT: f64 = 2e-2;
 /// Computes in f64 on its inputs, which no backend does: refused, not narrowed.
 const REFUSED: &str = "op_einsum_17";
 
+/// What the models are compiled for: `LITE3R_TARGET`, or the CPU. Everything here holds on every target.
+fn target() -> &'static dyn backend::Target {
+    let name = std::env::var("LITE3R_TARGET").unwrap_or_else(|_| "cpu".into());
+    backend::target(&name).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Where the tests run; a binary that was carried elsewhere is told by the variable.
+fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 /// Folders that hold a model and arrays.
 fn models(root: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
@@ -34,12 +45,12 @@ fn models(root: &Path) -> Vec<PathBuf> {
 }
 
 fn fixtures() -> Vec<PathBuf> {
-    models(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx"))
+    models(&root().join("tests/fixtures/onnx"))
 }
 
 /// Further exports that need not be there.
 fn shared() -> Vec<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
+    let beside = || root().join("../shared");
     let root = std::env::var_os("LITE3R_SHARED").map_or_else(beside, PathBuf::from).join("onnx");
     let found = [models(&root), models(&root.join("ops"))].concat();
     if found.is_empty() {
@@ -86,9 +97,9 @@ fn worst(folder: &Path, precision: Precision) -> f64 {
         [one] => vec![compile::options::Bind { symbol: one.clone(), values: views.into_iter().collect() }],
         many => panic!("{name}: symbols {many:?}"),
     };
-    let options = Options { bind, precision, ..Options::default() };
+    let options = Options { bind, precision: precision.for_target(target().name()), ..Options::default() };
     let compiled = compile::compile(&model, &options, &mut |_, _, _| true).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let plan = compile::plan(&compiled, backend::target("cpu").unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let plan = compile::plan(&compiled, target()).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut session = Session::new(plan, &session::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut worst = 0.0;
     for (case, (inputs, outputs)) in &cases {
@@ -129,10 +140,10 @@ fn fixtures_meet_their_recorded_outputs() {
 
 #[test]
 fn double_precision_at_run_time_is_refused() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx").join(REFUSED).join("model.onnx");
+    let path = root().join("tests/fixtures/onnx").join(REFUSED).join("model.onnx");
     let model = Model::Onnx { path, random_weights: None };
     let compiled = compile::compile(&model, &Options::default(), &mut |_, _, _| true).unwrap();
-    let error = compile::plan(&compiled, backend::target("cpu").unwrap()).unwrap_err();
+    let error = compile::plan(&compiled, target()).unwrap_err();
     assert_eq!(error.code, "plan.graph");
     assert!(error.problems.iter().all(|p| p.contains("no backend has f64")), "{error}");
 }

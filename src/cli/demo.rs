@@ -37,7 +37,7 @@ pub struct Args {
 
 /// Carries the command out.
 pub fn main(args: &Args, common: &Common) -> Result<()> {
-    crate::backend::target(&args.target)?;
+    let target = crate::backend::target(&args.target)?;
     let views = args.views as usize;
     let bar = progress::bar(common.quiet, 7, "rendering");
     let shot = Shot::render(args.seed, args.scene, views)?;
@@ -51,7 +51,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     let mut outcomes = Vec::new();
     for (variant, folder) in [(&DENSE, "dense"), (&LITE, "lite")] {
         bar.set_message(format!("compiling {}", variant.name));
-        let mut session = session(variant, &model, views, &args.device.options())?;
+        let mut session = session(variant, &model, views, target, &args.device.options())?;
         bar.inc(1);
         bar.set_message(format!("running {}", variant.name));
         let outcome = measure(&mut session, &shot)?;

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, path::Path, time::Instant};
 use lite3r_ir::Tensor;
 
 use crate::{
-    Error, Result, atomic, backend,
+    Error, Result, atomic,
+    backend::Target,
     compile::{
         self, Model,
         options::{AttentionRule, Options, Precision},
@@ -59,19 +60,19 @@ pub const LITE: Variant = Variant {
 };
 
 impl Variant {
-    /// Compiles the backbone at `model` for `views` views on the CPU.
-    pub fn plan(&self, model: &Path, views: usize) -> Result<Plan> {
+    /// Compiles the backbone at `model` for `views` views.
+    pub fn plan(&self, model: &Path, views: usize, target: &dyn Target) -> Result<Plan> {
         let wrong = |problem: String| Error::usage("demo.variant", problem);
         let attention = self.attention.map(str::parse::<AttentionRule>).transpose().map_err(wrong)?;
         let options = Options {
             bind: vec![compile::options::Bind { symbol: "S".into(), values: vec![views] }],
             attention: attention.into_iter().collect(),
-            precision: self.precision.parse::<Precision>().map_err(wrong)?,
+            precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target.name()),
             ..Options::default()
         };
         let model = Model::Onnx { path: model.into(), random_weights: None };
         let compiled = compile::compile(&model, &options, &mut |_, _, _| true)?;
-        compile::plan(&compiled, backend::target("cpu")?)
+        compile::plan(&compiled, target)
     }
 }
 
@@ -178,6 +179,12 @@ pub fn write_backbone(folder: &Path) -> Result<std::path::PathBuf> {
 }
 
 /// A session on a plan of a variant.
-pub fn session(variant: &Variant, model: &Path, views: usize, options: &session::Options) -> Result<Session> {
-    Session::new(variant.plan(model, views)?, options)
+pub fn session(
+    variant: &Variant,
+    model: &Path,
+    views: usize,
+    target: &dyn Target,
+    options: &session::Options,
+) -> Result<Session> {
+    Session::new(variant.plan(model, views, target)?, options)
 }
