@@ -3,6 +3,7 @@
 //! A row of [`KERNELS`] lowers an operation on concrete types to launches ([`launch`]). The plan carries the machine
 //! code of every module that its steps launch, so that running needs the driver alone.
 
+pub mod conv;
 pub mod driver;
 pub mod elementwise;
 pub mod exec;
@@ -61,7 +62,7 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm::KERNELS];
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm::KERNELS, conv::KERNELS];
 
 /// Plans for one architecture.
 pub struct Cuda {

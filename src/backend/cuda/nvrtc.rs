@@ -21,13 +21,14 @@ macro_rules! sources {
 }
 
 /// The kernels.
-pub const FILES: &[(&str, &str)] = sources!["elementwise.cu", "gemm.cu", "gemm_mma.cu"];
+pub const FILES: &[(&str, &str)] = sources!["elementwise.cu", "gemm.cu", "gemm_mma.cu", "conv2d.cu", "conv2d_mma.cu"];
 
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),
     ("epilogue.cuh", include_str!("../../../cuda/include/epilogue.cuh")),
+    ("convolution.cuh", include_str!("../../../cuda/include/convolution.cuh")),
     ("shared.cuh", include_str!("../../../cuda/include/shared.cuh")),
     ("mma.cuh", include_str!("../../../cuda/include/mma.cuh")),
     ("sm90.cuh", include_str!("../../../cuda/include/sm90.cuh")),

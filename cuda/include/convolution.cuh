@@ -1,0 +1,51 @@
+// A convolution as a product for every image and group: weights [outputs, depth] times columns [depth, pixels], row
+// (channel, ky, kx) of the columns being the image shifted by a tap.
+//
+// Macros: KERNEL_H, KERNEL_W the taps.
+#pragma once
+#include "types.cuh"
+
+struct Convolution {
+    // Of one group: output channels, input channels times taps.
+    u32 outputs, depth;
+    u32 groups, height, width, out_height, out_width;
+    u32 stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
+};
+
+// Where the window of a result pixel begins in the image; may lie outside.
+struct Window { i32 y, x; };
+DEVICE Window window_of(u32 pixel, const Convolution& c) {
+    const u32 row = pixel / c.out_width, column = pixel - row * c.out_width;
+    return {(i32)(row * c.stride_y) - (i32)c.pad_y, (i32)(column * c.stride_x) - (i32)c.pad_x};
+}
+
+// A row of the columns: the channel's plane and the place of the tap in the window.
+struct Tap { u32 plane; i32 y, x; };
+DEVICE Tap tap_of(u32 k, const Convolution& c) {
+    const u32 channel = k / (KERNEL_H * KERNEL_W), tap = k % (KERNEL_H * KERNEL_W);
+    return {channel * (c.height * c.width), (i32)(tap / KERNEL_W * c.dilation_y), (i32)(tap % KERNEL_W * c.dilation_x)};
+}
+
+// The element of the columns: of the image's channels from `x`, zero outside.
+template <class T> DEVICE T column_at(const T* x, const Window& window, const Tap& tap, const Convolution& c) {
+    const i32 row = window.y + tap.y, column = window.x + tap.x;
+    T value = {};
+    if ((u32)row < c.height && (u32)column < c.width) value = x[tap.plane + (u32)row * c.width + (u32)column];
+    return value;
+}
+
+// The part of a result that a block computes, tiles along the output channels first.
+struct Part {
+    u32 first_output, first_pixel, group;
+    // Of the image's group in x, of the group in w; of the group's first plane in y.
+    i64 x, w, y;
+};
+DEVICE Part part_of(u32 block, u32 tile_m, u32 tile_n, const Convolution& c) {
+    const u32 pixels = c.out_height * c.out_width;
+    const u32 tiles_m = (c.outputs + tile_m - 1) / tile_m, tiles_n = (pixels + tile_n - 1) / tile_n;
+    const u32 m = block % tiles_m, n = block / tiles_m % tiles_n, plane = block / tiles_m / tiles_n;
+    const u32 group = plane % c.groups;
+    return {m * tile_m, n * tile_n, group,
+        (i64)plane * (c.depth / (KERNEL_H * KERNEL_W)) * (c.height * c.width), (i64)group * c.outputs * c.depth,
+        (i64)plane * c.outputs * pixels};
+}
