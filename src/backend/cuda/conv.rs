@@ -91,7 +91,7 @@ impl Geometry {
             .define("KERNEL_W", self.kernel[1])
             .define("XSCALE", "NONE")
             .define("WSCALE", "NONE");
-        self.epilogue.define(module, request)
+        self.epilogue.define(module, request, false)
     }
 
     fn args(&self) -> Vec<Arg> {

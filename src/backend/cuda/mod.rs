@@ -8,6 +8,7 @@ pub mod driver;
 pub mod elementwise;
 pub mod exec;
 pub mod gemm;
+pub mod gemm_wgmma;
 pub mod launch;
 pub mod nvrtc;
 pub mod product;
@@ -62,7 +63,7 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm::KERNELS, conv::KERNELS];
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv::KERNELS];
 
 /// Plans for one architecture.
 pub struct Cuda {

@@ -21,7 +21,8 @@ macro_rules! sources {
 }
 
 /// The kernels.
-pub const FILES: &[(&str, &str)] = sources!["elementwise.cu", "gemm.cu", "gemm_mma.cu", "conv2d.cu", "conv2d_mma.cu"];
+pub const FILES: &[(&str, &str)] =
+    sources!["elementwise.cu", "gemm.cu", "gemm_mma.cu", "gemm_wgmma.cu", "conv2d.cu", "conv2d_mma.cu"];
 
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[

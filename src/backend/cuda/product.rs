@@ -159,7 +159,7 @@ impl Product {
             Some(Granularity::Columns(_)) => "COLUMNS",
         };
         let module = module.define("XSCALE", word(self.x_scales)).define("WSCALE", word(self.w_scales));
-        self.epilogue.define(module, request)
+        self.epilogue.define(module, request, self.x_scales.is_some())
     }
 
     /// The operands, the result, scales, bias and residual, in the order of the kernels' parameters.
@@ -182,14 +182,15 @@ impl Product {
 }
 
 impl Epilogue {
-    /// The macros of the result, the activation, bias and residual. Results of 16 bits take the approximate
-    /// activations.
-    pub fn define(&self, module: Module, request: &Request<'_>) -> Module {
+    /// The macros of the result, the activation, bias and residual. Results of 16 bits take approximate activations,
+    /// coarser ones where the operands were `rounded` to 8 bits.
+    pub fn define(&self, module: Module, request: &Request<'_>, rounded: bool) -> Module {
         let result = request.results[0].dtype;
         let fast = result.size() == 2;
         let activation = match self.activation {
             Activation::None => "linear",
             Activation::Relu => "relu",
+            Activation::Gelu if fast && rounded => "gelu_coarse",
             Activation::Gelu if fast => "gelu_fast",
             Activation::Gelu => "gelu",
             Activation::GeluTanh if fast => "gelu_tanh_fast",

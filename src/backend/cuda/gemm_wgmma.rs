@@ -1,0 +1,231 @@
+//! `cuda/gemm_wgmma.cu`: matrix products on Hopper, operands by the copy engine, tiles chosen by shape.
+
+use lite3r_ir::{DType, ops::quantize::Granularity};
+
+use super::{
+    Arch, Kernel,
+    launch::{Arg, Base, Launch, Lowered, Module, Pointer, Swizzle, TensorMap},
+    product::{FLOATS, Product},
+};
+use crate::backend::Request;
+
+const NARROW: &[DType] = &[DType::F16, DType::BF16];
+
+/// The rows of this file: A [M, K] and B [N, K] of one type, rows of A, B and C whole chunks of 16 bytes.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "linear.wgmma", op: "linear", dtypes: NARROW, lower },
+    Kernel { name: "matmul.wgmma", op: "matmul", dtypes: NARROW, lower },
+    Kernel { name: "scaled_linear.wgmma", op: "scaled_linear", dtypes: &[DType::F8E4M3], lower },
+];
+
+/// Streaming multiprocessors of the device that tiles are chosen for. Others run the same grid in more waves.
+const PROCESSORS: usize = 132;
+
+/// A variant of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    m: usize,
+    n: usize,
+    /// Slices of the ring: as many as shared memory holds.
+    stages: usize,
+    /// Registers of producer and consumers; 0 leaves those of the launch.
+    registers: (u32, u32),
+}
+
+const TILES: [Tile; 8] = [
+    Tile { m: 128, n: 256, stages: 4, registers: (40, 232) },
+    Tile { m: 128, n: 192, stages: 4, registers: (40, 232) },
+    Tile { m: 128, n: 128, stages: 6, registers: (40, 232) },
+    Tile { m: 192, n: 128, stages: 4, registers: (32, 160) },
+    Tile { m: 64, n: 256, stages: 5, registers: (0, 0) },
+    Tile { m: 64, n: 192, stages: 6, registers: (0, 0) },
+    Tile { m: 64, n: 128, stages: 8, registers: (0, 0) },
+    Tile { m: 64, n: 64, stages: 8, registers: (0, 0) },
+];
+
+impl Tile {
+    fn slabs(self) -> usize {
+        self.m / 64
+    }
+
+    fn shared(self) -> usize {
+        let (ring, panels) = (self.stages * (self.m + self.n) * 128, self.slabs() * 2 * 64 * 128);
+        ring + panels + 16 * self.stages
+    }
+
+    /// Whether there is room for scaled sums beside running ones.
+    fn holds_groups(self) -> bool {
+        self.n <= 128 && self.slabs() <= 2
+    }
+
+    fn count(self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.m) * n.div_ceil(self.n)
+    }
+
+    /// Clock cycles of a product of so many slices of 128 bytes: whole waves of tiles. A slice costs what is slowest of
+    /// its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64 bytes a cycle); the rest
+    /// is the epilogue, which products wait for, and the way into the first tile.
+    fn cycles(self, m: usize, n: usize, slices: usize, out: usize) -> usize {
+        let products = 2 * self.n * self.slabs();
+        let shared = self.m + self.n + self.slabs() * (64 + self.n);
+        let cache = 2 * (self.m + self.n);
+        let slice = products.max(shared).max(cache) * 20 / 17;
+        let epilogue = 600 + self.m * self.n * (4 + out) / 128;
+        self.count(m, n).div_ceil(PROCESSORS) * (slices * slice + epilogue) + 1500
+    }
+}
+
+/// The fastest variant by [`Tile::cycles`]; of equals the first.
+fn tile_for(product: &Product, slices: usize, out: usize, grouped: bool) -> Result<Tile, String> {
+    let tiles = TILES.into_iter().filter(|t| !grouped || t.holds_groups());
+    let best = tiles.min_by_key(|t| t.cycles(product.m, product.n, slices, out));
+    best.ok_or_else(|| "has no tile".into())
+}
+
+fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let product = Product::of(request)?;
+    let (a, b) = (request.operands[0].dtype, request.operands[product.b].dtype);
+    let out = request.results[0].dtype;
+    if arch != Arch::Sm90a {
+        return Err("needs sm_90a".into());
+    }
+    if a != b || !(NARROW.contains(&a) || a == DType::F8E4M3) {
+        return Err(format!("multiplies f16, bf16 or f8e4m3, not {a} and {b}"));
+    }
+    let extra = [product.epilogue.bias, product.epilogue.residual];
+    let odd = extra.into_iter().flatten().map(|i| request.operands[i].dtype).chain([out]).find(|t| !FLOATS.contains(t));
+    if let Some(odd) = odd {
+        return Err(format!("takes bias, residual and results of f32, f16 and bf16, not {odd}"));
+    }
+    if !product.transposed || product.items != 1 {
+        return Err("takes one product with B stored [N, K]".into());
+    }
+    let whole = |size: usize, dtype: DType| (size * dtype.size()).is_multiple_of(16);
+    if product.k == 0 || !whole(product.k, a) || !whole(product.n, out) {
+        return Err(format!(
+            "takes rows of whole 16 bytes, not K = {} of {a} and N = {} of {out}",
+            product.k, product.n
+        ));
+    }
+    let depth = 128 / a.size();
+    let group = match product.x_scales.map(|s| s.granularity) {
+        Some(Granularity::Columns(columns)) if columns % depth != 0 => {
+            return Err(format!("takes scales of a multiple of {depth} columns"));
+        }
+        Some(Granularity::Columns(columns)) => Some(columns),
+        _ => None,
+    };
+    if matches!(product.w_scales.map(|s| s.granularity), Some(Granularity::Columns(_))) {
+        return Err("takes one scale a row of weights".into());
+    }
+    let tile = tile_for(&product, product.k.div_ceil(depth), out.size(), group.is_some())?;
+    let tiles = product.tiles((tile.m, tile.n))?;
+    let module = Module::new("gemm_wgmma.cu")
+        .element("MATH", a)
+        .define("TILE_M", tile.m)
+        .define("TILE_N", tile.n)
+        .define("STAGES", tile.stages)
+        .define("PRODUCER", tile.registers.0)
+        .define("CONSUMER", tile.registers.1);
+    let matrix = |base: Base, dtype: DType, (rows, columns): (usize, usize), height: usize| {
+        Arg::TensorMap(TensorMap {
+            base: Pointer { base, offset: 0 },
+            dtype,
+            dims: vec![columns as u64, rows as u64],
+            strides: vec![(columns * dtype.size()) as u64],
+            tile: vec![128 / dtype.size() as u32, height as u32],
+            swizzle: Swizzle::B128,
+        })
+    };
+    let mut args = vec![
+        matrix(Base::Operand(0), a, (product.m, product.k), tile.m),
+        matrix(Base::Operand(product.b), b, (product.n, product.k), tile.n),
+        matrix(Base::Result(0), out, (product.m, product.n), 64),
+    ];
+    args.extend(product.scale_args());
+    args.extend([product.m, product.n, product.k, group.unwrap_or(depth)].map(|size| Arg::of(size as u32)));
+    Ok(Launch {
+        module: product.define(module, request),
+        function: "product_wgmma",
+        grid: [tiles.min(PROCESSORS as u32), 1, 1],
+        block: 128 * (tile.slabs() as u32 + 1),
+        shared: tile.shared() as u32,
+        args,
+    }
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use lite3r_ir::{
+        Op, ValueType,
+        ops::{Linear, ScaledLinear, activation::Activation},
+    };
+
+    use super::*;
+    use crate::backend::cuda::conformance;
+
+    #[test]
+    fn rings_fit_into_shared_memory() {
+        TILES.iter().for_each(|t| assert!(t.shared() <= 232_448, "{t:?}: {}", t.shared()));
+    }
+
+    /// One wave where one is enough, wide tiles where there are many.
+    #[test]
+    fn tiles_fill_the_device() {
+        for (m, n, k, want) in [
+            (1374, 1024, 1024, (64, 192)),
+            (1374, 3072, 1024, (128, 256)),
+            (2748, 1024, 4096, (128, 192)),
+            (43968, 3072, 1024, (128, 256)),
+            (1, 2048, 2048, (64, 64)),
+        ] {
+            let best = TILES.into_iter().min_by_key(|t| t.cycles(m, n, k / 128, 2)).unwrap();
+            assert_eq!((best.m, best.n), want, "{m}x{k} -> {n}");
+        }
+    }
+
+    fn of(dtype: DType, shape: &[usize]) -> ValueType {
+        ValueType::new(dtype, shape.iter().copied())
+    }
+
+    fn linear(m: usize, k: usize, n: usize, op: &Linear) -> conformance::Typed {
+        let mut operands = vec![of(DType::BF16, &[m, k]), of(DType::BF16, &[n, k])];
+        operands.extend(op.bias.then(|| of(DType::F32, &[n])));
+        operands.extend(op.residual.then(|| of(DType::F32, &[m, n])));
+        (Op::Linear(op.clone()), operands)
+    }
+
+    fn scaled(m: usize, k: usize, n: usize, op: &ScaledLinear) -> conformance::Typed {
+        let (x, w) = (of(DType::F8E4M3, &[m, k]), of(DType::F8E4M3, &[n, k]));
+        let (xs, ws) = (op.x_scale.scales(&x).unwrap(), op.w_scale.scales(&w).unwrap());
+        let mut operands = vec![x, xs, w, ws];
+        operands.extend(op.bias.then(|| of(DType::F32, &[n])));
+        operands.extend(op.residual.then(|| of(DType::F32, &[m, n])));
+        (Op::ScaledLinear(op.clone()), operands)
+    }
+
+    /// Every tile with the epilogues that transformers have.
+    #[test]
+    fn tiles_of_transformers_compile_without_spills() {
+        let mut requests = Vec::new();
+        for m in [1, 1374, 2748, 4122, 10992, 43968] {
+            for (k, n) in [(1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024), (2048, 2048)] {
+                for (activation, residual, out) in [
+                    (Activation::None, false, DType::BF16),
+                    (Activation::Gelu, false, DType::BF16),
+                    (Activation::None, true, DType::F32),
+                ] {
+                    let op = Linear { activation, bias: true, residual, out: Some(out) };
+                    requests.push(linear(m, k, n, &op));
+                    for x_scale in [Granularity::Row, Granularity::Columns(256)] {
+                        let w_scale = Granularity::Row;
+                        let op = ScaledLinear { activation, bias: true, residual, x_scale, w_scale, out };
+                        requests.push(scaled(m, k, n, &op));
+                    }
+                }
+            }
+        }
+        conformance::compiles(&requests, "wgmma");
+    }
+}
