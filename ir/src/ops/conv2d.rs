@@ -132,6 +132,8 @@ impl OpDef for Conv2d {
         let ones = |shape: &[usize]| Tensor::from_f32(shape, vec![1.0; shape.iter().product()]);
         let strided = Self { strides: vec![2, 2], ..Self::same(1, true) };
         let patch = Self { strides: vec![14, 14], ..Self::same(0, true) };
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        let dilated = Self { dilations: vec![2, 2], ..Self::same(2, false) };
         let fused = Self { activation: Activation::Relu, residual: true, ..Self::same(1, true) };
         let grouped = Self { groups: 2, dilations: vec![2, 1], ..Self::same(1, false) };
         vec![
@@ -155,16 +157,25 @@ impl OpDef for Conv2d {
             Case::new("patches", patch, vec![wave(&[2, 3, 28, 42], 1), wave(&[8, 3, 14, 14], 2), wave(&[8], 3)]),
             Case::new(
                 "fused",
-                fused,
+                fused.clone(),
                 vec![wave(&[1, 4, 5, 6], 1), wave(&[4, 4, 3, 3], 2), wave(&[4], 3), wave(&[1, 4, 5, 6], 4)],
             ),
             Case::new("grouped_dilated", grouped, vec![wave(&[1, 4, 6, 5], 1), wave(&[6, 2, 3, 3], 2)]),
             Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
+            Case::new("bf16", Self::same(1, false), vec![bf16(&[1, 8, 6, 6], 1), bf16(&[4, 8, 3, 3], 2)]),
             Case::new(
-                "bf16",
-                Self::same(1, false),
-                vec![Tensor::wave(DType::BF16, &[1, 8, 6, 6], 1), Tensor::wave(DType::BF16, &[4, 8, 3, 3], 2)],
+                "bf16_fused_odd",
+                fused.clone(),
+                vec![bf16(&[2, 72, 7, 13], 1), bf16(&[130, 72, 3, 3], 2), wave(&[130], 3), wave(&[2, 130, 7, 13], 4)],
             ),
+            Case::new(
+                "bf16_fused_even",
+                fused,
+                vec![bf16(&[3, 40, 20, 22], 1), bf16(&[24, 40, 3, 3], 2), bf16(&[24], 3), bf16(&[3, 24, 20, 22], 4)],
+            ),
+            Case::new("bf16_dilated", dilated, vec![bf16(&[1, 16, 9, 11], 1), bf16(&[65, 16, 3, 3], 2)]),
+            Case::new("bf16_pointwise", Self::same(0, false), vec![bf16(&[2, 24, 4, 10], 1), bf16(&[33, 24, 1, 1], 2)]),
+            Case::new("bf16_pointwise_odd", Self::same(0, false), vec![bf16(&[1, 20, 3, 5], 1), bf16(&[6, 20, 1, 1], 2)]),
         ]
     }
 }

@@ -155,6 +155,19 @@ impl OpDef for Linear {
         let half = Self { activation: Activation::Silu, bias: true, residual: false, out: Some(DType::F32) };
         let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
         cases.push(Case::new("bf16_to_f32", half, vec![bf16(&[63, 64], 1), bf16(&[8, 64], 2), wave(&[8], 3)]));
+        let wide = Self { activation: Activation::Gelu, bias: true, residual: true, out: Some(DType::F32) };
+        cases.push(Case::new(
+            "bf16_residual_tiles",
+            wide,
+            vec![bf16(&[300, 136], 1), bf16(&[264, 136], 2), wave(&[264], 3), wave(&[300, 264], 4)],
+        ));
+        let narrow = Self { activation: Activation::GeluTanh, bias: true, residual: true, out: None };
+        cases.push(Case::new(
+            "bf16_tiles",
+            narrow,
+            vec![bf16(&[1374, 72], 1), bf16(&[200, 72], 2), bf16(&[200], 3), bf16(&[1374, 200], 4)],
+        ));
+        cases.push(Case::new("bf16_odd", Self::new(true), vec![bf16(&[65, 63], 1), bf16(&[7, 63], 2), bf16(&[7], 3)]));
         cases.push(Case::new(
             "f16",
             Self::new(false),

@@ -87,6 +87,15 @@ impl OpDef for MatMul {
             Self { transpose_b: false },
             vec![wave(&[2, 1, 5, 7], 1), wave(&[3, 7, 4], 2)],
         ));
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        for (name, transpose_b, a, b) in [
+            ("bf16_transposed", true, &[65, 72][..], &[40, 72][..]),
+            ("bf16_batched", false, &[2, 65, 40], &[40, 24]),
+            ("bf16_odd", false, &[3, 5, 7], &[3, 7, 3]),
+            ("bf16_batch_transposed", true, &[2, 1, 70, 64], &[3, 33, 64]),
+        ] {
+            cases.push(Case::new(name, Self { transpose_b }, vec![bf16(a, 1), bf16(b, 2)]));
+        }
         cases.push(Case::new("no_rows", Self { transpose_b: false }, vec![wave(&[0, 3], 1), wave(&[3, 4], 2)]));
         cases
     }

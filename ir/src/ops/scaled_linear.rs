@@ -100,6 +100,15 @@ impl OpDef for ScaledLinear {
             let inputs = [quantized(&wave(&[m, 48], 1), x_scale), quantized(&wave(&[40, 48], 2), w_scale)].concat();
             cases.push(Case::new(name, op, [inputs, vec![wave(&[40], 3)]].concat()));
         }
+        for (name, [m, n, k], x_scale, out) in [
+            ("tiles_1374", [1374, 264, 272], Granularity::Row, DType::BF16),
+            ("columns_256", [130, 200, 640], Granularity::Columns(256), DType::F32),
+            ("columns_128_bf16", [65, 72, 400], Granularity::Columns(128), DType::BF16),
+        ] {
+            let op = Self { activation: Activation::Silu, bias: true, residual: true, x_scale, out, ..plain.clone() };
+            let codes = [quantized(&wave(&[m, k], 1), x_scale), quantized(&wave(&[n, k], 2), Granularity::Row)].concat();
+            cases.push(Case::new(name, op, [codes, vec![wave(&[n], 3), wave(&[m, n], 4)]].concat()));
+        }
         let epilogue = Self { activation: Activation::Gelu, bias: true, residual: true, out: DType::BF16, ..plain };
         let inputs =
             [quantized(&wave(&[2, 65, 64], 1), Granularity::Row), quantized(&wave(&[24, 64], 2), Granularity::Row)];

@@ -91,6 +91,9 @@ impl OpDef for WeightScaledLinear {
             let inputs = [vec![wave(DType::F32, &[m, 48], 1)], w, vec![wave(DType::F32, &[40], 3)]].concat();
             cases.push(Case::new(name, Self { bias: true, w_scale, ..plain.clone() }, inputs));
         }
+        let w = quantized(&wave(DType::F32, &[200, 136], 2), Granularity::Row);
+        let inputs = [vec![wave(DType::BF16, &[1374, 136], 1)], w, vec![wave(DType::F32, &[200], 3)]].concat();
+        cases.push(Case::new("bf16_tiles", Self { bias: true, ..plain.clone() }, inputs));
         let w = quantized(&wave(DType::F32, &[24, 64], 2), Granularity::Row);
         cases.push(Case::new(
             "gelu_residual_bf16",

@@ -30,16 +30,19 @@ struct Convolution {
 }
 
 /// A convolution with all sizes.
-struct Geometry {
+pub struct Geometry {
     sizes: Convolution,
     /// Images times groups.
     planes: usize,
-    kernel: [usize; 2],
-    epilogue: Epilogue,
+    /// Rows and columns of taps.
+    pub kernel: [usize; 2],
+    /// Bias, activation, residual.
+    pub epilogue: Epilogue,
 }
 
 impl Geometry {
-    fn of(request: &Request<'_>) -> Result<Self, String> {
+    /// Of a `conv2d` of f32, f16 and bf16.
+    pub fn of(request: &Request<'_>) -> Result<Self, String> {
         let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
         if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
             return Err(format!("takes f32, f16 and bf16, not {odd}"));

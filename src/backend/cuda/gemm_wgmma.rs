@@ -19,20 +19,23 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 /// Streaming multiprocessors of the device that tiles are chosen for. Others run the same grid in more waves.
-const PROCESSORS: usize = 132;
+pub const PROCESSORS: usize = 132;
 
-/// A variant of the kernel.
+/// A variant of the kernels: the part of a result that a block computes at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tile {
-    m: usize,
-    n: usize,
+pub struct Tile {
+    /// Rows.
+    pub m: usize,
+    /// Columns.
+    pub n: usize,
     /// Slices of the ring: as many as shared memory holds.
-    stages: usize,
+    pub stages: usize,
     /// Registers of producer and consumers; 0 leaves those of the launch.
-    registers: (u32, u32),
+    pub registers: (u32, u32),
 }
 
-const TILES: [Tile; 8] = [
+/// Every variant.
+pub const TILES: [Tile; 8] = [
     Tile { m: 128, n: 256, stages: 4, registers: (40, 232) },
     Tile { m: 128, n: 192, stages: 4, registers: (40, 232) },
     Tile { m: 128, n: 128, stages: 6, registers: (40, 232) },
@@ -44,13 +47,18 @@ const TILES: [Tile; 8] = [
 ];
 
 impl Tile {
-    fn slabs(self) -> usize {
+    /// Warpgroups that multiply.
+    pub fn slabs(self) -> usize {
         self.m / 64
     }
 
+    /// Bytes of the ring and its barriers.
+    pub fn ring(self) -> usize {
+        self.stages * ((self.m + self.n) * 128 + 16)
+    }
+
     fn shared(self) -> usize {
-        let (ring, panels) = (self.stages * (self.m + self.n) * 128, self.slabs() * 2 * 64 * 128);
-        ring + panels + 16 * self.stages
+        self.ring() + self.slabs() * 2 * 64 * 128
     }
 
     /// Whether there is room for scaled sums beside running ones.
@@ -58,27 +66,38 @@ impl Tile {
         self.n <= 128 && self.slabs() <= 2
     }
 
-    fn count(self, m: usize, n: usize) -> usize {
+    /// Tiles of a result.
+    pub fn count(self, m: usize, n: usize) -> usize {
         m.div_ceil(self.m) * n.div_ceil(self.n)
     }
 
-    /// Clock cycles of a product of so many slices of 128 bytes: whole waves of tiles. A slice costs what is slowest of
+    /// The macros of the kernels.
+    pub fn define(self, module: Module) -> Module {
+        module
+            .define("TILE_M", self.m)
+            .define("TILE_N", self.n)
+            .define("STAGES", self.stages)
+            .define("PRODUCER", self.registers.0)
+            .define("CONSUMER", self.registers.1)
+    }
+
+    /// Clock cycles of so many tiles of so many slices of 128 bytes: whole waves. A slice costs what is slowest of
     /// its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64 bytes a cycle); the rest
     /// is the epilogue, which products wait for, and the way into the first tile.
-    fn cycles(self, m: usize, n: usize, slices: usize, out: usize) -> usize {
+    pub fn cycles(self, tiles: usize, slices: usize, out: usize) -> usize {
         let products = 2 * self.n * self.slabs();
         let shared = self.m + self.n + self.slabs() * (64 + self.n);
         let cache = 2 * (self.m + self.n);
         let slice = products.max(shared).max(cache) * 20 / 17;
         let epilogue = 600 + self.m * self.n * (4 + out) / 128;
-        self.count(m, n).div_ceil(PROCESSORS) * (slices * slice + epilogue) + 1500
+        tiles.div_ceil(PROCESSORS) * (slices * slice + epilogue) + 1500
     }
 }
 
 /// The fastest variant by [`Tile::cycles`]; of equals the first.
 fn tile_for(product: &Product, slices: usize, out: usize, grouped: bool) -> Result<Tile, String> {
     let tiles = TILES.into_iter().filter(|t| !grouped || t.holds_groups());
-    let best = tiles.min_by_key(|t| t.cycles(product.m, product.n, slices, out));
+    let best = tiles.min_by_key(|t| t.cycles(t.count(product.m, product.n), slices, out));
     best.ok_or_else(|| "has no tile".into())
 }
 
@@ -100,8 +119,11 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     if !product.transposed || product.items != 1 {
         return Err("takes one product with B stored [N, K]".into());
     }
+    if [product.m, product.n, product.k].contains(&0) {
+        return Err("takes no empty products".into());
+    }
     let whole = |size: usize, dtype: DType| (size * dtype.size()).is_multiple_of(16);
-    if product.k == 0 || !whole(product.k, a) || !whole(product.n, out) {
+    if !whole(product.k, a) || !whole(product.n, out) {
         return Err(format!(
             "takes rows of whole 16 bytes, not K = {} of {a} and N = {} of {out}",
             product.k, product.n
@@ -120,13 +142,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     }
     let tile = tile_for(&product, product.k.div_ceil(depth), out.size(), group.is_some())?;
     let tiles = product.tiles((tile.m, tile.n))?;
-    let module = Module::new("gemm_wgmma.cu")
-        .element("MATH", a)
-        .define("TILE_M", tile.m)
-        .define("TILE_N", tile.n)
-        .define("STAGES", tile.stages)
-        .define("PRODUCER", tile.registers.0)
-        .define("CONSUMER", tile.registers.1);
+    let module = tile.define(Module::new("gemm_wgmma.cu").element("MATH", a));
     let matrix = |base: Base, dtype: DType, (rows, columns): (usize, usize), height: usize| {
         Arg::TensorMap(TensorMap {
             base: Pointer { base, offset: 0 },
@@ -180,7 +196,7 @@ mod tests {
             (43968, 3072, 1024, (128, 256)),
             (1, 2048, 2048, (64, 64)),
         ] {
-            let best = TILES.into_iter().min_by_key(|t| t.cycles(m, n, k / 128, 2)).unwrap();
+            let best = TILES.into_iter().min_by_key(|t| t.cycles(t.count(m, n), k / 128, 2)).unwrap();
             assert_eq!((best.m, best.n), want, "{m}x{k} -> {n}");
         }
     }

@@ -4,6 +4,7 @@
 //! code of every module that its steps launch, so that running needs the driver alone.
 
 pub mod conv;
+pub mod conv_wgmma;
 pub mod driver;
 pub mod elementwise;
 pub mod exec;
@@ -63,7 +64,8 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv::KERNELS];
+pub const KERNELS: &[&[Kernel]] =
+    &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv_wgmma::KERNELS, conv::KERNELS];
 
 /// Plans for one architecture.
 pub struct Cuda {

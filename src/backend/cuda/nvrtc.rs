@@ -21,8 +21,15 @@ macro_rules! sources {
 }
 
 /// The kernels.
-pub const FILES: &[(&str, &str)] =
-    sources!["elementwise.cu", "gemm.cu", "gemm_mma.cu", "gemm_wgmma.cu", "conv2d.cu", "conv2d_mma.cu"];
+pub const FILES: &[(&str, &str)] = sources![
+    "elementwise.cu",
+    "gemm.cu",
+    "gemm_mma.cu",
+    "gemm_wgmma.cu",
+    "conv2d.cu",
+    "conv2d_mma.cu",
+    "conv2d_wgmma.cu"
+];
 
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[
