@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
         float plus[2] = {0.f, 0.f};
 #pragma unroll
         for (u32 half = 0; half < 2; half++)
-            if (bias && output + half * 8 < p.outputs) plus[half] = load(bias + output + half * 8);
+            if (BIAS && output + half * 8 < p.outputs) plus[half] = load(bias + output + half * 8);
         // Where rows have an even number of pixels, two neighbours are aligned and both there or not.
         const bool paired = p.out_width % 2 == 0;
         // Eight pairs of pixels at a time, so that loads overlap.
@@ -173,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     extra[j][half] = {0.f, 0.f};
-                    if (residual && places[j] != ~0u && output + half * 8 < p.outputs) {
+                    if (RESIDUAL && places[j] != ~0u && output + half * 8 < p.outputs) {
                         const TRESIDUAL* from = residual + first + (i64)half * 8 * pixels + places[j];
                         if (paired) {
                             extra[j][half] = load_pair(from);

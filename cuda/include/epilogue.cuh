@@ -1,7 +1,7 @@
 // What stands behind every product: y = act(sum * scales + bias) + residual, rounded once.
 //
 // Macros: ACTIVATION one of the functions below; XSCALE and WSCALE, what shares a scale in the left and the right
-// operand: NONE, ROW, TENSOR or COLUMNS; TBIAS, TRESIDUAL, TY element types, the pointers null where there is none.
+// operand: NONE, ROW, TENSOR or COLUMNS; BIAS, RESIDUAL 1 where there is one; TBIAS, TRESIDUAL, TY element types.
 #pragma once
 #include "types.cuh"
 
@@ -76,9 +76,9 @@ struct Epilogue {
         if (XSCALE == TENSOR) sum *= x_scales[0];
         if (WSCALE == ROW) sum *= w_scales[column];
         if (WSCALE == TENSOR) sum *= w_scales[0];
-        if (bias) sum += load(bias + column);
+        if (BIAS) sum += load(bias + column);
         sum = ACTIVATION(sum);
-        if (residual) sum += load(residual + at);
+        if (RESIDUAL) sum += load(residual + at);
         return sum;
     }
 };

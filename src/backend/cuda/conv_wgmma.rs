@@ -82,7 +82,7 @@ impl Flat {
 
 fn tile_for(outputs: usize, images: usize, columns: usize, slices: usize) -> Option<Tile> {
     // A panel is 64 pixels, and 128 channels are enough for two warpgroups.
-    let tiles = TILES.into_iter().filter(|t| t.n.is_multiple_of(128) && t.m <= 128);
+    let tiles = TILES.into_iter().filter(|t| !t.alternate && t.n.is_multiple_of(128) && t.m <= 128);
     tiles.min_by_key(|t| t.cycles(t.count(outputs, columns) * images, slices, 4))
 }
 
@@ -113,10 +113,13 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         false => ([height, width], [oh, ow]),
     };
     let flat = Flat::of(image, [above, left, below, right], out);
+    let in_place = pointwise && (height * width).is_multiple_of(8) && channels.is_multiple_of(8);
+    if pointwise && !in_place && outputs < 16 {
+        return Err("lays images out for 16 output channels and more only".into());
+    }
     if out[1] > flat.pitch {
         return Err("takes padding of less than a kernel".into());
     }
-    let in_place = pointwise && (height * width).is_multiple_of(8) && channels.is_multiple_of(8);
     let filled = if in_place { channels } else { channels.next_multiple_of(64) };
     let slices = channels.div_ceil(64);
 
@@ -201,7 +204,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             module: module.clone(),
             function: "conv2d_wgmma",
             grid: [tiles.min(PROCESSORS) as u32, 1, 1],
-            block: 128 * (tile.slabs() as u32 + 1),
+            block: tile.threads(),
             shared: tile.ring() as u32,
             args: vec![
                 map(weights_base, weights_at, &[kh * kw * filled, outputs], &[64, tile.m]),

@@ -1,6 +1,9 @@
 //! `cuda/gemm_wgmma.cu`: matrix products on Hopper, operands by the copy engine, tiles chosen by shape.
 
-use lite3r_ir::{DType, ops::quantize::Granularity};
+use lite3r_ir::{
+    DType,
+    ops::{activation::Activation, quantize::Granularity},
+};
 
 use super::{
     Arch, Kernel,
@@ -32,24 +35,39 @@ pub struct Tile {
     pub stages: usize,
     /// Registers of producer and consumers; 0 leaves those of the launch.
     pub registers: (u32, u32),
+    /// Whether two warpgroups take tiles in turn; otherwise all share one, 64 rows each.
+    pub alternate: bool,
+}
+
+const fn tile(m: usize, n: usize, stages: usize, registers: (u32, u32), alternate: bool) -> Tile {
+    Tile { m, n, stages, registers, alternate }
 }
 
 /// Every variant.
-pub const TILES: [Tile; 8] = [
-    Tile { m: 128, n: 256, stages: 4, registers: (40, 232) },
-    Tile { m: 128, n: 192, stages: 4, registers: (40, 232) },
-    Tile { m: 128, n: 128, stages: 6, registers: (40, 232) },
-    Tile { m: 192, n: 128, stages: 4, registers: (32, 160) },
-    Tile { m: 64, n: 256, stages: 5, registers: (0, 0) },
-    Tile { m: 64, n: 192, stages: 6, registers: (0, 0) },
-    Tile { m: 64, n: 128, stages: 8, registers: (0, 0) },
-    Tile { m: 64, n: 64, stages: 8, registers: (0, 0) },
+pub const TILES: [Tile; 12] = [
+    tile(128, 256, 4, (24, 240), false),
+    tile(128, 192, 4, (24, 240), false),
+    tile(128, 128, 6, (24, 240), false),
+    tile(192, 128, 4, (32, 160), false),
+    tile(64, 256, 5, (0, 0), false),
+    tile(64, 192, 6, (0, 0), false),
+    tile(64, 128, 8, (0, 0), false),
+    tile(64, 64, 8, (0, 0), false),
+    tile(128, 128, 6, (24, 240), true),
+    tile(64, 256, 4, (24, 240), true),
+    tile(64, 192, 6, (24, 240), true),
+    tile(64, 128, 8, (24, 240), true),
 ];
 
 impl Tile {
     /// Warpgroups that multiply.
-    pub fn slabs(self) -> usize {
-        self.m / 64
+    pub fn groups(self) -> usize {
+        if self.alternate { 2 } else { self.m / 64 }
+    }
+
+    /// Threads a block, the producer's warpgroup included.
+    pub fn threads(self) -> u32 {
+        128 * (self.groups() as u32 + 1)
     }
 
     /// Bytes of the ring and its barriers.
@@ -58,12 +76,13 @@ impl Tile {
     }
 
     fn shared(self) -> usize {
-        self.ring() + self.slabs() * 2 * 64 * 128
+        self.ring() + self.groups() * 2 * 64 * 128
     }
 
     /// Whether there is room for scaled sums beside running ones.
     fn holds_groups(self) -> bool {
-        self.n <= 128 && self.slabs() <= 2
+        let slabs = if self.alternate { self.m / 64 } else { 1 };
+        self.n * slabs <= 128 && self.m <= 128
     }
 
     /// Tiles of a result.
@@ -74,6 +93,7 @@ impl Tile {
     /// The macros of the kernels.
     pub fn define(self, module: Module) -> Module {
         module
+            .define("ALTERNATE", i32::from(self.alternate))
             .define("TILE_M", self.m)
             .define("TILE_N", self.n)
             .define("STAGES", self.stages)
@@ -81,24 +101,44 @@ impl Tile {
             .define("CONSUMER", self.registers.1)
     }
 
-    /// Clock cycles of so many tiles of so many slices of 128 bytes: whole waves. A slice costs what is slowest of
-    /// its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64 bytes a cycle); the rest
-    /// is the epilogue, which products wait for, and the way into the first tile.
-    pub fn cycles(self, tiles: usize, slices: usize, out: usize) -> usize {
-        let products = 2 * self.n * self.slabs();
-        let shared = self.m + self.n + self.slabs() * (64 + self.n);
+    /// Clock cycles of so many tiles of so many slices of 128 bytes, `work` instructions an element behind them. A slice
+    /// costs what is slowest of its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64
+    /// bytes a cycle). Epilogues stand between tiles, or beside the products of the other warpgroup.
+    pub fn cycles(self, tiles: usize, slices: usize, work: usize) -> usize {
+        let slabs = self.m / 64;
+        let products = 2 * self.n * slabs;
+        let shared = self.m + self.n + slabs * (64 + self.n);
         let cache = 2 * (self.m + self.n);
-        let slice = products.max(shared).max(cache) * 20 / 17;
-        let epilogue = 600 + self.m * self.n * (4 + out) / 128;
-        tiles.div_ceil(PROCESSORS) * (slices * slice + epilogue) + 1500
+        let main = slices * products.max(shared).max(cache) * 20 / 17;
+        // A lone warpgroup waits for its own loads.
+        let lone = if self.alternate || slabs == 1 { 2 } else { 1 };
+        let epilogue = 600 + lone * self.m * self.n * work / 128;
+        let waves = tiles.div_ceil(PROCESSORS);
+        let all = match self.alternate {
+            true => (waves * main).max(waves.div_ceil(2) * (main + epilogue)) + epilogue,
+            false => waves * (main + epilogue),
+        };
+        all + 1500
     }
 }
 
 /// The fastest variant by [`Tile::cycles`]; of equals the first.
-fn tile_for(product: &Product, slices: usize, out: usize, grouped: bool) -> Result<Tile, String> {
+fn tile_for(product: &Product, slices: usize, out: DType, grouped: bool) -> Result<Tile, String> {
+    let work = work(product, out);
     let tiles = TILES.into_iter().filter(|t| !grouped || t.holds_groups());
-    let best = tiles.min_by_key(|t| t.cycles(t.count(product.m, product.n), slices, out));
+    let best = tiles.min_by_key(|t| t.cycles(t.count(product.m, product.n), slices, work));
     best.ok_or_else(|| "has no tile".into())
+}
+
+/// Instructions an element of the epilogue.
+fn work(product: &Product, out: DType) -> usize {
+    let activation = match product.epilogue.activation {
+        Activation::None => 0,
+        Activation::Relu => 1,
+        _ if out.size() == 2 => 8,
+        _ => 24,
+    };
+    3 + out.size() / 2 + activation + usize::from(product.epilogue.residual.is_some())
 }
 
 fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
@@ -140,7 +180,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     if matches!(product.w_scales.map(|s| s.granularity), Some(Granularity::Columns(_))) {
         return Err("takes one scale a row of weights".into());
     }
-    let tile = tile_for(&product, product.k.div_ceil(depth), out.size(), group.is_some())?;
+    let tile = tile_for(&product, product.k.div_ceil(depth), out, group.is_some())?;
     let tiles = product.tiles((tile.m, tile.n))?;
     let module = tile.define(Module::new("gemm_wgmma.cu").element("MATH", a));
     let matrix = |base: Base, dtype: DType, (rows, columns): (usize, usize), height: usize| {
@@ -164,7 +204,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         module: product.define(module, request),
         function: "product_wgmma",
         grid: [tiles.min(PROCESSORS as u32), 1, 1],
-        block: 128 * (tile.slabs() as u32 + 1),
+        block: tile.threads(),
         shared: tile.shared() as u32,
         args,
     }
@@ -175,7 +215,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
 mod tests {
     use lite3r_ir::{
         Op, ValueType,
-        ops::{Linear, ScaledLinear, activation::Activation},
+        ops::{Linear, ScaledLinear},
     };
 
     use super::*;
@@ -196,7 +236,7 @@ mod tests {
             (43968, 3072, 1024, (128, 256)),
             (1, 2048, 2048, (64, 64)),
         ] {
-            let best = TILES.into_iter().min_by_key(|t| t.cycles(t.count(m, n), k / 128, 2)).unwrap();
+            let best = TILES.into_iter().min_by_key(|t| t.cycles(t.count(m, n), k / 128, 4)).unwrap();
             assert_eq!((best.m, best.n), want, "{m}x{k} -> {n}");
         }
     }

@@ -202,6 +202,8 @@ impl Epilogue {
         module
             .define("ACTIVATION", activation)
             .element("TY", result)
+            .define("BIAS", i32::from(self.bias.is_some()))
+            .define("RESIDUAL", i32::from(self.residual.is_some()))
             .element("TBIAS", of(self.bias))
             .element("TRESIDUAL", of(self.residual))
     }
