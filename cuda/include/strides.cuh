@@ -22,3 +22,22 @@ template <class Index> DEVICE i64 offset(Index at, const Shape& shape, const Str
     }
     return sum;
 }
+
+template <class T> struct Pair { T first, second; };
+
+// The offsets under two strides.
+template <class Index>
+DEVICE Pair<i64> offsets(Index at, const Shape& shape, const Strides& first, const Strides& second) {
+    Pair<i64> sums = {0, 0};
+#pragma unroll
+    for (int i = MAX_RANK - 1; i >= 0; i--) {
+        if (i < shape.rank) {
+            const Index rest = at / shape.dims[i];
+            const i64 position = (i64)(at - rest * shape.dims[i]);
+            sums.first += position * first.of[i];
+            sums.second += position * second.of[i];
+            at = rest;
+        }
+    }
+    return sums;
+}

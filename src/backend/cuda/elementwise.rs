@@ -12,7 +12,8 @@ use super::{
 use crate::backend::Request;
 
 const THREADS: u32 = 256;
-const MAX_RANK: usize = 6;
+/// Dimensions of a [`Shape`].
+pub const MAX_RANK: usize = 6;
 
 /// What elementwise kernels compute with.
 const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::Bool];
@@ -76,10 +77,13 @@ pub struct Strides {
     of: [i64; MAX_RANK],
 }
 
-/// A walk over `shape`, and over each operand under its strides, with as few dimensions as say the same: those that
-/// all operands pass in one stride are joined.
-pub fn walk(shape: &[usize], strides: &[Vec<i64>]) -> Result<(Shape, Vec<Strides>), String> {
-    let mut joined: Vec<(usize, Vec<i64>)> = Vec::new();
+/// A dimension: its size, and the stride of each operand along it.
+pub type Axis = (usize, Vec<i64>);
+
+/// `shape` with as few dimensions as say the same: those that all operands pass in one stride are joined, those of size
+/// one are left out.
+pub fn join(shape: &[usize], strides: &[Vec<i64>]) -> Vec<Axis> {
+    let mut joined: Vec<Axis> = Vec::new();
     for (axis, &size) in shape.iter().enumerate().filter(|(_, size)| **size != 1) {
         let own: Vec<i64> = strides.iter().map(|s| s[axis]).collect();
         match joined.last_mut() {
@@ -90,16 +94,26 @@ pub fn walk(shape: &[usize], strides: &[Vec<i64>]) -> Result<(Shape, Vec<Strides
             _ => joined.push((size, own)),
         }
     }
+    joined
+}
+
+/// A walk over dimensions that are joined, and over `operands` operands.
+pub fn pack(joined: &[Axis], operands: usize) -> Result<(Shape, Vec<Strides>), String> {
     if joined.len() > MAX_RANK {
         return Err(format!("takes up to {MAX_RANK} dimensions that do not join, not {}", joined.len()));
     }
     let mut result =
-        (Shape { rank: joined.len() as i32, dims: [1; MAX_RANK] }, vec![Strides { of: [0; MAX_RANK] }; strides.len()]);
-    for (axis, (size, steps)) in joined.into_iter().enumerate() {
-        result.0.dims[axis] = u32::try_from(size).map_err(|_| "takes dimensions below 2^32")?;
-        result.1.iter_mut().zip(steps).for_each(|(s, step)| s.of[axis] = step);
+        (Shape { rank: joined.len() as i32, dims: [1; MAX_RANK] }, vec![Strides { of: [0; MAX_RANK] }; operands]);
+    for (axis, (size, steps)) in joined.iter().enumerate() {
+        result.0.dims[axis] = u32::try_from(*size).map_err(|_| "takes dimensions below 2^32")?;
+        result.1.iter_mut().zip(steps).for_each(|(s, step)| s.of[axis] = *step);
     }
     Ok(result)
+}
+
+/// A walk over `shape`, and over each operand under its strides.
+pub fn walk(shape: &[usize], strides: &[Vec<i64>]) -> Result<(Shape, Vec<Strides>), String> {
+    pack(&join(shape, strides), strides.len())
 }
 
 fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {

@@ -11,6 +11,7 @@ pub mod exec;
 pub mod gemm;
 pub mod gemm_wgmma;
 pub mod launch;
+pub mod movement;
 pub mod nvrtc;
 pub mod product;
 
@@ -65,7 +66,7 @@ pub struct Kernel {
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
 pub const KERNELS: &[&[Kernel]] =
-    &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv_wgmma::KERNELS, conv::KERNELS];
+    &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv_wgmma::KERNELS, conv::KERNELS, movement::KERNELS];
 
 /// Plans for one architecture.
 pub struct Cuda {

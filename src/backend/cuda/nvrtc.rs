@@ -28,7 +28,8 @@ pub const FILES: &[(&str, &str)] = sources![
     "gemm_wgmma.cu",
     "conv2d.cu",
     "conv2d_mma.cu",
-    "conv2d_wgmma.cu"
+    "conv2d_wgmma.cu",
+    "movement.cu"
 ];
 
 /// What the kernels include, by the name in the `#include`.
