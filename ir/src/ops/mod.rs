@@ -250,6 +250,7 @@ ops! {
     Rope: rope,
     SplitHeads: split_heads,
     MergeHeads: merge_heads,
+    QkvHeads: qkv_heads,
     Conv2d: conv2d,
     ConvTranspose2d: conv_transpose2d,
     Resize: resize,

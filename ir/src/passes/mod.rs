@@ -15,6 +15,7 @@ pub mod fold_layer_scale;
 pub mod fp8;
 pub mod fp8w;
 pub mod fuse;
+pub mod fuse_heads;
 pub mod fuse_quantize;
 pub mod layout;
 pub mod named;
@@ -52,6 +53,7 @@ pub const ALL: &[&Pass] = &[
     &fp8::FP8,
     &fp8w::FP8W,
     &fuse::FUSE,
+    &fuse_heads::FUSE_HEADS,
     &fuse_quantize::FUSE_QUANTIZE,
     &layout::LAYOUT,
     &prune_outputs::PRUNE_OUTPUTS,

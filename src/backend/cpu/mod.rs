@@ -16,6 +16,7 @@ pub mod linear_attention;
 pub mod math;
 mod memory;
 pub mod movement;
+pub mod qkv_heads;
 pub mod quantize;
 pub mod reduce;
 pub mod resize;
@@ -147,6 +148,7 @@ pub const KERNELS: &[Kernel] = &[
     block_attention::BLOCK_ATTENTION,
     linear_attention::LINEAR_ATTENTION,
     rope::ROPE,
+    qkv_heads::QKV_HEADS,
     conv::CONV2D,
     conv_transpose::CONV_TRANSPOSE2D,
     resize::RESIZE,
