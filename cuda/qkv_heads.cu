@@ -34,21 +34,18 @@ extern "C" __global__ void __launch_bounds__(256) qkv_heads(
 #pragma unroll
     for (int i = 0; i < 8; i++) y[i] = load(x + (row * 3 + which) * s.heads * s.d + (i64)head * s.d + column + i);
 #if NORM
+    // All lanes of a warp take part in the sums, also those that hold a v.
+    float sum = 0.f, squares = 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum += y[i];
+    const float mean = group_sum<LANES>(sum) / s.d;
+#pragma unroll
+    for (int i = 0; i < 8; i++) squares += (y[i] - mean) * (y[i] - mean);
+    const float scale = 1.f / sqrtf(group_sum<LANES>(squares) / s.d + s.eps);
     if (which < 2) {
-        float sum = 0.f, squares = 0.f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) sum += y[i];
-        const float mean = group_sum<LANES>(sum) / s.d;
-#pragma unroll
-        for (int i = 0; i < 8; i++) y[i] -= mean, squares += y[i] * y[i];
-        const float scale = 1.f / sqrtf(group_sum<LANES>(squares) / s.d + s.eps);
         const TN *g = which ? k_g : q_g, *b = which ? k_b : q_b;
 #pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = y[i] * scale * load(g + column + i) + load(b + column + i);
-    } else {
-        // All lanes of a warp take part in both sums.
-        group_sum<LANES>(0.f);
-        group_sum<LANES>(0.f);
+        for (int i = 0; i < 8; i++) y[i] = (y[i] - mean) * scale * load(g + column + i) + load(b + column + i);
     }
 #endif
 #if ROPE

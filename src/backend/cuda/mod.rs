@@ -14,6 +14,7 @@ pub mod launch;
 pub mod movement;
 pub mod nvrtc;
 pub mod product;
+pub mod qkv_heads;
 
 #[cfg(test)]
 mod conformance;
@@ -65,8 +66,16 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] =
-    &[elementwise::KERNELS, gemm_wgmma::KERNELS, gemm::KERNELS, conv_wgmma::KERNELS, conv::KERNELS, movement::KERNELS];
+#[rustfmt::skip]
+pub const KERNELS: &[&[Kernel]] = &[
+    elementwise::KERNELS,
+    gemm_wgmma::KERNELS,
+    gemm::KERNELS,
+    conv_wgmma::KERNELS,
+    conv::KERNELS,
+    movement::KERNELS,
+    qkv_heads::KERNELS,
+];
 
 /// Plans for one architecture.
 pub struct Cuda {

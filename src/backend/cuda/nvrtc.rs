@@ -22,6 +22,7 @@ macro_rules! sources {
 
 /// The kernels.
 pub const FILES: &[(&str, &str)] = sources![
+    "qkv_heads.cu",
     "elementwise.cu",
     "gemm.cu",
     "gemm_mma.cu",
