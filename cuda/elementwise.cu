@@ -26,6 +26,26 @@ DEVICE i64 minimum(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE i64 absolute(i64 x) { return x < 0 ? -x : x; }
 
+// Where the law knows no result (division by zero, negative exponents), integers give 0.
+DEVICE i64 quotient(i64 a, i64 b) { return b == 0 ? 0 : b == -1 ? (i64)(0 - (u64)a) : a / b; }
+DEVICE i64 power(i64 a, i64 b) {
+    u64 result = b < 0 ? 0 : 1;
+    for (u64 square = a; b > 0; b >>= 1, square *= square)
+        if (b & 1) result *= square;
+    return (i64)result;
+}
+DEVICE i64 remainder(i64 a, i64 b) {
+    if (b == 0 || b == -1) return 0;
+    const i64 rest = a % b;
+    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
+}
+// The sign of b, with a subtraction that is exact.
+DEVICE float remainder(float a, float b) {
+    if (isinf(b)) return a - b * floorf(a / b);
+    const float rest = fmodf(a, b);
+    return rest != 0.f && (rest < 0.f) != (b < 0.f) ? rest + b : rest;
+}
+
 extern "C" __global__ void __launch_bounds__(256) elementwise(
     const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, TR* __restrict__ y,
     const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i64 n)

@@ -54,6 +54,7 @@ pub const KERNELS: &[Kernel] = &[
     row("pow.elementwise", "pow"),
     row("max.elementwise", "max"),
     row("min.elementwise", "min"),
+    row("remainder.elementwise", "remainder"),
     row("equal.elementwise", "equal"),
     row("less.elementwise", "less"),
     row("less_equal.elementwise", "less_equal"),
@@ -193,6 +194,11 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::Clip(op) if !integers => {
             return Ok(format!("minimum(maximum(a,{}),{})", literal(op.min), literal(op.max)));
         }
+        Op::Clip(op) => {
+            let whole = |x: f64| if x <= i64::MIN as f64 { "i64(1ull<<63)".into() } else { format!("{}ll", x as i64) };
+            // Ends truncate towards zero, as results do.
+            return Ok(format!("minimum(maximum(a,{}),{})", whole(op.min), whole(op.max)));
+        }
         Op::Cast(op) => match (integers, op.to) {
             // Anything but zero is true, also what would truncate to zero.
             (false, DType::Bool) => "i64(a!=0.f)",
@@ -202,8 +208,11 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::Add(_) => "a+b",
         Op::Sub(_) => "a-b",
         Op::Mul(_) => "a*b",
-        Op::Div(_) if !integers => "a/b",
-        Op::Pow(_) if !integers => "powf(a,b)",
+        Op::Div(_) if integers => "quotient(a,b)",
+        Op::Div(_) => "a/b",
+        Op::Pow(_) if integers => "power(a,b)",
+        Op::Pow(_) => "powf(a,b)",
+        Op::Remainder(_) => "remainder(a,b)",
         Op::Max(_) => "maximum(a,b)",
         Op::Min(_) => "minimum(a,b)",
         Op::Equal(_) => "i64(a==b)",

@@ -4,6 +4,7 @@
 //! code of every module that its steps launch, so that running needs the driver alone.
 
 pub mod conv;
+pub mod conv_transpose2d;
 pub mod conv_wgmma;
 pub mod driver;
 pub mod elementwise;
@@ -15,6 +16,8 @@ pub mod movement;
 pub mod nvrtc;
 pub mod product;
 pub mod qkv_heads;
+pub mod resize;
+pub mod softmax;
 
 #[cfg(test)]
 mod conformance;
@@ -74,7 +77,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     conv_wgmma::KERNELS,
     conv::KERNELS,
     movement::KERNELS,
-    qkv_heads::KERNELS,
+    qkv_heads::KERNELS, softmax::KERNELS, resize::KERNELS, conv_transpose2d::KERNELS
 ];
 
 /// Plans for one architecture.

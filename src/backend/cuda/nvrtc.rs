@@ -30,7 +30,10 @@ pub const FILES: &[(&str, &str)] = sources![
     "conv2d.cu",
     "conv2d_mma.cu",
     "conv2d_wgmma.cu",
-    "movement.cu"
+    "movement.cu",
+    "softmax.cu",
+    "resize.cu",
+    "conv_transpose2d.cu"
 ];
 
 /// What the kernels include, by the name in the `#include`.
