@@ -3,6 +3,7 @@
 //! A row of [`KERNELS`] lowers an operation on concrete types to launches ([`launch`]). The plan carries the machine
 //! code of every module that its steps launch, so that running needs the driver alone.
 
+pub mod block_mean;
 pub mod conv;
 pub mod conv_transpose2d;
 pub mod conv_wgmma;
@@ -11,11 +12,13 @@ pub mod elementwise;
 pub mod exec;
 pub mod gemm;
 pub mod gemm_wgmma;
+pub mod indexing;
 pub mod launch;
 pub mod movement;
 pub mod nvrtc;
 pub mod product;
 pub mod qkv_heads;
+pub mod reduce;
 pub mod resize;
 pub mod softmax;
 
@@ -77,7 +80,13 @@ pub const KERNELS: &[&[Kernel]] = &[
     conv_wgmma::KERNELS,
     conv::KERNELS,
     movement::KERNELS,
-    qkv_heads::KERNELS, softmax::KERNELS, resize::KERNELS, conv_transpose2d::KERNELS
+    qkv_heads::KERNELS,
+    softmax::KERNELS,
+    resize::KERNELS,
+    conv_transpose2d::KERNELS,
+    indexing::KERNELS,
+    reduce::KERNELS,
+    block_mean::KERNELS,
 ];
 
 /// Plans for one architecture.

@@ -33,7 +33,10 @@ pub const FILES: &[(&str, &str)] = sources![
     "movement.cu",
     "softmax.cu",
     "resize.cu",
-    "conv_transpose2d.cu"
+    "conv_transpose2d.cu",
+    "indexing.cu",
+    "reduce.cu",
+    "block_mean.cu"
 ];
 
 /// What the kernels include, by the name in the `#include`.

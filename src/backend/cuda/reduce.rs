@@ -1,0 +1,102 @@
+//! `cuda/reduce.cu`: reductions over any axes, and positions of extremes.
+
+use lite3r_ir::{DType, Op, ops::shape_rules::strides};
+
+use super::{
+    Arch, Kernel, dims,
+    elementwise::{Axis, join, pack},
+    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+};
+use crate::backend::Request;
+
+const THREADS: u32 = 256;
+/// The most terms that a warp takes; a block takes more.
+const WARP_TERMS: usize = 1024;
+const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::Bool];
+
+const fn row(name: &'static str, op: &'static str) -> Kernel {
+    Kernel { name, op, dtypes: DTYPES, lower }
+}
+
+/// The rows of this file.
+pub const KERNELS: &[Kernel] = &[
+    row("reduce_sum.groups", "reduce_sum"),
+    row("reduce_mean.groups", "reduce_mean"),
+    row("reduce_max.groups", "reduce_max"),
+    row("reduce_min.groups", "reduce_min"),
+    row("reduce_prod.groups", "reduce_prod"),
+    row("arg_max.groups", "arg_max"),
+    row("arg_min.groups", "arg_min"),
+];
+
+fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let (operation, axes) = match request.op {
+        Op::ReduceSum(op) => ("Sum", op.axes.clone()),
+        Op::ReduceMean(op) => ("Mean", op.axes.clone()),
+        Op::ReduceMax(op) => ("Largest", op.axes.clone()),
+        Op::ReduceMin(op) => ("Smallest", op.axes.clone()),
+        Op::ReduceProd(op) => ("Product", op.axes.clone()),
+        Op::ArgMax(op) => ("FirstLargest", vec![op.axis]),
+        Op::ArgMin(op) => ("FirstSmallest", vec![op.axis]),
+        other => return Err(format!("does not compute {}", other.name())),
+    };
+    if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !DTYPES.contains(&t.dtype)) {
+        return Err(format!("does not take {odd}"));
+    }
+    let x = dims(&request.operands[0])?;
+    let (kept, gone) = separate(&x, &axes);
+    let count = |axes: &[Axis]| axes.iter().map(|a| a.0).product::<usize>();
+    let (results, terms) = (count(&kept), count(&gone));
+    let ((kept_shape, kept_steps), (gone_shape, gone_steps)) = (pack(&kept, 1)?, pack(&gone, 1)?);
+    let columns = kept.last().is_some_and(|(_, steps)| steps == &[1]);
+    let group = if terms <= WARP_TERMS || columns { 32 } else { THREADS };
+    let module = Module::new("reduce.cu")
+        .element("TX", request.operands[0].dtype)
+        .element("TR", request.results[0].dtype)
+        .define("OPERATION", operation)
+        .define("GROUP", group)
+        .define("INDEX", index_type(x.iter().product::<usize>().max(results) as u64));
+    let threads = results as u64 * u64::from(if columns { THREADS / 32 } else { group });
+    Ok(Launch {
+        module,
+        function: if columns { "reduce_columns" } else { "reduce_rows" },
+        grid: [blocks(threads, THREADS), 1, 1],
+        block: THREADS,
+        shared: 0,
+        args: vec![
+            Arg::operand(0),
+            Arg::result(0),
+            Arg::of(kept_shape),
+            Arg::of(kept_steps[0]),
+            Arg::of(gone_shape),
+            Arg::of(gone_steps[0]),
+            Arg::of(results as i64),
+            Arg::of(terms as i64),
+        ],
+    }
+    .into())
+}
+
+/// Dimensions that stay and dimensions that go, with their strides in x.
+fn separate(x: &[usize], axes: &[usize]) -> (Vec<Axis>, Vec<Axis>) {
+    let own = strides(x);
+    let pick = |inside: bool| {
+        let picked = (0..x.len()).filter(|d| axes.contains(d) == inside);
+        let (shape, steps): (Vec<usize>, Vec<i64>) = picked.map(|d| (x[d], own[d] as i64)).unzip();
+        join(&shape, &[steps])
+    };
+    (pick(false), pick(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_of_one_kind_join() {
+        let one = |axes: &[(usize, i64)]| axes.iter().map(|(n, s)| (*n, vec![*s])).collect::<Vec<Axis>>();
+        assert_eq!(separate(&[2, 3, 5, 7], &[1, 2]), (one(&[(2, 105), (7, 1)]), one(&[(15, 7)])));
+        assert_eq!(separate(&[2, 1, 5], &[0, 1, 2]), (one(&[]), one(&[(10, 1)])));
+        assert_eq!(separate(&[4], &[]), (one(&[(4, 1)]), one(&[])));
+    }
+}
