@@ -67,6 +67,18 @@ DEVICE void narrow(e5m2_t& y, float x) {
     asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.f), "f"(x));
     y.bits = (u8)pair;
 }
+#else
+// Ampere has no conversion: the mantissa rounded to three bits, or multiples of 2^-9 below 2^-6.
+DEVICE void narrow(e4m3_t& y, float x) {
+    const u32 bits = __float_as_uint(x), magnitude = bits & 0x7fffffff;
+    const float a = __uint_as_float(magnitude);
+    u32 code;
+    if (a != a) code = 0x7f;
+    else if (a > 448.f) code = 0x7e;
+    else if (a < 0.015625f) code = (u32)rintf(a * 512.f);
+    else code = ((magnitude + 0x7ffff + (magnitude >> 20 & 1)) >> 20) - (120 << 3);
+    y.bits = (u8)(bits >> 24 & 0x80 | code);
+}
 #endif
 DEVICE void narrow(i64& y, i64 x) { y = x; }
 DEVICE void narrow(i32& y, i64 x) { y = (i32)x; }

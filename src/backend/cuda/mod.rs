@@ -15,11 +15,13 @@ pub mod gemm_wgmma;
 pub mod indexing;
 pub mod launch;
 pub mod movement;
+pub mod norm;
 pub mod nvrtc;
 pub mod product;
 pub mod qkv_heads;
 pub mod reduce;
 pub mod resize;
+pub mod rope;
 pub mod softmax;
 
 #[cfg(test)]
@@ -87,6 +89,8 @@ pub const KERNELS: &[&[Kernel]] = &[
     indexing::KERNELS,
     reduce::KERNELS,
     block_mean::KERNELS,
+    norm::KERNELS,
+    rope::KERNELS,
 ];
 
 /// Plans for one architecture.

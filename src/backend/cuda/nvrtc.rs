@@ -36,7 +36,10 @@ pub const FILES: &[(&str, &str)] = sources![
     "conv_transpose2d.cu",
     "indexing.cu",
     "reduce.cu",
-    "block_mean.cu"
+    "block_mean.cu",
+    "layer_norm.cu",
+    "dequantize.cu",
+    "rope.cu"
 ];
 
 /// What the kernels include, by the name in the `#include`.
