@@ -1,7 +1,8 @@
 // y = EXPR(a, b, c) under broadcasting, computed in f32 or i64 and rounded once.
 //
 // Macros: ARITY 1..3; T0, T1, T2 the operands' elements, TR the result's; INDEX u32 or u64; EXPR over a, b, c; FLAT 1
-// where no operand is broadcast and positions are offsets.
+// where no operand is broadcast and positions are offsets; VECTOR results a thread, neighbours along the innermost
+// dimension, along which every operand is contiguous or constant if VECTOR is above 1.
 #include "strides.cuh"
 
 #ifndef ARITY
@@ -46,18 +47,47 @@ DEVICE float remainder(float a, float b) {
     return rest != 0.f && (rest < 0.f) != (b < 0.f) ? rest + b : rest;
 }
 
+// Neighbours that are loaded and stored at once.
+template <class T> struct alignas(sizeof(T) * VECTOR < 16 ? sizeof(T) * VECTOR : 16) Group { T of[VECTOR]; };
+
+// The values for VECTOR results: as many neighbours, or one for all.
+template <class T> DEVICE void read(typename compute<T>::type* values, const T* from, bool neighbours) {
+    if (VECTOR > 1 && neighbours) {
+        const Group<T> group = *reinterpret_cast<const Group<T>*>(from);
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) values[i] = widen(group.of[i]);
+    } else {
+        const typename compute<T>::type value = load(from);
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) values[i] = value;
+    }
+}
+
+// `n` and `shape` count groups; bit i of `neighbours` says whether operand i advances within a group.
 extern "C" __global__ void __launch_bounds__(256) elementwise(
     const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, TR* __restrict__ y,
-    const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i64 n)
+    const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i32 neighbours, const i64 n)
 {
     typedef compute<T0>::type A;
     typedef compute<T1>::type B;
     typedef compute<T2>::type C;
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
-        const A a = load(x0 + (FLAT ? (i64)at : offset(at, shape, s0)));
-        const B b = ARITY > 1 ? load(x1 + (FLAT ? (i64)at : offset(at, shape, s1))) : B(0);
-        const C c = ARITY > 2 ? load(x2 + (FLAT ? (i64)at : offset(at, shape, s2))) : C(0);
-        (void)b, (void)c;
-        store(y + at, to_compute<compute<TR>::type>::of(EXPR));
+        const i64 flat = (i64)at * VECTOR;
+        A as[VECTOR];
+        B bs[VECTOR] = {};
+        C cs[VECTOR] = {};
+        read(as, x0 + (FLAT ? flat : offset(at, shape, s0)), FLAT || neighbours & 1);
+        if (ARITY > 1) read(bs, x1 + (FLAT ? flat : offset(at, shape, s1)), FLAT || neighbours & 2);
+        if (ARITY > 2) read(cs, x2 + (FLAT ? flat : offset(at, shape, s2)), FLAT || neighbours & 4);
+        Group<TR> results;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) {
+            const A a = as[i];
+            const B b = bs[i];
+            const C c = cs[i];
+            (void)b, (void)c;
+            narrow(results.of[i], to_compute<compute<TR>::type>::of(EXPR));
+        }
+        *reinterpret_cast<Group<TR>*>(y + flat) = results;
     }
 }

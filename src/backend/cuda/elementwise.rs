@@ -117,11 +117,40 @@ pub fn walk(shape: &[usize], strides: &[Vec<i64>]) -> Result<(Shape, Vec<Strides
     pack(&join(shape, strides), strides.len())
 }
 
-fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+/// Whether every operand is contiguous or constant within aligned groups of `count` results.
+fn groups(joined: &[Axis], count: usize) -> bool {
+    let whole = |step: &i64| step % count as i64 == 0;
+    joined.split_last().is_some_and(|((size, steps), outer)| {
+        let aligned = |(i, step): (usize, &i64)| match step {
+            0 => true,
+            1 => outer.iter().all(|(_, steps)| whole(&steps[i])),
+            _ => false,
+        };
+        size % count == 0 && steps.iter().enumerate().all(aligned)
+    })
+}
+
+/// Counts in groups of `count` elements. Returns a bit for every operand that advances within a group.
+fn group(joined: &mut [Axis], count: usize) -> i32 {
+    let Some((size, steps)) = joined.last_mut() else { return 0 };
+    *size /= count;
+    let bits = steps.iter().enumerate().map(|(i, step)| i32::from(*step != 0) << i).sum();
+    steps.iter_mut().for_each(|step| *step *= count as i64);
+    bits
+}
+
+fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let (operands, result) = (request.operands, &request.results[0]);
     let integers = !operands[0].dtype.is_float();
-    if let Some(odd) = operands.iter().chain(request.results).find(|t| !DTYPES.contains(&t.dtype)) {
+    let narrow = |dtype| matches!(dtype, DType::F8E4M3 | DType::F8E5M2);
+    let cast = matches!(request.op, Op::Cast(_));
+    if let Some(odd) =
+        operands.iter().chain(request.results).find(|t| !DTYPES.contains(&t.dtype) && !(cast && narrow(t.dtype)))
+    {
         return Err(format!("does not take {odd}"));
+    }
+    if arch == Arch::Sm80 && narrow(result.dtype) {
+        return Err("sm_80 has no FP8 arithmetic; compile with --precision fp8w".into());
     }
     let expression = expression(request.op, integers)?;
     let shape = dims(result)?;
@@ -130,7 +159,11 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         let own = operands.get(i).map(dims).transpose()?.unwrap_or_default();
         Ok(strides_for(&own, &shape).into_iter().map(|s| s as i64).collect())
     };
-    let (walked, steps) = walk(&shape, &[strides(0)?, strides(1)?, strides(2)?][..operands.len()])?;
+    let mut joined = join(&shape, &[strides(0)?, strides(1)?, strides(2)?][..operands.len()]);
+    let widest = operands.iter().chain([result]).map(|t| t.dtype.size()).max().unwrap_or(1);
+    let vector = [if widest <= 2 { 8 } else { 4 }].into_iter().find(|v| groups(&joined, *v)).unwrap_or(1);
+    let neighbours = group(&mut joined, vector);
+    let (walked, steps) = pack(&joined, operands.len())?;
     let flat = operands.iter().all(|t| t.shape == result.shape);
     let mut module = Module::new("elementwise.cu").define("ARITY", operands.len());
     for (name, operand) in ["T0", "T1", "T2"].into_iter().zip(operands) {
@@ -140,13 +173,14 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         .element("TR", result.dtype)
         .define("INDEX", index_type(elements as u64))
         .define("FLAT", i32::from(flat))
+        .define("VECTOR", vector)
         .define("EXPR", expression);
     let step = |i: usize| steps.get(i).copied().unwrap_or(Strides { of: [0; MAX_RANK] });
     let maybe = |i: usize| Arg::maybe((i < operands.len()).then_some(i));
     Ok(Launch {
         module,
         function: "elementwise",
-        grid: [blocks(elements as u64, THREADS), 1, 1],
+        grid: [blocks((elements / vector) as u64, THREADS), 1, 1],
         block: THREADS,
         shared: 0,
         args: vec![
@@ -158,7 +192,8 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::of(step(0)),
             Arg::of(step(1)),
             Arg::of(step(2)),
-            Arg::of(elements as i64),
+            Arg::of(neighbours),
+            Arg::of((elements / vector) as i64),
         ],
     }
     .into())
@@ -229,4 +264,28 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
 /// An f32 with these bits.
 fn literal(value: f64) -> String {
     format!("__uint_as_float({:#x})", (value as f32).to_bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_contiguous_or_constant() {
+        let joined = |shape: &[usize], operands: &[&[usize]]| {
+            let strides = |own: &&[usize]| strides_for(own, shape).into_iter().map(|s| s as i64).collect();
+            join(shape, &operands.iter().map(strides).collect::<Vec<_>>())
+        };
+        // A row and a column beside a matrix.
+        let mut bias = joined(&[6, 64], &[&[6, 64], &[64], &[6, 1]]);
+        assert!(groups(&bias, 8));
+        assert_eq!(group(&mut bias, 8), 0b011);
+        assert_eq!(bias, [(6, vec![64, 0, 1]), (8, vec![8, 8, 0])]);
+        // Flat, but not a multiple; rows that are not aligned; an innermost dimension that is shorter than a group.
+        assert!(!groups(&joined(&[3, 65], &[&[3, 65]]), 4));
+        assert!(groups(&joined(&[4, 65], &[&[4, 65]]), 4));
+        assert!(!groups(&joined(&[4, 65], &[&[4, 65], &[65]]), 4));
+        assert!(!groups(&joined(&[8, 2], &[&[8, 2], &[2]]), 4));
+        assert!(!groups(&joined(&[], &[&[]]), 4));
+    }
 }
