@@ -1,10 +1,13 @@
-//! `cuda/conv_transpose2d.cu`: transposed convolutions of any geometry.
+//! `cuda/conv_transpose2d.cu`: transposed convolutions, as products where stamps do not overlap, and of any geometry.
 
-use lite3r_ir::{DType, Op};
+use lite3r_ir::{
+    DType, Op, ValueType,
+    ops::{Linear, Transpose},
+};
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+    launch::{Arg, Base, Launch, Lowered, Module, Pointer, blocks, index_type},
     softmax::{FLOATS, floats},
 };
 use crate::backend::Request;
@@ -12,8 +15,10 @@ use crate::backend::Request;
 const THREADS: u32 = 256;
 
 /// The rows of this file.
-pub const KERNELS: &[Kernel] =
-    &[Kernel { name: "conv_transpose2d.direct", op: "conv_transpose2d", dtypes: FLOATS, lower }];
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "conv_transpose2d.stamps", op: "conv_transpose2d", dtypes: FLOATS, lower: stamps },
+    Kernel { name: "conv_transpose2d.direct", op: "conv_transpose2d", dtypes: FLOATS, lower: direct },
+];
 
 /// As `cuda/conv_transpose2d.cu` lays it out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -32,7 +37,7 @@ struct Geometry {
     dilation: [i32; 2],
 }
 
-fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+fn direct(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::ConvTranspose2d(op) = request.op else { return Err("computes conv_transpose2d".into()) };
     floats(request)?;
     let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
@@ -55,13 +60,8 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         dilation: two(&op.dilations)?,
     };
     let elements = y.iter().product::<usize>() as u64;
-    let module = Module::new("conv_transpose2d.cu")
-        .element("TX", request.operands[0].dtype)
-        .element("TB", request.operands.get(2).map_or(DType::F32, |b| b.dtype))
-        .element("TR", request.results[0].dtype)
-        .define("INDEX", index_type(elements));
     Ok(Launch {
-        module,
+        module: module(request, elements),
         function: "conv_transpose2d",
         grid: [blocks(elements, THREADS), 1, 1],
         block: THREADS,
@@ -76,4 +76,105 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         ],
     }
     .into())
+}
+
+fn module(request: &Request<'_>, elements: u64) -> Module {
+    Module::new("conv_transpose2d.cu")
+        .element("TX", request.operands[0].dtype)
+        .element("TB", request.operands.get(2).map_or(DType::F32, |b| b.dtype))
+        .element("TR", request.results[0].dtype)
+        .define("INDEX", index_type(elements))
+}
+
+/// As a product, where stamps do not overlap: pixels as rows [images * h * w, channels] times the weights as
+/// [outputs * kh * kw, channels], then every column to its place in its stamp.
+fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::ConvTranspose2d(op) = request.op else { return Err("computes conv_transpose2d".into()) };
+    floats(request)?;
+    let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
+    let (&[n, c, h, width], &[_, o, kh, kw]) = (&x[..], &w[..]) else { return Err("takes images".into()) };
+    let plain = op.groups == 1 && op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
+    if !plain || op.strides != [kh, kw] {
+        return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
+    }
+    let dtype = request.operands[0].dtype;
+    let (pixels, columns) = (h * width, o * kh * kw);
+    if n * pixels * columns * c == 0 {
+        return Err("takes no empty products".into());
+    }
+    let part = |elements: usize, dtype: DType| (elements * dtype.size()).next_multiple_of(256);
+    let rows_at = 0;
+    let weights_at = rows_at + part(n * pixels * c, dtype);
+    let products_at = weights_at + part(c * columns, dtype);
+    let inner_at = products_at + part(n * pixels * columns, DType::F32);
+
+    let scratch = |offset: usize| Pointer { base: Base::Scratch, offset: offset as u64 };
+    let operand = |index: usize| Pointer { base: Base::Operand(index), offset: 0 };
+    let within = |op: Op, operands: &[(ValueType, Pointer)], result: usize| {
+        step(&op, operands, scratch(result), scratch(inner_at), arch)
+    };
+    let rows = within(
+        Transpose { perm: vec![0, 2, 1] }.into(),
+        &[(ValueType::new(dtype, [n, c, pixels]), operand(0))],
+        rows_at,
+    )?;
+    let weights = within(
+        Transpose { perm: vec![1, 0] }.into(),
+        &[(ValueType::new(dtype, [c, columns]), operand(1))],
+        weights_at,
+    )?;
+    let product = within(
+        Linear { out: Some(DType::F32), ..Linear::new(false) }.into(),
+        &[
+            (ValueType::new(dtype, [n * pixels, c]), scratch(rows_at)),
+            (ValueType::new(dtype, [columns, c]), scratch(weights_at)),
+        ],
+        products_at,
+    )?;
+    let inner = [&rows, &weights, &product].map(|l| l.scratch).into_iter().max().unwrap_or(0);
+    let elements = (n * pixels * columns) as u64;
+    let place = Launch {
+        module: module(request, elements),
+        function: "place_stamps",
+        grid: [blocks(elements, THREADS), 1, 1],
+        block: THREADS,
+        shared: 0,
+        args: [Arg::scratch(products_at), Arg::maybe(op.bias.then_some(2)), Arg::result(0)]
+            .into_iter()
+            .chain([o, h, width, kh, kw].map(|v| Arg::of(v as i32)))
+            .chain([Arg::of(elements as i64)])
+            .collect(),
+    };
+    let launches = [rows, weights, product].into_iter().flat_map(|l| l.launches).chain([place]).collect();
+    Ok(Lowered { launches, scratch: inner_at + inner })
+}
+
+/// What computes an operation whose operands, result and scratch memory lie elsewhere.
+fn step(
+    op: &Op,
+    operands: &[(ValueType, Pointer)],
+    result: Pointer,
+    scratch: Pointer,
+    arch: Arch,
+) -> Result<Lowered, String> {
+    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| ty.clone()).collect();
+    let results = op.infer(&types)?;
+    let request = Request { op, operands: &types, results: &results };
+    let (_, mut lowered) = super::kernel(&request, arch).map_err(|gap| gap.clause)?;
+    let moved = |pointer: &mut Pointer| {
+        let target = match pointer.base {
+            Base::Operand(index) => operands[index].1,
+            Base::Result(_) => result,
+            Base::Scratch => scratch,
+        };
+        *pointer = Pointer { base: target.base, offset: target.offset + pointer.offset };
+    };
+    for arg in lowered.launches.iter_mut().flat_map(|l| &mut l.args) {
+        match arg {
+            Arg::Pointer(pointer) => moved(pointer),
+            Arg::TensorMap(map) => moved(&mut map.base),
+            Arg::Null | Arg::Value(_) => {}
+        }
+    }
+    Ok(lowered)
 }
