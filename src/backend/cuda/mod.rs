@@ -3,6 +3,7 @@
 //! A row of [`KERNELS`] lowers an operation on concrete types to launches ([`launch`]). The plan carries the machine
 //! code of every module that its steps launch, so that running needs the driver alone.
 
+pub mod attention;
 pub mod block_mean;
 pub mod conv;
 pub mod conv_transpose2d;
@@ -23,6 +24,7 @@ pub mod reduce;
 pub mod resize;
 pub mod rope;
 pub mod softmax;
+pub mod sparse;
 
 #[cfg(test)]
 mod conformance;
@@ -91,6 +93,8 @@ pub const KERNELS: &[&[Kernel]] = &[
     block_mean::KERNELS,
     norm::KERNELS,
     rope::KERNELS,
+    attention::KERNELS,
+    sparse::KERNELS,
 ];
 
 /// Plans for one architecture.

@@ -39,12 +39,16 @@ pub const FILES: &[(&str, &str)] = sources![
     "block_mean.cu",
     "layer_norm.cu",
     "dequantize.cu",
-    "rope.cu"
+    "rope.cu",
+    "attention.cu",
+    "block_route.cu",
+    "linear_attention.cu",
 ];
 
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
+    ("blocks.cuh", include_str!("../../../cuda/include/blocks.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),
     ("epilogue.cuh", include_str!("../../../cuda/include/epilogue.cuh")),
     ("convolution.cuh", include_str!("../../../cuda/include/convolution.cuh")),
