@@ -27,6 +27,11 @@ DEVICE i64 minimum(i64 a, i64 b) { return a < b ? a : b; }
 DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE i64 absolute(i64 x) { return x < 0 ? -x : x; }
 
+// Towards zero, saturating; a NaN as zero.
+DEVICE i64 truncated(float x, i64 low, i64 high) {
+    const i64 whole = x != x ? 0 : (i64)x;
+    return whole < low ? low : whole > high ? high : whole;
+}
 // Where the law knows no result (division by zero, negative exponents), integers give 0.
 DEVICE i64 quotient(i64 a, i64 b) { return b == 0 ? 0 : b == -1 ? (i64)(0 - (u64)a) : a / b; }
 DEVICE i64 power(i64 a, i64 b) {

@@ -145,7 +145,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let narrow = |dtype| matches!(dtype, DType::F8E4M3 | DType::F8E5M2);
     let cast = matches!(request.op, Op::Cast(_));
     if let Some(odd) =
-        operands.iter().chain(request.results).find(|t| !DTYPES.contains(&t.dtype) && !(cast && narrow(t.dtype)))
+        operands.iter().chain(request.results).find(|t| !(DTYPES.contains(&t.dtype) || cast && narrow(t.dtype)))
     {
         return Err(format!("does not take {odd}"));
     }
@@ -237,6 +237,9 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::Cast(op) => match (integers, op.to) {
             // Anything but zero is true, also what would truncate to zero.
             (false, DType::Bool) => "i64(a!=0.f)",
+            (false, DType::I64) => "truncated(a,i64(1ull<<63),i64(~0ull>>1))",
+            (false, DType::I32) => "truncated(a,-2147483648ll,2147483647ll)",
+            (false, DType::U8) => "truncated(a,0ll,255ll)",
             _ => "a",
         },
         Op::Not(_) => "i64(!a)",

@@ -86,7 +86,7 @@ fn gather(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         false => indices[before..indices.len() - 1].iter().product(),
     };
     let batch: usize = x[before..before + tuple].iter().product();
-    let chunk = chunk(size, |count| inner > 0 && inner % count == 0);
+    let chunk = chunk(size, |count| inner > 0 && inner.is_multiple_of(count));
     let group = chunk / size;
     let sizes = numbers([per_batch, batch, usize::from(shared), inner / group]);
     let args = [Arg::operand(0), Arg::operand(1), Arg::result(0), Arg::of(target)].into_iter().chain(sizes);
@@ -133,7 +133,7 @@ fn scatter(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         return Err(format!("takes fewer than 2^31 updates, not {updates}"));
     }
     let inner = all.checked_div(slots).unwrap_or(0);
-    let chunk = chunk(size, |count| inner > 0 && inner % count == 0);
+    let chunk = chunk(size, |count| inner > 0 && inner.is_multiple_of(count));
     let (group, slots) = (chunk / size, if all == 0 { 0 } else { slots });
     let updates = if all == 0 { 0 } else { updates };
     let module = module(chunk, &request.operands[1], all / group);

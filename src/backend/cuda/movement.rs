@@ -67,7 +67,7 @@ impl Copy {
         match self.axes.split_last() {
             _ if self.elements() == 0 => true,
             Some(((size, steps), outer)) => {
-                size % count == 0
+                size.is_multiple_of(count)
                     && steps.iter().all(|s| *s == 1)
                     && outer.iter().flat_map(|a| &a.1).chain(&self.starts.map(|s| s as i64)).all(|n| fits(*n))
             }
@@ -257,7 +257,7 @@ fn pad(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             _ => axes.push([op.before[axis], size, all]),
         }
     }
-    let chunk = chunk(dtype.size(), |count| axes.last().is_some_and(|a| a.iter().all(|n| n % count == 0)));
+    let chunk = chunk(dtype.size(), |count| axes.last().is_some_and(|a| a.iter().all(|n| n.is_multiple_of(count))));
     if let Some(last) = axes.last_mut() {
         *last = last.map(|n| n / (chunk / dtype.size()));
     }
