@@ -156,6 +156,8 @@ impl OpDef for Attention {
             ));
         }
         cases.push(Case::new("bf16", Self::new(0.125), qkv(DType::BF16, 2, 1, 65, 65, 64)));
+        cases.push(Case::new("bf16_1374", Self::new(0.125), qkv(DType::BF16, 1, 2, 1374, 1374, 64)));
+        cases.push(Case::new("bf16_wide", Self::new(0.09), qkv(DType::BF16, 1, 2, 130, 257, 128)));
         cases.push(Case::new("f16", Self::new(0.125), qkv(DType::F16, 1, 2, 63, 70, 64)));
         cases
     }

@@ -198,6 +198,12 @@ impl OpDef for BlockAttention {
             let op = of(block_k, runs, centroid);
             cases.push(Case::new(name, op.clone(), inputs(&op, DType::F32, n)));
         }
+        for (name, block_k, runs, centroid) in
+            [("bf16_64", 64, &[5, 300][..], 0), ("bf16_32", 32, &[], 16), ("bf16_centroids", 64, &[5, 100], 16)]
+        {
+            let op = of(block_k, runs, centroid);
+            cases.push(Case::new(name, op.clone(), inputs(&op, DType::BF16, 605)));
+        }
         for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16)] {
             let op = of(16, &[10, 60], 16);
             cases.push(Case::new(name, op.clone(), inputs(&op, dtype, 130)));

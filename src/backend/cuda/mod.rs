@@ -4,6 +4,7 @@
 //! code of every module that its steps launch, so that running needs the driver alone.
 
 pub mod attention;
+pub mod attention_wgmma;
 pub mod block_mean;
 pub mod conv;
 pub mod conv_transpose2d;
@@ -93,6 +94,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     block_mean::KERNELS,
     norm::KERNELS,
     rope::KERNELS,
+    attention_wgmma::KERNELS,
     attention::KERNELS,
     sparse::KERNELS,
 ];

@@ -1,0 +1,276 @@
+// Attention on Hopper's tensor cores: bf16 q, k [heads, tokens, WIDTH] and v of the same width, f32 sums, after
+// FlashAttention-3 (Shah et al. 2024). A persistent grid walks over tiles of GROUPS * 64 queries of a head. One warp
+// keeps rings of key and value tiles filled by the copy engine; each of GROUPS warpgroups multiplies 64 queries with a
+// tile of keys while it still adds up the values of the tile before.
+//
+// LISTED 1: a tile is a query block, at most GROUPS * 64 rows; its keys are those of the blocks in its list, KEYS /
+// `block` boxes a tile of keys, then the centroids outside of the list, each with the logarithm of its number of tokens
+// added to its score. Ragged blocks, boxes left over and centroids of listed blocks are masked by a bias a key.
+//
+// Macros: WIDTH 64 or 128; GROUPS; KEYS a tile; STAGES of the rings; LISTED; BLOCKS a processor; PRODUCER, CONSUMER
+// registers a thread.
+#include "blocks.cuh"
+#include "sm90.cuh"
+#include "wgmma.cuh"
+
+const u32 PANELS = WIDTH / 64, QUERIES = GROUPS * 64, THREADS = 128 * (GROUPS + 1);
+// Bytes of 64 columns of a tile, and of a tile.
+const u32 QUERY_PANEL = QUERIES * 128, KEY_PANEL = KEYS * 128;
+const u32 QUERY_TILE = QUERY_PANEL * PANELS, KEY_TILE = KEY_PANEL * PANELS;
+// A score that no key has.
+const float MASKED = -1e30f;
+
+DEVICE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+DEVICE u32 pack(float low, float high) {
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
+    const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
+    const __grid_constant__ TensorMap map_v, const __grid_constant__ TensorMap map_centroid_k,
+    const __grid_constant__ TensorMap map_centroid_v, const i32* __restrict__ lists, const i32* __restrict__ counts,
+    bf16_t* __restrict__ y, float* __restrict__ lse, const __grid_constant__ Cut query_cut,
+    const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut, const u32 block, const u32 longest,
+    const u32 key_blocks, const u32 centroids, const u32 tiles, const u32 total, const u32 n, const u32 m, const float scale)
+{
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 queries = shared_address(shared), keys = queries + QUERY_TILE, values = keys + STAGES * KEY_TILE;
+    const u32 query_full = values + STAGES * KEY_TILE, query_empty = query_full + 8, key_full = query_full + 16;
+    const u32 key_empty = key_full + 8 * STAGES, value_full = key_empty + 8 * STAGES;
+    const u32 value_empty = value_full + 8 * STAGES;
+    // Biases of the keys of each stage, then a bit for every key block of the list.
+    float* biases = (float*)(shared + QUERY_TILE + 2 * STAGES * KEY_TILE + 256);
+    u32* taken = (u32*)(biases + STAGES * KEYS);
+    const u32 warp = warp_index(), group = warpgroup_index(), lane = threadIdx.x % 32;
+    if (threadIdx.x == 0) {
+        barrier_init(query_full, 1);
+        barrier_init(query_empty, 4 * GROUPS);
+        for (u32 i = 0; i < STAGES; i++) {
+            barrier_init(key_full + 8 * i, 1);
+            barrier_init(key_empty + 8 * i, 4 * GROUPS);
+            barrier_init(value_full + 8 * i, 1);
+            barrier_init(value_empty + 8 * i, 4 * GROUPS);
+        }
+        barrier_init_done();
+    }
+    __syncthreads();
+    wait_for_launch_before();
+    const u32 entries = LISTED ? KEYS / block : 1;
+    // Tiles of listed blocks, or of all keys, and tiles of centroids.
+    auto plain_of = [&](u32 tile) {
+        return LISTED ? ((u32)counts[tile] + entries - 1) / entries : (m + KEYS - 1) / KEYS;
+    };
+    const u32 central = LISTED ? (centroids + KEYS - 1) / KEYS : 0;
+
+    if (group == GROUPS) {
+#if PRODUCER
+        registers_lower<PRODUCER>();
+#endif
+        if (warp != 4 * GROUPS) return;
+        u32 stage = 0, phase = 0, query_phase = 0;
+        for (u32 tile = blockIdx.x; tile < total; tile += gridDim.x, query_phase ^= 1) {
+            const u32 head = tile / tiles, at = tile - head * tiles, plain = plain_of(tile);
+            const i32* list = lists + (i64)tile * longest;
+            const u32 count = LISTED ? counts[tile] : 0;
+            const i32 first = LISTED ? tokens_of(query_cut, at).begin : at * QUERIES;
+            barrier_wait(query_empty, query_phase ^ 1);
+            if (lane == 0) {
+                barrier_expect(query_full, QUERY_TILE);
+                for (u32 panel = 0; panel < PANELS; panel++)
+                    copy_box(queries + panel * QUERY_PANEL, &map_q, query_full, panel * 64, first, head, KEEP_LITTLE);
+            }
+            if (LISTED && central) {
+                for (u32 i = lane; i < (key_blocks + 31) / 32; i += 32) taken[i] = 0;
+                __syncwarp();
+                for (u32 i = lane; i < count; i += 32) {
+                    const u32 bit = (u32)list[i];
+                    atomicOr(taken + bit / 32, 1u << bit % 32);
+                }
+                __syncwarp();
+            }
+            for (u32 i = 0; i < plain + central; i++) {
+                const bool of_centroids = LISTED && i >= plain;
+                // The tail of all keys comes first, where it is masked.
+                i32 from = LISTED ? 0 : (plain - 1 - i) * KEYS;
+                const u32 full_k = key_full + 8 * stage, full_v = value_full + 8 * stage;
+                barrier_wait(key_empty + 8 * stage, phase ^ 1);
+                if (LISTED) {
+                    // Each lane knows the block that it copies and the biases of four keys.
+                    const u32 entry = i * entries + lane;
+                    from = m;
+                    if (of_centroids) from = (i - plain) * KEYS;
+                    else if (lane < entries && entry < count) from = tokens_of(key_cut, list[entry]).begin;
+                    for (u32 j = lane; j < KEYS; j += 32) {
+                        float bias = MASKED;
+                        if (of_centroids) {
+                            const u32 centroid = (i - plain) * KEYS + j;
+                            if (centroid < centroids) {
+                                const Range range = tokens_of(centroid_cut, centroid);
+                                const u32 of = place_of(key_cut, range.begin).block;
+                                if (!(taken[of / 32] >> of % 32 & 1)) bias = log2f((float)(range.end - range.begin));
+                            }
+                        } else {
+                            const u32 own = j / block;
+                            if (i * entries + own < count) {
+                                const Range range = tokens_of(key_cut, list[i * entries + own]);
+                                if (range.begin + (i32)(j - own * block) < range.end) bias = 0.f;
+                            }
+                        }
+                        biases[stage * KEYS + j] = bias;
+                    }
+                    __syncwarp();
+                }
+                const bool copies = LISTED && !of_centroids ? lane < entries : lane == 0;
+                const u32 offset = LISTED && !of_centroids ? lane * block * 128 : 0;
+                if (lane == 0) barrier_expect(full_k, KEY_TILE);
+                __syncwarp();
+                if (copies)
+                    for (u32 panel = 0; panel < PANELS; panel++)
+                        copy_box(keys + stage * KEY_TILE + panel * KEY_PANEL + offset,
+                            of_centroids ? &map_centroid_k : &map_k, full_k, panel * 64, from, head, KEEP_LONG);
+                barrier_wait(value_empty + 8 * stage, phase ^ 1);
+                if (lane == 0) barrier_expect(full_v, KEY_TILE);
+                __syncwarp();
+                if (copies)
+                    for (u32 panel = 0; panel < PANELS; panel++)
+                        copy_box(values + stage * KEY_TILE + panel * KEY_PANEL + offset,
+                            of_centroids ? &map_centroid_v : &map_v, full_v, panel * 64, from, head, KEEP_LONG);
+                if (++stage == STAGES) stage = 0, phase ^= 1;
+            }
+        }
+        return;
+    }
+#if PRODUCER
+    registers_raise<CONSUMER>();
+#endif
+    // Scores are compared in base 2; with biases they are scaled before.
+    const float slope = LISTED ? 1.f : scale;
+    u32 stage = 0, phase = 0, query_phase = 0;
+    for (u32 tile = blockIdx.x; tile < total; tile += gridDim.x, query_phase ^= 1) {
+        const u32 head = tile / tiles, at = tile - head * tiles, key_tiles = plain_of(tile) + central;
+        float sums[WIDTH / 2], scores[KEYS / 2], top[2] = {MASKED, MASKED}, under[2] = {0.f, 0.f}, shrink[2];
+        u32 weights[KEYS / 16][4];
+#pragma unroll
+        for (u32 i = 0; i < WIDTH / 2; i++) sums[i] = 0.f;
+        barrier_wait(query_full, query_phase);
+        const u32 own = queries + group * 64 * 128;
+        auto multiply_keys = [&](u32 of) {
+#pragma unroll
+            for (u32 step = 0; step < WIDTH / 16; step++)
+                Wgmma<KEYS>::bf16<0>(scores, operand_k128(own + step / 4 * QUERY_PANEL) + step % 4 * 2,
+                    operand_k128(keys + of * KEY_TILE + step / 4 * KEY_PANEL) + step % 4 * 2, step != 0);
+            products_commit();
+        };
+        auto multiply_values = [&](u32 of) {
+            const u64 b = operand_mn128(values + of * KEY_TILE, KEY_PANEL);
+#pragma unroll
+            for (u32 step = 0; step < KEYS / 16; step++)
+                Wgmma<WIDTH>::bf16<1>(sums, weights[step], b + step * 128, true);
+            products_commit();
+        };
+        // Exponentials of the scores in place; `shrink` is what sums of before are worth under the new maximum.
+        auto exponentials = [&](u32 of, bool tail) {
+            if (LISTED) {
+                const float* bias = biases + of * KEYS + lane % 4 * 2;
+#pragma unroll
+                for (u32 i = 0; i < KEYS / 2; i += 4) {
+                    const float2 two = *(const float2*)(bias + i * 2);
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) scores[i + j] = fmaf(scores[i + j], scale, j % 2 ? two.y : two.x);
+                }
+                __syncwarp();
+                if (lane == 0) barrier_arrive(key_empty + 8 * of);
+            } else if (tail) {
+                const u32 first = (key_tiles - 1) * KEYS + lane % 4 * 2;
+#pragma unroll
+                for (u32 i = 0; i < KEYS / 2; i++)
+                    if (first + i / 4 * 8 + i % 2 >= m) scores[i] = MASKED;
+            }
+            float most[2] = {top[0], top[1]};
+#pragma unroll
+            for (u32 i = 0; i < KEYS / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], scores[i]);
+#pragma unroll
+            for (u32 row = 0; row < 2; row++) {
+                most[row] = fmaxf(most[row], __shfl_xor_sync(~0u, most[row], 1));
+                most[row] = fmaxf(most[row], __shfl_xor_sync(~0u, most[row], 2));
+                shrink[row] = exp2_fast((top[row] - most[row]) * slope);
+                top[row] = most[row];
+                under[row] *= shrink[row];
+            }
+            const float base[2] = {top[0] * slope, top[1] * slope};
+#pragma unroll
+            for (u32 i = 0; i < KEYS / 2; i++) {
+                scores[i] = exp2_fast(fmaf(scores[i], slope, -base[i / 2 % 2]));
+                under[i / 2 % 2] += scores[i];
+            }
+        };
+        auto pack_weights = [&] {
+#pragma unroll
+            for (u32 step = 0; step < KEYS / 16; step++)
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) weights[step][j] = pack(scores[8 * step + 2 * j], scores[8 * step + 2 * j + 1]);
+        };
+        if (key_tiles > 0) {
+            barrier_wait(key_full + 8 * stage, phase);
+            pin(scores);
+            products_fence();
+            multiply_keys(stage);
+            products_wait<0>();
+            pin(scores);
+            if (!LISTED && lane == 0) barrier_arrive(key_empty + 8 * stage);
+            exponentials(stage, true);
+            pack_weights();
+            for (u32 i = 1; i < key_tiles; i++) {
+                const u32 before = stage, phase_before = phase;
+                if (++stage == STAGES) stage = 0, phase ^= 1;
+                barrier_wait(key_full + 8 * stage, phase);
+                pin(scores);
+                pin(sums);
+                products_fence();
+                multiply_keys(stage);
+                barrier_wait(value_full + 8 * before, phase_before);
+                multiply_values(before);
+                products_wait<1>();
+                pin(scores);
+                if (!LISTED && lane == 0) barrier_arrive(key_empty + 8 * stage);
+                exponentials(stage, false);
+                products_wait<0>();
+                pin(sums);
+                if (lane == 0) barrier_arrive(value_empty + 8 * before);
+                pack_weights();
+#pragma unroll
+                for (u32 j = 0; j < WIDTH / 2; j++) sums[j] *= shrink[j / 2 % 2];
+            }
+        }
+        // Queries have been read by now.
+        if (lane == 0) barrier_arrive(query_empty);
+        if (key_tiles > 0) {
+            barrier_wait(value_full + 8 * stage, phase);
+            pin(sums);
+            products_fence();
+            multiply_values(stage);
+            products_wait<0>();
+            pin(sums);
+            if (lane == 0) barrier_arrive(value_empty + 8 * stage);
+            if (++stage == STAGES) stage = 0, phase ^= 1;
+        }
+        Range rows = {(i32)(at * QUERIES), (i32)min(n, (at + 1) * QUERIES)};
+        if (LISTED) rows = tokens_of(query_cut, at);
+#pragma unroll
+        for (u32 row = 0; row < 2; row++) {
+            under[row] += __shfl_xor_sync(~0u, under[row], 1);
+            under[row] += __shfl_xor_sync(~0u, under[row], 2);
+            const float over = under[row] > 0.f ? 1.f / under[row] : 0.f;
+            const i32 token = rows.begin + (i32)(group * 64 + warp % 4 * 16 + row * 8 + lane / 4);
+            if (token >= rows.end) continue;
+            const i64 of = (i64)head * n + token;
+            u32* to = (u32*)(y + of * WIDTH) + lane % 4;
+#pragma unroll
+            for (u32 j = 0; j < WIDTH / 8; j++)
+                to[j * 4] = pack(sums[4 * j + 2 * row] * over, sums[4 * j + 2 * row + 1] * over);
+            if (LISTED && lane % 4 == 0) lse[of] = 0.69314718f * (top[row] + log2f(under[row]));
+        }
+    }
+}

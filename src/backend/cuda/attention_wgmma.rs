@@ -1,0 +1,181 @@
+//! `cuda/attention_sm90.cu`: attention on Hopper's tensor cores, over all keys or over lists of key blocks.
+
+use lite3r_ir::{DType, Op, ops::blocks::Blocks};
+
+use super::{
+    Arch, Kernel,
+    attention::{Cut, Sizes},
+    dims,
+    gemm_wgmma::PROCESSORS,
+    launch::{Arg, Base, Launch, Lowered, Module, Pointer, Swizzle, TensorMap},
+};
+use crate::backend::Request;
+
+/// The rows of this file: bf16, head dimensions of 64 and 128, more than 16 queries; lists of at most 128 queries a block
+/// over key blocks of 8 to 128.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "attention.wgmma", op: "attention", dtypes: &[DType::BF16], lower: attention },
+    Kernel { name: "block_attention.wgmma", op: "block_attention", dtypes: &[DType::BF16], lower: block_attention },
+];
+
+/// Keys of a tile.
+const KEYS: usize = 128;
+
+/// A variant of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Variant {
+    /// Warpgroups of 64 queries.
+    groups: usize,
+    stages: usize,
+    /// Blocks a processor.
+    blocks: usize,
+    /// Registers of producer and consumers; 0 leaves those of the launch.
+    registers: (u32, u32),
+}
+
+impl Variant {
+    fn of(width: usize, groups: usize) -> Self {
+        let (stages, blocks, registers) = match (width, groups) {
+            (64, 1) => (2, 2, (40, 208)),
+            (64, 2) => (3, 1, (24, 240)),
+            (64, _) => (3, 1, (32, 160)),
+            (_, 1) => (2, 1, (0, 0)),
+            _ => (2, 1, (24, 240)),
+        };
+        Self { groups, stages, blocks, registers }
+    }
+}
+
+/// What both operations share, or why not.
+fn sizes(request: &Request<'_>, arch: Arch, scale: f64) -> Result<Sizes, String> {
+    if arch != Arch::Sm90a {
+        return Err("needs sm_90a".into());
+    }
+    let s = Sizes::of(request.operands)?;
+    if let Some(odd) = [&request.operands[0], &request.results[0]].into_iter().find(|t| t.dtype != DType::BF16) {
+        return Err(format!("takes bf16, not {odd}"));
+    }
+    if s.d != s.e || !(s.d == 64 || s.d == 128) {
+        return Err(format!("takes head dimensions of 64 and 128, not {} and {}", s.d, s.e));
+    }
+    match scale > 0.0 {
+        true if s.heads > 0 && s.m > 0 && s.n > 16 => Ok(s),
+        true => Err(format!("takes more than 16 queries and at least a key, not {} and {}", s.n, s.m)),
+        false => Err(format!("takes a scale above zero, not {scale}")),
+    }
+}
+
+/// `rows` tokens of 64 columns of an operand [heads, tokens, width].
+fn map(operand: usize, s: Sizes, tokens: usize, rows: usize) -> Arg {
+    Arg::TensorMap(TensorMap {
+        base: Pointer { base: Base::Operand(operand), offset: 0 },
+        dtype: DType::BF16,
+        dims: [s.d, tokens, s.heads].map(|size| size as u64).to_vec(),
+        strides: [s.d * 2, s.d * 2 * tokens].map(|size| size as u64).to_vec(),
+        tile: vec![64, rows as u32, 1],
+        swizzle: Swizzle::B128,
+    })
+}
+
+/// Lists of key blocks, as the kernel takes them.
+struct Listed {
+    cuts: [Cut; 3],
+    /// Tokens a key block.
+    block: usize,
+    longest: usize,
+    key_blocks: usize,
+    centroids: usize,
+    query_blocks: usize,
+}
+
+fn launch(s: Sizes, variant: Variant, scale: f64, listed: Option<&Listed>) -> Result<Launch, String> {
+    let queries = variant.groups * 64;
+    let none = Cut::new(1, &[], 1)?;
+    let whole = Listed {
+        cuts: [none; 3],
+        block: KEYS,
+        longest: 0,
+        key_blocks: 0,
+        centroids: 0,
+        query_blocks: s.n.div_ceil(queries),
+    };
+    let lists = listed.unwrap_or(&whole);
+    let total = s.heads * lists.query_blocks;
+    let tile = |rows: usize| rows * s.d * 2;
+    let shared = tile(queries) + 2 * variant.stages * tile(KEYS) + 256;
+    let biases = if listed.is_some() { 4 * (variant.stages * KEYS + lists.key_blocks.div_ceil(32)) } else { 0 };
+    if shared + biases > 227 << 10 {
+        return Err(format!("has no shared memory for lists of {} key blocks", lists.key_blocks));
+    }
+    let module = Module::new("attention_sm90.cu")
+        .define("WIDTH", s.d)
+        .define("GROUPS", variant.groups)
+        .define("KEYS", KEYS)
+        .define("STAGES", variant.stages)
+        .define("LISTED", i32::from(listed.is_some()))
+        .define("BLOCKS", variant.blocks)
+        .define("PRODUCER", variant.registers.0)
+        .define("CONSUMER", variant.registers.1);
+    let central = lists.centroids > 0;
+    let (central_k, central_v, central_tokens) = if central { (5, 6, lists.centroids) } else { (1, 2, s.m) };
+    let mut args = vec![
+        map(0, s, s.n, queries),
+        map(1, s, s.m, lists.block),
+        map(2, s, s.m, lists.block),
+        map(central_k, s, central_tokens, KEYS),
+        map(central_v, s, central_tokens, KEYS),
+        Arg::maybe(listed.map(|_| 3)),
+        Arg::maybe(listed.map(|_| 4)),
+        Arg::result(0),
+        if listed.is_some() { Arg::result(1) } else { Arg::Null },
+    ];
+    args.extend(lists.cuts.map(Arg::of));
+    let sizes = [lists.block, lists.longest, lists.key_blocks, lists.centroids, lists.query_blocks, total, s.n, s.m];
+    for size in sizes {
+        args.push(Arg::of(u32::try_from(size).map_err(|_| "takes sizes below 2^32")?));
+    }
+    args.push(Arg::of((scale * std::f64::consts::LOG2_E) as f32));
+    Ok(Launch {
+        module,
+        function: "attend_wgmma",
+        grid: [total.min(PROCESSORS * variant.blocks) as u32, 1, 1],
+        block: 128 * (variant.groups as u32 + 1),
+        shared: (shared + biases) as u32,
+        args,
+    })
+}
+
+fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+    let s = sizes(request, arch, op.scale)?;
+    let most = if s.d == 64 { 3 } else { 2 };
+    // Fewer tiles than this leave much of the device idle.
+    let groups = if s.heads * s.n.div_ceil(64 * most) < PROCESSORS * 3 / 4 { 1 } else { most };
+    Ok(launch(s, Variant::of(s.d, groups), op.scale, None)?.into())
+}
+
+fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+    let (s, operands) = (sizes(request, arch, op.scale)?, request.operands);
+    if !KEYS.is_multiple_of(op.block_k) || !op.block_k.is_multiple_of(8) {
+        return Err(format!("takes key blocks of 8, 16, 32, 64 and 128, not {}", op.block_k));
+    }
+    if op.block_q > 128 {
+        return Err(format!("takes query blocks of up to 128, not {}", op.block_q));
+    }
+    let list = dims(&operands[3])?;
+    let listed = Listed {
+        cuts: [
+            Cut::new(s.n, &op.runs, op.block_q)?,
+            Cut::new(s.m, &op.runs, op.block_k)?,
+            Cut::new(s.m, &op.runs, op.centroid.max(1))?,
+        ],
+        block: op.block_k,
+        longest: list[3],
+        key_blocks: Blocks::cut(s.m, &op.runs, op.block_k)?.len(),
+        centroids: if op.centroid > 0 { dims(&operands[5])?[2] } else { 0 },
+        query_blocks: list[2],
+    };
+    let variant = Variant::of(s.d, op.block_q.div_ceil(64));
+    Ok(launch(s, variant, op.scale, Some(&listed))?.into())
+}
