@@ -179,3 +179,48 @@ fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String>
     let variant = Variant::of(s.d, op.block_q.div_ceil(64));
     Ok(launch(s, variant, op.scale, Some(&listed))?.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use lite3r_ir::{
+        Dim, ValueType,
+        ops::{
+            attention::{Attention, AttentionKind},
+            block_attention::BlockAttention,
+        },
+    };
+
+    use super::{super::conformance, *};
+
+    fn dense(heads: usize, n: usize, d: usize) -> (Op, Vec<ValueType>) {
+        (Op::Attention(Attention::new(0.125)), vec![ValueType::new(DType::BF16, [1, heads, n, d].map(Dim::from)); 3])
+    }
+
+    #[test]
+    fn every_variant_compiles() {
+        let mut requests = Vec::new();
+        for d in [64, 128] {
+            requests.extend([dense(1, 94, d), dense(16, 2748, d)]);
+            for block_q in [64, 128] {
+                let op = BlockAttention {
+                    block_q,
+                    block_k: 64,
+                    scale: 0.125,
+                    runs: vec![],
+                    centroid: 0,
+                    kind: AttentionKind::Unknown,
+                };
+                let lists = n_blocks(1374, block_q);
+                let list = |shape: &[usize]| ValueType::new(DType::I32, shape.iter().map(|s| Dim::from(*s)));
+                let mut types = dense(2, 1374, d).1;
+                types.extend([list(&[1, 2, lists, 5]), list(&[1, 2, lists])]);
+                requests.push((Op::BlockAttention(op), types));
+            }
+        }
+        conformance::compiles(&requests, "attention.wgmma");
+    }
+
+    fn n_blocks(n: usize, size: usize) -> usize {
+        Blocks::cut(n, &[], size).map_or(0, |b| b.len())
+    }
+}
