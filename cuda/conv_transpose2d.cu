@@ -1,5 +1,6 @@
 // y[n, o, i*stride + k*dilation - pad] += x[n, c, i] * w[c, o, k], plus b, as a gather: every element of y looks for
 // the pixels and taps that meet there. f32 sums.
+// Where stamps do not overlap, a product of matrices comes first, and `place_stamps` gives every number its place.
 //
 // Macros: TX the elements of x and w, TB those of b, TR the result's; INDEX u32 or u64, which counts the result.
 #include "types.cuh"
@@ -41,5 +42,23 @@ extern "C" __global__ void __launch_bounds__(256) conv_transpose2d(
             }
         }
         store(y + at, b ? sum + load(b + output) : sum);
+    }
+}
+
+// Products [images * height * width, outputs * kh * kw] of all pixels, each to its place in the stamp of its pixel.
+extern "C" __global__ void __launch_bounds__(256) place_stamps(
+    const float* __restrict__ products, const TB* __restrict__ b, TR* __restrict__ y, const i32 outputs,
+    const i32 height, const i32 width, const i32 kh, const i32 kw, const i64 n)
+{
+    const INDEX columns = (INDEX)width * kw, rows = (INDEX)height * kh;
+    for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
+        const INDEX line = at / columns, column = at - line * columns;
+        const INDEX plane = line / rows, row = line - plane * rows;
+        const i64 image = plane / outputs;
+        const int output = (int)(plane - (INDEX)image * outputs);
+        const i64 pixel = (image * height + row / kh) * width + column / kw;
+        const int tap = (int)(row % kh) * kw + (int)(column % kw);
+        const float product = products[(pixel * outputs + output) * (kh * kw) + tap];
+        store(y + at, b ? product + load(b + output) : product);
     }
 }

@@ -1,5 +1,4 @@
 //! `cuda/attention.cu`: attention of any shape in f32 arithmetic, over all keys or over lists of key blocks.
-//! `cuda/attention_mma.cu`: of f16 and bf16 over all keys by `mma.sync`.
 
 use lite3r_ir::{DType, Op, ValueType};
 
@@ -10,10 +9,8 @@ use super::{
 };
 use crate::backend::Request;
 
-/// The rows of this file: head dimensions up to 256, f32, f16 and bf16; by `mma.sync`, f16 and bf16, head dimensions up
-/// to 128 in multiples of 8 and more than 16 queries.
+/// The rows of this file: head dimensions up to 256, f32, f16 and bf16.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "attention.mma", op: "attention", dtypes: &[DType::F16, DType::BF16], lower: mma },
     Kernel { name: "attention.fma", op: "attention", dtypes: FLOATS, lower: attention },
     Kernel { name: "block_attention.fma", op: "block_attention", dtypes: FLOATS, lower: block_attention },
 ];
@@ -152,35 +149,6 @@ pub fn attend(
         shared: shared as u32,
         args,
     })
-}
-
-fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
-    const KEYS: usize = 64;
-    let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
-    let (s, dtype) = (Sizes::of(request.operands)?, request.operands[0].dtype);
-    if dtype == DType::F32 || request.results[0].dtype != dtype {
-        return Err(format!("takes f16 and bf16, not {dtype}"));
-    }
-    if !s.d.is_multiple_of(8) || !s.e.is_multiple_of(8) || s.d.max(s.e) > 128 || s.d.min(s.e) == 0 {
-        return Err(format!("takes head dimensions up to 128 in multiples of 8, not {} and {}", s.d, s.e));
-    }
-    if s.n <= 16 {
-        return Err(format!("takes more than 16 queries, not {}", s.n));
-    }
-    let width = s.d.max(s.e).max(32).next_power_of_two();
-    let tiles = s.n.div_ceil(64);
-    let mut args: Vec<Arg> = [0, 1, 2].map(Arg::operand).into_iter().chain([Arg::result(0)]).collect();
-    args.extend([tiles, s.n, s.m, s.d, s.e].map(|size| Arg::of(size as u32)));
-    args.push(Arg::of((op.scale * std::f64::consts::LOG2_E) as f32));
-    Ok(Launch {
-        module: Module::new("attention_mma.cu").element("TX", dtype).define("WIDTH", width).define("KEYS", KEYS),
-        function: "attend_mma",
-        grid: [u32::try_from(s.heads * tiles).map_err(|_| "takes fewer than 2^32 tiles")?, 1, 1],
-        block: 128,
-        shared: ((64 + 4 * KEYS) * (width * 2 + 16)) as u32,
-        args,
-    }
-    .into())
 }
 
 fn attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {

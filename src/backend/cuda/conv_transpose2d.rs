@@ -1,9 +1,8 @@
-//! Transposed convolutions: as linear layers where stamps do not overlap, and of any geometry by
-//! `cuda/conv_transpose2d.cu`.
+//! `cuda/conv_transpose2d.cu`: transposed convolutions, as products where stamps do not overlap, and of any geometry.
 
 use lite3r_ir::{
-    DType, Dim, Op, ValueType,
-    ops::{Expand, Linear, Transpose},
+    DType, Op, ValueType,
+    ops::{Linear, Transpose},
 };
 
 use super::{
@@ -62,11 +61,7 @@ fn direct(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     };
     let elements = y.iter().product::<usize>() as u64;
     Ok(Launch {
-        module: Module::new("conv_transpose2d.cu")
-            .element("TX", request.operands[0].dtype)
-            .element("TB", request.operands.get(2).map_or(DType::F32, |b| b.dtype))
-            .element("TR", request.results[0].dtype)
-            .define("INDEX", index_type(elements)),
+        module: module(request, elements),
         function: "conv_transpose2d",
         grid: [blocks(elements, THREADS), 1, 1],
         block: THREADS,
@@ -83,8 +78,16 @@ fn direct(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     .into())
 }
 
-/// As a linear layer, where stamps do not overlap: pixels as rows [images * h * w, channels], weights as
-/// [outputs * kh * kw, channels]; then every column moves to its place in its stamp.
+fn module(request: &Request<'_>, elements: u64) -> Module {
+    Module::new("conv_transpose2d.cu")
+        .element("TX", request.operands[0].dtype)
+        .element("TB", request.operands.get(2).map_or(DType::F32, |b| b.dtype))
+        .element("TR", request.results[0].dtype)
+        .define("INDEX", index_type(elements))
+}
+
+/// As a product, where stamps do not overlap: pixels as rows [images * h * w, channels] times the weights as
+/// [outputs * kh * kw, channels], then every column to its place in its stamp.
 fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::ConvTranspose2d(op) = request.op else { return Err("computes conv_transpose2d".into()) };
     floats(request)?;
@@ -94,7 +97,7 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     if !plain || op.strides != [kh, kw] {
         return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
     }
-    let (dtype, result) = (request.operands[0].dtype, &request.results[0]);
+    let dtype = request.operands[0].dtype;
     let (pixels, columns) = (h * width, o * kh * kw);
     if n * pixels * columns * c == 0 {
         return Err("takes no empty products".into());
@@ -102,39 +105,48 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let part = |elements: usize, dtype: DType| (elements * dtype.size()).next_multiple_of(256);
     let rows_at = 0;
     let weights_at = rows_at + part(n * pixels * c, dtype);
-    let bias_at = weights_at + part(c * columns, dtype);
-    let bias = request.operands.get(2).map(|b| b.dtype);
-    let products_at = bias_at + bias.map_or(0, |dtype| part(columns, dtype));
-    let inner_at = products_at + part(n * pixels * columns, result.dtype);
+    let products_at = weights_at + part(c * columns, dtype);
+    let inner_at = products_at + part(n * pixels * columns, DType::F32);
 
     let scratch = |offset: usize| Pointer { base: Base::Scratch, offset: offset as u64 };
     let operand = |index: usize| Pointer { base: Base::Operand(index), offset: 0 };
-    let within = |op: Op, operands: &[(ValueType, Pointer)], result: Pointer| {
-        step(&op, operands, result, scratch(inner_at), arch)
+    let within = |op: Op, operands: &[(ValueType, Pointer)], result: usize| {
+        step(&op, operands, scratch(result), scratch(inner_at), arch)
     };
-    let mut factors = vec![
-        (ValueType::new(dtype, [n * pixels, c]), scratch(rows_at)),
-        (ValueType::new(dtype, [columns, c]), scratch(weights_at)),
-    ];
-    let image = (ValueType::new(dtype, [n, c, pixels]), operand(0));
-    let kernel = (ValueType::new(dtype, [c, columns]), operand(1));
-    let mut steps = vec![
-        within(Transpose { perm: vec![0, 2, 1] }.into(), &[image], scratch(rows_at))?,
-        within(Transpose { perm: vec![1, 0] }.into(), &[kernel], scratch(weights_at))?,
-    ];
-    if let Some(dtype) = bias {
-        let shape = [o, kh * kw].map(Dim::from).to_vec();
-        let given = (ValueType::new(dtype, [o, 1]), operand(2));
-        steps.push(within(Expand { shape }.into(), &[given], scratch(bias_at))?);
-        factors.push((ValueType::new(dtype, [columns]), scratch(bias_at)));
-    }
-    let linear = Linear { out: Some(result.dtype), ..Linear::new(bias.is_some()) };
-    steps.push(within(linear.into(), &factors, scratch(products_at))?);
-    let stamps = (ValueType::new(result.dtype, [n, h, width, o, kh, kw]), scratch(products_at));
-    let placed = Pointer { base: Base::Result(0), offset: 0 };
-    steps.push(within(Transpose { perm: vec![0, 3, 1, 4, 2, 5] }.into(), &[stamps], placed)?);
-    let inner = steps.iter().map(|l| l.scratch).max().unwrap_or(0);
-    Ok(Lowered { launches: steps.into_iter().flat_map(|l| l.launches).collect(), scratch: inner_at + inner })
+    let rows = within(
+        Transpose { perm: vec![0, 2, 1] }.into(),
+        &[(ValueType::new(dtype, [n, c, pixels]), operand(0))],
+        rows_at,
+    )?;
+    let weights = within(
+        Transpose { perm: vec![1, 0] }.into(),
+        &[(ValueType::new(dtype, [c, columns]), operand(1))],
+        weights_at,
+    )?;
+    let product = within(
+        Linear { out: Some(DType::F32), ..Linear::new(false) }.into(),
+        &[
+            (ValueType::new(dtype, [n * pixels, c]), scratch(rows_at)),
+            (ValueType::new(dtype, [columns, c]), scratch(weights_at)),
+        ],
+        products_at,
+    )?;
+    let inner = [&rows, &weights, &product].map(|l| l.scratch).into_iter().max().unwrap_or(0);
+    let elements = (n * pixels * columns) as u64;
+    let place = Launch {
+        module: module(request, elements),
+        function: "place_stamps",
+        grid: [blocks(elements, THREADS), 1, 1],
+        block: THREADS,
+        shared: 0,
+        args: [Arg::scratch(products_at), Arg::maybe(op.bias.then_some(2)), Arg::result(0)]
+            .into_iter()
+            .chain([o, h, width, kh, kw].map(|v| Arg::of(v as i32)))
+            .chain([Arg::of(elements as i64)])
+            .collect(),
+    };
+    let launches = [rows, weights, product].into_iter().flat_map(|l| l.launches).chain([place]).collect();
+    Ok(Lowered { launches, scratch: inner_at + inner })
 }
 
 /// What computes an operation whose operands, result and scratch memory lie elsewhere.

@@ -41,7 +41,6 @@ pub const FILES: &[(&str, &str)] = sources![
     "dequantize.cu",
     "rope.cu",
     "attention.cu",
-    "attention_mma.cu",
     "attention_sm90.cu",
     "block_route.cu",
     "linear_attention.cu",
