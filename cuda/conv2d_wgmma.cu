@@ -1,14 +1,16 @@
 // y = act(x * w + b) + residual on Hopper's tensor cores: images [N, C, H, W] of 16-bit elements, stride one, one group.
 //
-// `conv2d_layout` brings an image's planes into rows of PITCH pixels, padding included. The zeros between the end of one
-// row and the beginning of the next serve both, so that in a flat plane the neighbour (ky, kx) of every pixel is
-// ky * PITCH + kx further, and boxes of the copy engine are shifted copies: no column is gathered. Weights [O, C, taps]
-// become [O, taps, C], C filled up to whole slices of 64. `conv2d_wgmma` is then a product of weights, rows of K, and
-// planes, rows of pixels (hence B is read [K][N]); its result has a few columns a row that belong to no pixel.
+// `conv2d_layout` brings an image into rows of PITCH pixels, padding included, the channels of a pixel side by side,
+// C filled up to whole slices of 64. The zeros between the end of one row and the beginning of the next serve both, so
+// that the neighbour (ky, kx) of every pixel is ky * PITCH + kx further, and boxes of the copy engine are shifted copies:
+// no column is gathered. (Channels lie innermost because the copy engine shifts that dimension by 16 bytes only.)
+// Weights [O, C, taps] become [O, taps, C]. `conv2d_wgmma` is then a product of weights and pixels, rows of K both; its
+// result has a few columns a row that belong to no pixel. Pointwise convolutions read planes as they are (PLANAR): rows
+// of pixels, B read [K][N].
 //
 // The structure is that of gemm_wgmma.cu: persistent tiles, one thread that copies, a warpgroup for every 64 channels.
 //
-// Macros: TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
+// Macros: PLANAR 1 where planes are read as they are; TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
 // scales; TILE_M output channels x TILE_N pixels a tile; STAGES, PRODUCER, CONSUMER as in gemm_wgmma.cu.
 #include "epilogue.cuh"
 #include "sm90.cuh"
@@ -18,51 +20,67 @@ const u32 GROUPS = TILE_M / 64, THREADS = 128 * (GROUPS + 1);
 const u32 PANEL = 64 * 128, BYTES_W = TILE_M * 128, BYTES_X = TILE_N / 64 * PANEL, SLICE = BYTES_W + BYTES_X;
 
 struct Layout {
-    // Planes of x to lay out, and rows of weights.
-    u32 planes, outputs;
+    // Images to lay out, and rows of weights.
+    u32 images, outputs;
     u32 height, width, pad_y, pad_x;
-    // Rows of a plane, pixels of a row, a multiple of 8; taps, channels, channels filled up.
+    // Rows of an image, pixels of a row; taps, channels, channels filled up.
     u32 rows, pitch, taps, channels, filled;
 };
 
+// A block turns 32 pixels of 64 channels at a time, then takes its share of the weights.
 extern "C" __global__ void __launch_bounds__(256) conv2d_layout(
-    const TX* __restrict__ x, const TX* __restrict__ w, uint4* __restrict__ planes, uint4* __restrict__ taps,
+    const TX* __restrict__ x, const TX* __restrict__ w, uint4* __restrict__ pixels, uint4* __restrict__ taps,
     const Layout l)
 {
-    const u32 chunks = l.planes * l.rows * (l.pitch / 8), all = chunks + l.outputs * l.taps * (l.filled / 8);
-    for (u32 at = blockIdx.x * 256 + threadIdx.x; at < all; at += gridDim.x * 256) {
-        u32 words[4] = {};
-        if (at < chunks) {
-            const u32 line = at / (l.pitch / 8), plane = line / l.rows;
-            const u32 row = line - plane * l.rows - l.pad_y, first = (at - line * (l.pitch / 8)) * 8 - l.pad_x;
-            const TX* from = x + ((i64)plane * l.height + row) * l.width;
+    // One element more a row: then the 8 channels of 32 pixels lie in different banks.
+    __shared__ u16 tile[64][33];
+    const u32 flat = l.rows * l.pitch, runs = (flat + 31) / 32, parts = l.filled / 64;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (u32 at = blockIdx.x; at < l.images * runs * parts; at += gridDim.x) {
+        const u32 image = at / (runs * parts), part = at % parts, first = at / parts % runs * 32;
+        const u32 place = first + lane, row = place / l.pitch - l.pad_y, column = place % l.pitch - l.pad_x;
+        const bool there = place < flat && row < l.height && column < l.width;
 #pragma unroll
-            for (u32 i = 0; i < 8; i++)
-                if (row < l.height && first + i < l.width) words[i / 2] |= (u32)from[first + i].bits << (16 * (i % 2));
-            planes[at] = {words[0], words[1], words[2], words[3]};
-        } else {
-            const u32 chunk = at - chunks, line = chunk / (l.filled / 8), first = (chunk - line * (l.filled / 8)) * 8;
-            const u32 output = line / l.taps, tap = line - output * l.taps;
-#pragma unroll
-            for (u32 i = 0; i < 8; i++)
-                if (first + i < l.channels) {
-                    const TX value = w[((i64)output * l.channels + first + i) * l.taps + tap];
-                    words[i / 2] |= (u32)value.bits << (16 * (i % 2));
-                }
-            taps[chunk] = {words[0], words[1], words[2], words[3]};
+        for (u32 i = 0; i < 8; i++) {
+            const u32 channel = part * 64 + warp * 8 + i;
+            const i64 from = (((i64)image * l.channels + channel) * l.height + row) * l.width + column;
+            tile[warp * 8 + i][lane] = there && channel < l.channels ? x[from].bits : 0;
         }
+        __syncthreads();
+        const u32 pixel = threadIdx.x / 8, chunk = threadIdx.x % 8;
+        if (first + pixel < flat) {
+            u32 words[4];
+#pragma unroll
+            for (u32 i = 0; i < 4; i++)
+                words[i] = tile[chunk * 8 + 2 * i][pixel] | (u32)tile[chunk * 8 + 2 * i + 1][pixel] << 16;
+            pixels[((i64)image * flat + first + pixel) * (l.filled / 8) + part * 8 + chunk] =
+                {words[0], words[1], words[2], words[3]};
+        }
+        __syncthreads();
+    }
+    for (u32 at = blockIdx.x * 256 + threadIdx.x; at < l.outputs * l.taps * (l.filled / 8); at += gridDim.x * 256) {
+        const u32 line = at / (l.filled / 8), first = (at - line * (l.filled / 8)) * 8;
+        const u32 output = line / l.taps, tap = line - output * l.taps;
+        u32 words[4] = {};
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+            if (first + i < l.channels) {
+                const TX value = w[((i64)output * l.channels + first + i) * l.taps + tap];
+                words[i / 2] |= (u32)value.bits << (16 * (i % 2));
+            }
+        taps[at] = {words[0], words[1], words[2], words[3]};
     }
 }
 
 template <class T> struct Step;
 template <> struct Step<bf16_t> {
     static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::bf16<1>(d, a, b, add);
+        Wgmma<TILE_N>::bf16<PLANAR>(d, a, b, add);
     }
 };
 template <> struct Step<half_t> {
     static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::f16<1>(d, a, b, add);
+        Wgmma<TILE_N>::f16<PLANAR>(d, a, b, add);
     }
 };
 
@@ -112,10 +130,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
                             barrier_wait(empty + 8 * stage, phase ^ 1);
                             barrier_expect(done, SLICE);
                             copy_box(to, &map_w, done, depth, m * TILE_M, KEEP_LONG);
+#if PLANAR
 #pragma unroll
                             for (u32 i = 0; i < TILE_N / 64; i++)
                                 copy_box(to + BYTES_W + i * PANEL, &map_x, done, pixel + i * 64, slice * 64, image,
                                     KEEP_NORMAL);
+#else
+                            copy_box(to + BYTES_W, &map_x, done, slice * 64, pixel, image, KEEP_NORMAL);
+#endif
                             depth += 64;
                             if (++stage == STAGES) stage = 0, phase ^= 1;
                         }
@@ -135,12 +157,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
         for (u32 slice = 0; slice < slices; slice++) {
             barrier_wait(full + 8 * stage, phase);
             const u64 a = operand_k128(ring + stage * SLICE + group * 64 * 128);
-            const u64 b = operand_mn128(ring + stage * SLICE + BYTES_W, PANEL);
+            const u32 pixels_at = ring + stage * SLICE + BYTES_W;
+            const u64 b = PLANAR ? operand_mn128(pixels_at, PANEL) : operand_k128(pixels_at);
             pin(sums);
             products_fence();
 #pragma unroll
             for (u32 step = 0; step < 4; step++)
-                Step<TX>::add(sums, a + step * 2, b + step * 128, step != 0 || slice != 0);
+                Step<TX>::add(sums, a + step * 2, b + step * (PLANAR ? 128 : 2), step != 0 || slice != 0);
             products_commit();
             pin(sums);
             // One slice stays in flight; the one before is free.

@@ -25,7 +25,7 @@ const PORTION: usize = 32 << 20;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct Layout {
-    planes: u32,
+    images: u32,
     outputs: u32,
     height: u32,
     width: u32,
@@ -123,17 +123,17 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let filled = if in_place { channels } else { channels.next_multiple_of(64) };
     let slices = channels.div_ceil(64);
 
-    let plane_bytes = channels * flat.pixels() * 2;
-    let portion = if in_place { images } else { (PORTION / plane_bytes.max(1)).clamp(1, images) };
-    let weights_at = if in_place { 0 } else { (portion * plane_bytes).next_multiple_of(256) };
+    let image_bytes = filled * flat.pixels() * 2;
+    let portion = if in_place { images } else { (PORTION / image_bytes.max(1)).clamp(1, images) };
+    let weights_at = if in_place { 0 } else { (portion * image_bytes).next_multiple_of(256) };
     let weights = outputs * kh * kw * filled;
-    let chunks = (portion * channels * flat.pixels() + weights) / 8;
+    let chunks = (portion * filled * flat.pixels() + weights) / 8;
     let most = 1 << 31;
     if chunks >= most || flat.columns() >= most || images * outputs >= most {
         return Err("takes images of less than 2^34 elements".into());
     }
     let tile = tile_for(outputs, portion, flat.columns(), kh * kw * slices).ok_or("has no tile")?;
-    let module = tile.define(Module::new("conv2d_wgmma.cu").element("TX", dtype));
+    let module = tile.define(Module::new("conv2d_wgmma.cu").element("TX", dtype).define("PLANAR", i32::from(in_place)));
     let module = module.define("XSCALE", "NONE").define("WSCALE", "NONE");
     let module = geometry.epilogue.define(module, request, false);
 
@@ -163,7 +163,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         let images = portion.min(images - first);
         if !in_place {
             let laid = Layout {
-                planes: (images * channels) as u32,
+                images: images as u32,
                 outputs: if first == 0 { outputs as u32 } else { 0 },
                 height: image[0] as u32,
                 width: image[1] as u32,
@@ -208,7 +208,10 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             shared: tile.ring() as u32,
             args: vec![
                 map(weights_base, weights_at, &[kh * kw * filled, outputs], &[64, tile.m]),
-                map(planes_base, 0, &[flat.pixels(), channels, images], &[64, 64, 1]),
+                match in_place {
+                    true => map(planes_base, 0, &[flat.pixels(), channels, images], &[64, 64, 1]),
+                    false => map(planes_base, 0, &[filled, flat.pixels(), images], &[64, tile.n, 1]),
+                },
                 at(Base::Result(0), done, 2),
                 Arg::maybe(geometry.epilogue.bias),
                 residual.map_or(Arg::Null, |i| at(Base::Operand(i), done, request.operands[i].dtype.size())),

@@ -59,6 +59,8 @@ struct Loaded {
     arena: Memory,
     weights: Memory,
     offsets: Vec<u64>,
+    /// Whether steps run one by one, each awaited, so that one that fails is named (`LITE3R_SYNC=1`).
+    stepwise: bool,
     /// What the functions of the launches are of.
     _code: HashMap<String, Code>,
 }
@@ -114,8 +116,18 @@ impl Loaded {
             }
             launches.push(ready);
         }
-        let mut loaded =
-            Self { plan, context: context.clone(), launches, graphs: Vec::new(), arena, weights, offsets, _code: code };
+        let stepwise = std::env::var_os("LITE3R_SYNC").is_some_and(|v| v == "1");
+        let mut loaded = Self {
+            plan,
+            context: context.clone(),
+            launches,
+            graphs: Vec::new(),
+            arena,
+            weights,
+            offsets,
+            stepwise,
+            _code: code,
+        };
         for entry in 0..loaded.launches.len() {
             let graph = Graph::capture(context, || {
                 (0..loaded.launches[entry].len()).try_for_each(|step| loaded.launch(entry, step))
@@ -160,8 +172,12 @@ impl Executable for Loaded {
         let plan = self.plan.clone();
         let entry = &plan.entries()[index];
         self.write(entry, inputs)?;
-        if matches!(probe, Probe::Nothing) {
+        if matches!(probe, Probe::Nothing) && !self.stepwise {
             self.graphs[index].launch()?;
+            self.context.wait().map_err(|mut e| {
+                e.problems.push("`LITE3R_SYNC=1` runs kernels one by one and names the one that fails".into());
+                e
+            })?;
         } else {
             let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
             for (i, step) in entry.steps.iter().enumerate() {

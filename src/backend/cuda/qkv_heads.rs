@@ -39,7 +39,7 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         return Err("takes norms of one element type".into());
     }
     let table = tables.first().map(dims).transpose()?.map_or(vec![0; 4], |own| strides_for(&own, &shape));
-    let half = if op.segments > 0 { d / op.segments / 2 } else { 0 };
+    let half = d.checked_div(op.segments).map_or(0, |width| width / 2);
     let narrow = d % 8 == 0 && (d / 8).is_power_of_two() && d / 8 <= 32 && half % 8 == 0;
     // A warp exchanges within groups of 2·half columns only if these are a power of two.
     let lanes = if narrow && (half == 0 || (half / 8).is_power_of_two()) { d / 8 } else { 0 };
