@@ -129,6 +129,7 @@ fn shapes() -> Vec<Case> {
             (1024, 1024, Granularity::Row, 1),
             (65, 64, Granularity::Tensor, 1),
             (256, 1024, Granularity::Columns(256), 4),
+            (4096, 128, Granularity::Row, 1),
         ] {
             let scales: &[usize] = match x_scale {
                 Granularity::Tensor => &[1, 1],

@@ -8,6 +8,27 @@
 // Sizes; `table` is how far the tables move with the image, the head and the token.
 struct Heads { i32 heads, n, d, half; float eps; i64 table[3]; };
 
+// Eight neighbouring elements at an address that is aligned to all of them, 16 bytes an access.
+template <class T> DEVICE void load_eight(float (&y)[8], const T* p) {
+    const int COUNT = 16 / sizeof(T);
+#pragma unroll
+    for (int first = 0; first < 8; first += COUNT) {
+        const uint4 chunk = *(const uint4*)(p + first);
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) y[first + i] = load((const T*)&chunk + i);
+    }
+}
+template <class T> DEVICE void store_eight(T* p, const float (&y)[8]) {
+    const int COUNT = 16 / sizeof(T);
+#pragma unroll
+    for (int first = 0; first < 8; first += COUNT) {
+        uint4 chunk;
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) store((T*)&chunk + i, y[first + i]);
+        *(uint4*)(p + first) = chunk;
+    }
+}
+
 template <int WIDTH> DEVICE float group_sum(float x) {
 #pragma unroll
     for (int step = WIDTH / 2; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
@@ -31,8 +52,7 @@ extern "C" __global__ void __launch_bounds__(256) qkv_heads(
     const i64 image = row / s.n, token = row % s.n;
 
     float y[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) y[i] = load(x + (row * 3 + which) * s.heads * s.d + (i64)head * s.d + column + i);
+    load_eight(y, x + (row * 3 + which) * s.heads * s.d + (i64)head * s.d + column);
 #if NORM
     // All lanes of a warp take part in the sums, also those that hold a v.
     float sum = 0.f, squares = 0.f;
@@ -43,25 +63,29 @@ extern "C" __global__ void __launch_bounds__(256) qkv_heads(
     for (int i = 0; i < 8; i++) squares += (y[i] - mean) * (y[i] - mean);
     const float scale = 1.f / sqrtf(group_sum<LANES>(squares) / s.d + s.eps);
     if (which < 2) {
-        const TN *g = which ? k_g : q_g, *b = which ? k_b : q_b;
+        float g[8], b[8];
+        load_eight(g, (which ? k_g : q_g) + column);
+        load_eight(b, (which ? k_b : q_b) + column);
 #pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = (y[i] - mean) * scale * load(g + column + i) + load(b + column + i);
+        for (int i = 0; i < 8; i++) y[i] = (y[i] - mean) * scale * g[i] + b[i];
     }
 #endif
 #if ROPE
     const i64 t = image * s.table[0] + head * s.table[1] + token * s.table[2] + column;
     const bool lower = column % (2 * s.half) < s.half;
+    float c[8] = {}, d[8] = {};
+    if (which < 2) {
+        load_eight(c, cos + t);
+        load_eight(d, sin + t);
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const float other = __shfl_xor_sync(~0u, y[i], s.half / 8);
-        if (which < 2) y[i] = y[i] * load(cos + t + i) + (lower ? -other : other) * load(sin + t + i);
+        if (which < 2) y[i] = y[i] * c[i] + (lower ? -other : other) * d[i];
     }
 #endif
     TY* out = (which == 0 ? q : which == 1 ? k : v) + ((image * s.heads + head) * s.n + token) * s.d + column;
-    if (own < count) {
-#pragma unroll
-        for (int i = 0; i < 8; i++) store(out + i, y[i]);
-    }
+    if (own < count) store_eight(out, y);
 }
 #else
 // A head a warp; what a rotation needs of other columns is normalised again from x.

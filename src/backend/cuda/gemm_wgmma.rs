@@ -44,7 +44,7 @@ const fn tile(m: usize, n: usize, stages: usize, registers: (u32, u32), alternat
 }
 
 /// Every variant.
-pub const TILES: [Tile; 12] = [
+pub const TILES: [Tile; 8] = [
     tile(128, 256, 4, (24, 240), false),
     tile(128, 192, 4, (24, 240), false),
     tile(128, 128, 6, (24, 240), false),
@@ -53,10 +53,6 @@ pub const TILES: [Tile; 12] = [
     tile(64, 192, 6, (0, 0), false),
     tile(64, 128, 8, (0, 0), false),
     tile(64, 64, 8, (0, 0), false),
-    tile(128, 128, 6, (24, 240), true),
-    tile(64, 256, 4, (24, 240), true),
-    tile(64, 192, 6, (24, 240), true),
-    tile(64, 128, 8, (24, 240), true),
 ];
 
 impl Tile {
