@@ -175,7 +175,11 @@ impl OpDef for Conv2d {
             ),
             Case::new("bf16_dilated", dilated, vec![bf16(&[1, 16, 9, 11], 1), bf16(&[65, 16, 3, 3], 2)]),
             Case::new("bf16_pointwise", Self::same(0, false), vec![bf16(&[2, 24, 4, 10], 1), bf16(&[33, 24, 1, 1], 2)]),
-            Case::new("bf16_pointwise_odd", Self::same(0, false), vec![bf16(&[1, 20, 3, 5], 1), bf16(&[18, 20, 1, 1], 2)]),
+            Case::new(
+                "bf16_pointwise_odd",
+                Self::same(0, false),
+                vec![bf16(&[1, 20, 3, 5], 1), bf16(&[18, 20, 1, 1], 2)],
+            ),
         ]
     }
 }

@@ -106,7 +106,8 @@ impl OpDef for ScaledLinear {
             ("columns_128_bf16", [65, 72, 400], Granularity::Columns(128), DType::BF16),
         ] {
             let op = Self { activation: Activation::Silu, bias: true, residual: true, x_scale, out, ..plain.clone() };
-            let codes = [quantized(&wave(&[m, k], 1), x_scale), quantized(&wave(&[n, k], 2), Granularity::Row)].concat();
+            let codes =
+                [quantized(&wave(&[m, k], 1), x_scale), quantized(&wave(&[n, k], 2), Granularity::Row)].concat();
             cases.push(Case::new(name, op, [codes, vec![wave(&[n], 3), wave(&[m, n], 4)]].concat()));
         }
         let epilogue = Self { activation: Activation::Gelu, bias: true, residual: true, out: DType::BF16, ..plain };
