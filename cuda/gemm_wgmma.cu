@@ -1,19 +1,17 @@
 // C = epilogue(A Bᵀ) on Hopper's tensor cores: A [M, K], B [N, K], rows of both whole chunks of 16 bytes, rows of C too.
 //
 // A persistent grid walks over tiles of C. One thread keeps a ring of slices of K, 128 bytes wide, filled by the copy
-// engine; warpgroups multiply them and write C through two panels of shared memory each. Either all share a tile, 64
-// rows each, or two take tiles in turn (ALTERNATE), so that one multiplies while the other is at its epilogue. Ragged
-// edges: the copy engine reads zeros and drops what lies outside.
+// engine; warpgroups, 64 rows of the tile each, multiply them and write C through two panels of shared memory each.
+// Ragged edges: the copy engine reads zeros and drops what lies outside.
 //
 // Macros: MATH e4m3_t, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION, XSCALE, WSCALE as epilogue.cuh says; with
 // XSCALE COLUMNS, groups of a multiple of DEPTH columns are summed apart and scaled one by one; TILE_M x TILE_N the tile
-// of a block, ALTERNATE 1 where warpgroups take tiles in turn, STAGES the slices of the ring; PRODUCER, CONSUMER registers a thread, 0 for those of the launch.
+// of a block, STAGES the slices of the ring; PRODUCER, CONSUMER registers a thread, 0 for those of the launch.
 #include "epilogue.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"
 
-// Warpgroups, and slabs of 64 rows of each.
-const u32 GROUPS = ALTERNATE ? 2 : TILE_M / 64, SLABS = ALTERNATE ? TILE_M / 64 : 1, THREADS = 128 * (GROUPS + 1);
+const u32 GROUPS = TILE_M / 64, THREADS = 128 * (GROUPS + 1);
 const u32 DEPTH = 128 / sizeof(MATH);
 const u32 BYTES_A = TILE_M * 128, BYTES_B = TILE_N * 128, SLICE = BYTES_A + BYTES_B;
 // What results of 16 bits are packed to.
@@ -105,7 +103,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
         tensor_map_prefetch(&map_y);
         for (u32 i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, ALTERNATE ? 4 : 4 * GROUPS);
+            barrier_init(empty + 8 * i, 4 * GROUPS);
         }
         barrier_init_done();
     }
@@ -142,59 +140,45 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
     const bool issues = threadIdx.x % 128 == 0;
     const u32 own_panels = panels + group * 2 * PANEL;
     u32 turn = 0;
-    // The block's tiles by number, of which this warpgroup takes all or every other.
-    for (u32 number = ALTERNATE ? group : 0;; number += ALTERNATE ? 2 : 1) {
-        const u32 tile = blockIdx.x + number * gridDim.x;
-        if (tile >= tiles) break;
-        u32 stage = number * slices % STAGES, phase = number * slices / STAGES & 1;
+    u32 stage = 0, phase = 0;
+    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         u32 m, n;
         raster.at(tile, m, n);
-        const u32 first_row = m * TILE_M + (ALTERNATE ? 0 : group * 64), lane_row = warp % 4 * 16 + lane / 4;
-        float sums[SLABS][TILE_N / 2];
+        const u32 first_row = m * TILE_M + group * 64, row = first_row + warp % 4 * 16 + lane / 4;
+        float sums[TILE_N / 2];
 #if XSCALE == COLUMNS
-        float scaled[SLABS][TILE_N / 2];
+        float scaled[TILE_N / 2];
 #pragma unroll
-        for (u32 slab = 0; slab < SLABS; slab++)
-#pragma unroll
-            for (u32 i = 0; i < TILE_N / 2; i++) scaled[slab][i] = 0.f;
+        for (u32 i = 0; i < TILE_N / 2; i++) scaled[i] = 0.f;
         const u32 slices_a_group = x_group / DEPTH, groups = (depth + x_group - 1) / x_group;
         u32 of_group = 0, scale_at = 0;
 #endif
         for (u32 slice = 0; slice < slices; slice++) {
             barrier_wait(full + 8 * stage, phase);
-            const u64 a = operand_k128(ring + stage * SLICE + (ALTERNATE ? 0 : group * PANEL));
+            const u64 a = operand_k128(ring + stage * SLICE + group * PANEL);
             const u64 b = operand_k128(ring + stage * SLICE + BYTES_A);
 #if XSCALE == COLUMNS
             const bool fresh = of_group == 0;
 #else
             const bool fresh = slice == 0;
 #endif
-#pragma unroll
-            for (u32 slab = 0; slab < SLABS; slab++) pin(sums[slab]);
+            pin(sums);
             products_fence();
 #pragma unroll
             for (u32 step = 0; step < 4; step++)
-#pragma unroll
-                for (u32 slab = 0; slab < SLABS; slab++)
-                    Step<MATH>::add(sums[slab], a + step * 2 + slab * (PANEL / 16), b + step * 2, step != 0 || !fresh);
+                Step<MATH>::add(sums, a + step * 2, b + step * 2, step != 0 || !fresh);
             products_commit();
-#pragma unroll
-            for (u32 slab = 0; slab < SLABS; slab++) pin(sums[slab]);
+            pin(sums);
 #if XSCALE == COLUMNS
             products_wait<0>();
-#pragma unroll
-            for (u32 slab = 0; slab < SLABS; slab++) pin(sums[slab]);
+            pin(sums);
             if (lane == 0) barrier_arrive(empty + 8 * stage);
             if (++of_group == slices_a_group || slice + 1 == slices) {
+                const float top = row < rows ? x_scales[(i64)row * groups + scale_at] : 0.f;
+                const float bottom = row + 8 < rows ? x_scales[(i64)(row + 8) * groups + scale_at] : 0.f;
 #pragma unroll
-                for (u32 slab = 0; slab < SLABS; slab++) {
-                    const u32 row = first_row + slab * 64 + lane_row;
-                    const float top = row < rows ? x_scales[(i64)row * groups + scale_at] : 0.f;
-                    const float bottom = row + 8 < rows ? x_scales[(i64)(row + 8) * groups + scale_at] : 0.f;
-#pragma unroll
-                    for (u32 i = 0; i < TILE_N / 2; i++)
-                        scaled[slab][i] = fmaf(sums[slab][i], i % 4 < 2 ? top : bottom, scaled[slab][i]);
-                }
+                for (u32 i = 0; i < TILE_N / 2; i++)
+                    scaled[i] = fmaf(sums[i], i % 4 < 2 ? top : bottom, scaled[i]);
                 of_group = 0;
                 scale_at++;
             }
@@ -206,63 +190,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
         float2 extra[PANEL_COLUMNS / 8][2];
-        load_residual(extra, residual, first_row + lane_row, n * TILE_N, rows, columns);
-#if XSCALE != COLUMNS
-        products_wait<0>();
-#pragma unroll
-        for (u32 slab = 0; slab < SLABS; slab++) pin(sums[slab]);
-        if (lane == 0) barrier_arrive(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
-#endif
-#pragma unroll
-        for (u32 slab = 0; slab < SLABS; slab++) {
+        load_residual(extra, residual, row, n * TILE_N, rows, columns);
 #if XSCALE == COLUMNS
-            float(&result)[TILE_N / 2] = scaled[slab];
+        float(&result)[TILE_N / 2] = scaled;
 #else
-            float(&result)[TILE_N / 2] = sums[slab];
+        products_wait<0>();
+        pin(sums);
+        if (lane == 0) barrier_arrive(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
+        float(&result)[TILE_N / 2] = sums;
 #endif
-            const u32 row = first_row + slab * 64 + lane_row;
-            float scale[2] = {1.f, 1.f};
+        float scale[2] = {1.f, 1.f};
 #pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                if (XSCALE == ROW && row + half * 8 < rows) scale[half] = x_scales[row + half * 8];
-                if (XSCALE == TENSOR) scale[half] = x_scales[0];
-                if (WSCALE == TENSOR) scale[half] *= w_scales[0];
-            }
+        for (u32 half = 0; half < 2; half++) {
+            if (XSCALE == ROW && row + half * 8 < rows) scale[half] = x_scales[row + half * 8];
+            if (XSCALE == TENSOR) scale[half] = x_scales[0];
+            if (WSCALE == TENSOR) scale[half] *= w_scales[0];
+        }
 #pragma unroll
-            for (u32 p = 0; p < PANELS; p++) {
-                const u32 first = n * TILE_N + p * PANEL_COLUMNS;
-                if (first < columns) {
+        for (u32 p = 0; p < PANELS; p++) {
+            const u32 first = n * TILE_N + p * PANEL_COLUMNS;
+            if (first < columns) {
 #pragma unroll
-                    for (u32 j = 0; j < PANEL_COLUMNS / 8; j++) {
-                        const u32 column = first + j * 8 + lane % 4 * 2;
-                        float2 w = {1.f, 1.f}, plus = {0.f, 0.f};
-                        if (WSCALE == ROW && column < columns) w = load_pair(w_scales + column);
-                        if (BIAS && column < columns) plus = load_pair(bias + column);
+                for (u32 j = 0; j < PANEL_COLUMNS / 8; j++) {
+                    const u32 column = first + j * 8 + lane % 4 * 2;
+                    float2 w = {1.f, 1.f}, plus = {0.f, 0.f};
+                    if (WSCALE == ROW && column < columns) w = load_pair(w_scales + column);
+                    if (BIAS && column < columns) plus = load_pair(bias + column);
 #pragma unroll
-                        for (u32 half = 0; half < 2; half++) {
-                            float* pair = result + (p * (PANEL_COLUMNS / 8) + j) * 4 + half * 2;
-                            pair[0] = ACTIVATION(fmaf(pair[0] * scale[half], w.x, plus.x));
-                            pair[1] = ACTIVATION(fmaf(pair[1] * scale[half], w.y, plus.y));
-                            if (RESIDUAL) pair[0] += extra[j][half].x, pair[1] += extra[j][half].y;
-                        }
+                    for (u32 half = 0; half < 2; half++) {
+                        float* pair = result + (p * (PANEL_COLUMNS / 8) + j) * 4 + half * 2;
+                        pair[0] = ACTIVATION(fmaf(pair[0] * scale[half], w.x, plus.x));
+                        pair[1] = ACTIVATION(fmaf(pair[1] * scale[half], w.y, plus.y));
+                        if (RESIDUAL) pair[0] += extra[j][half].x, pair[1] += extra[j][half].y;
                     }
                 }
-                // What comes next is on its way while this panel is written.
-                if (p + 1 < PANELS) load_residual(extra, residual, row, first + PANEL_COLUMNS, rows, columns);
-                else if (slab + 1 < SLABS) load_residual(extra, residual, row + 64, n * TILE_N, rows, columns);
-                if (first >= columns) continue;
-                const u32 panel = own_panels + turn * PANEL;
-                if (issues) writes_wait_read<1>();
-                named_sync(1 + group, 128);
-                write_panel(panel, result + p * (PANEL_COLUMNS / 2));
-                fence_shared_for_async();
-                named_sync(1 + group, 128);
-                if (issues) {
-                    write_box(&map_y, panel, first, first_row + slab * 64);
-                    writes_commit();
-                }
-                turn ^= 1;
             }
+            // What comes next is on its way while this panel is written.
+            if (p + 1 < PANELS) load_residual(extra, residual, row, first + PANEL_COLUMNS, rows, columns);
+            if (first >= columns) continue;
+            const u32 panel = own_panels + turn * PANEL;
+            if (issues) writes_wait_read<1>();
+            named_sync(1 + group, 128);
+            write_panel(panel, result + p * (PANEL_COLUMNS / 2));
+            fence_shared_for_async();
+            named_sync(1 + group, 128);
+            if (issues) {
+                write_box(&map_y, panel, first, first_row);
+                writes_commit();
+            }
+            turn ^= 1;
         }
     }
     if (issues) writes_wait<0>();

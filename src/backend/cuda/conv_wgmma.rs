@@ -82,7 +82,7 @@ impl Flat {
 
 fn tile_for(outputs: usize, images: usize, columns: usize, slices: usize) -> Option<Tile> {
     // A panel is 64 pixels, and 128 channels are enough for two warpgroups.
-    let tiles = TILES.into_iter().filter(|t| !t.alternate && t.n.is_multiple_of(128) && t.m <= 128);
+    let tiles = TILES.into_iter().filter(|t| t.n.is_multiple_of(128) && t.m <= 128);
     tiles.min_by_key(|t| t.cycles(t.count(outputs, columns) * images, slices, 4))
 }
 

@@ -35,30 +35,28 @@ pub struct Tile {
     pub stages: usize,
     /// Registers of producer and consumers; 0 leaves those of the launch.
     pub registers: (u32, u32),
-    /// Whether two warpgroups take tiles in turn; otherwise all share one, 64 rows each.
-    pub alternate: bool,
 }
 
-const fn tile(m: usize, n: usize, stages: usize, registers: (u32, u32), alternate: bool) -> Tile {
-    Tile { m, n, stages, registers, alternate }
+const fn tile(m: usize, n: usize, stages: usize, registers: (u32, u32)) -> Tile {
+    Tile { m, n, stages, registers }
 }
 
-/// Every variant that is chosen. Alternating tiles are not: under scaled products of 2748 rows they fault on the device.
+/// Every variant.
 pub const TILES: [Tile; 8] = [
-    tile(128, 256, 4, (24, 240), false),
-    tile(128, 192, 4, (24, 240), false),
-    tile(128, 128, 6, (24, 240), false),
-    tile(192, 128, 4, (32, 160), false),
-    tile(64, 256, 5, (0, 0), false),
-    tile(64, 192, 6, (0, 0), false),
-    tile(64, 128, 8, (0, 0), false),
-    tile(64, 64, 8, (0, 0), false),
+    tile(128, 256, 4, (24, 240)),
+    tile(128, 192, 4, (24, 240)),
+    tile(128, 128, 6, (24, 240)),
+    tile(192, 128, 4, (32, 160)),
+    tile(64, 256, 5, (0, 0)),
+    tile(64, 192, 6, (0, 0)),
+    tile(64, 128, 8, (0, 0)),
+    tile(64, 64, 8, (0, 0)),
 ];
 
 impl Tile {
     /// Warpgroups that multiply.
     pub fn groups(self) -> usize {
-        if self.alternate { 2 } else { self.m / 64 }
+        self.m / 64
     }
 
     /// Threads a block, the producer's warpgroup included.
@@ -77,8 +75,7 @@ impl Tile {
 
     /// Whether there is room for scaled sums beside running ones.
     fn holds_groups(self) -> bool {
-        let slabs = if self.alternate { self.m / 64 } else { 1 };
-        self.n * slabs <= 128 && self.m <= 128
+        self.n <= 128 && self.m <= 128
     }
 
     /// Tiles of a result.
@@ -89,7 +86,6 @@ impl Tile {
     /// The macros of the kernels.
     pub fn define(self, module: Module) -> Module {
         module
-            .define("ALTERNATE", i32::from(self.alternate))
             .define("TILE_M", self.m)
             .define("TILE_N", self.n)
             .define("STAGES", self.stages)
@@ -99,22 +95,16 @@ impl Tile {
 
     /// Clock cycles of so many tiles of so many slices of 128 bytes, `work` instructions an element behind them. A slice
     /// costs what is slowest of its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64
-    /// bytes a cycle). Epilogues stand between tiles, or beside the products of the other warpgroup.
+    /// bytes a cycle). Epilogues stand between tiles.
     pub fn cycles(self, tiles: usize, slices: usize, work: usize) -> usize {
-        let slabs = self.m / 64;
-        let products = 2 * self.n * slabs;
-        let shared = self.m + self.n + slabs * (64 + self.n);
+        let products = 2 * self.n * self.groups();
+        let shared = self.m + self.n + self.groups() * (64 + self.n);
         let cache = 2 * (self.m + self.n);
         let main = slices * products.max(shared).max(cache) * 20 / 17;
         // A lone warpgroup waits for its own loads.
-        let lone = if self.alternate || slabs == 1 { 2 } else { 1 };
+        let lone = if self.groups() == 1 { 2 } else { 1 };
         let epilogue = 600 + lone * self.m * self.n * work / 128;
-        let waves = tiles.div_ceil(PROCESSORS);
-        let all = match self.alternate {
-            true => (waves * main).max(waves.div_ceil(2) * (main + epilogue)) + epilogue,
-            false => waves * (main + epilogue),
-        };
-        all + 1500
+        tiles.div_ceil(PROCESSORS) * (main + epilogue) + 1500
     }
 }
 
