@@ -160,7 +160,7 @@ fn pairs(only: &str) -> Vec<(Case, &'static Kernel)> {
         let operands = types(&case);
         let results = case.op.infer(&operands).unwrap_or_else(|e| panic!("{} {operands:?}: {e}", case.op.name()));
         let request = Request { op: &case.op, operands: &operands, results: &results };
-        for kernel in cuda::KERNELS.iter().copied().flatten() {
+        for kernel in cuda::rows() {
             let wanted = kernel.op == case.op.name() && kernel.name.contains(only);
             if wanted && (kernel.lower)(&request, Arch::Sm90a).is_ok() {
                 pairs.push((case.clone(), kernel));
@@ -239,7 +239,7 @@ fn judge(case: &Case, kernel: &Kernel, runs: &[Vec<Tensor>]) -> (f64, Option<Str
 
 /// Every row in a process of its own: a kernel that fails takes the context of the device with it.
 fn check(only: &str, repeats: usize) -> Result<bool> {
-    let mut rows: Vec<&str> = cuda::KERNELS.iter().copied().flatten().map(|k| k.name).collect();
+    let mut rows: Vec<&str> = cuda::rows().map(|k| k.name).collect();
     rows.retain(|name| name.contains(only));
     let failed = |e: std::io::Error| lite3r::Error::device("bench.process", e.to_string());
     let program = std::env::current_exe().map_err(failed)?;

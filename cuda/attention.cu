@@ -17,18 +17,6 @@
 
 const u32 QUERIES = ROWS * 16, KEYS = COLUMNS * 16, SUMS = WIDTH / 16;
 
-// Of 16 neighbouring lanes.
-DEVICE float group_sum(float x) {
-#pragma unroll
-    for (int step = 8; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
-DEVICE float group_max(float x) {
-#pragma unroll
-    for (int step = 8; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-    return x;
-}
-
 // phi of rows in shared memory, `stride` floats apart; all threads call it.
 DEVICE void map_features(float* rows, u32 count, u32 stride, u32 d) {
 #if LINEAR
@@ -38,9 +26,9 @@ DEVICE void map_features(float* rows, u32 count, u32 stride, u32 d) {
 #if SOFTMAX
         float most = NOTHING, sum = 0.f;
         for (u32 i = threadIdx.x % 16; i < d; i += 16) most = fmaxf(most, x[i]);
-        most = group_max(most);
+        most = lanes_max<16>(most);
         for (u32 i = threadIdx.x % 16; i < d; i += 16) sum += x[i] = expf(x[i] - most);
-        sum = group_sum(sum);
+        sum = lanes_sum<16>(sum);
         for (u32 i = threadIdx.x % 16; i < d; i += 16) x[i] /= sum;
 #else
         for (u32 i = threadIdx.x % 16; i < d; i += 16) x[i] = x[i] > 0.f ? x[i] + 1.f : expf(x[i]);
@@ -177,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(256) attend(
                 most = fmaxf(most, scores[r][c]);
             }
             if (!LINEAR) {
-                most = fmaxf(top[r], group_max(most));
+                most = fmaxf(top[r], lanes_max<16>(most));
                 const float base = most == NOTHING ? 0.f : most;
                 factor = expf(top[r] - base);
                 top[r] = most;
@@ -189,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(256) attend(
                 sum += scores[r][c];
                 weights[(down * ROWS + r) * (KEYS + 1) + across + 16 * c] = scores[r][c];
             }
-            total[r] = fmaf(total[r], factor, group_sum(sum));
+            total[r] = fmaf(total[r], factor, lanes_sum<16>(sum));
 #pragma unroll
             for (u32 c = 0; c < SUMS; c++) sums[r][c] *= factor;
         }

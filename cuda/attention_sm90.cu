@@ -9,7 +9,9 @@
 //
 // Macros: WIDTH 64 or 128; GROUPS; KEYS a tile; STAGES of the rings; LISTED; BLOCKS a processor; PRODUCER, CONSUMER
 // registers a thread.
+#include "activations.cuh"
 #include "blocks.cuh"
+#include "pairs.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"
 
@@ -20,20 +22,14 @@ const u32 QUERY_TILE = QUERY_PANEL * PANELS, KEY_TILE = KEY_PANEL * PANELS;
 // A score that no key has.
 const float MASKED = -1e30f;
 
-DEVICE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-DEVICE u32 pack(float low, float high) {
-    u32 both;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    return both;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
     const __grid_constant__ TensorMap map_v, const __grid_constant__ TensorMap map_centroid_k,
     const __grid_constant__ TensorMap map_centroid_v, const i32* __restrict__ lists, const i32* __restrict__ counts,
     bf16_t* __restrict__ y, float* __restrict__ lse, const __grid_constant__ Cut query_cut,
     const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut, const u32 block, const u32 longest,
-    const u32 key_blocks, const u32 centroids, const u32 tiles, const u32 total, const u32 n, const u32 m, const float scale)
+    const u32 key_blocks, const u32 centroids, const u32 tiles, const u32 total, const u32 n, const u32 m,
+    const float scale)
 {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 queries = shared_address(shared), keys = queries + QUERY_TILE, values = keys + STAGES * KEY_TILE;
@@ -193,8 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             for (u32 i = 0; i < KEYS / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], scores[i]);
 #pragma unroll
             for (u32 row = 0; row < 2; row++) {
-                most[row] = fmaxf(most[row], __shfl_xor_sync(~0u, most[row], 1));
-                most[row] = fmaxf(most[row], __shfl_xor_sync(~0u, most[row], 2));
+                most[row] = lanes_max<4>(most[row]);
                 shrink[row] = exp2_fast((top[row] - most[row]) * slope);
                 top[row] = most[row];
                 under[row] *= shrink[row];
@@ -210,7 +205,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
 #pragma unroll
             for (u32 step = 0; step < KEYS / 16; step++)
 #pragma unroll
-                for (u32 j = 0; j < 4; j++) weights[step][j] = pack(scores[8 * step + 2 * j], scores[8 * step + 2 * j + 1]);
+                for (u32 j = 0; j < 4; j++)
+                    weights[step][j] = Pair<bf16_t>::of(scores[8 * step + 2 * j], scores[8 * step + 2 * j + 1]);
         };
         if (key_tiles > 0) {
             barrier_wait(key_full + 8 * stage, phase);
@@ -260,8 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
         if (LISTED) rows = tokens_of(query_cut, at);
 #pragma unroll
         for (u32 row = 0; row < 2; row++) {
-            under[row] += __shfl_xor_sync(~0u, under[row], 1);
-            under[row] += __shfl_xor_sync(~0u, under[row], 2);
+            under[row] = lanes_sum<4>(under[row]);
             const float over = under[row] > 0.f ? 1.f / under[row] : 0.f;
             const i32 token = rows.begin + (i32)(group * 64 + warp % 4 * 16 + row * 8 + lane / 4);
             if (token >= rows.end) continue;
@@ -269,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             u32* to = (u32*)(y + of * WIDTH) + lane % 4;
 #pragma unroll
             for (u32 j = 0; j < WIDTH / 8; j++)
-                to[j * 4] = pack(sums[4 * j + 2 * row] * over, sums[4 * j + 2 * row + 1] * over);
+                to[j * 4] = Pair<bf16_t>::of(sums[4 * j + 2 * row] * over, sums[4 * j + 2 * row + 1] * over);
             if (LISTED && lane % 4 == 0) lse[of] = 0.69314718f * (top[row] + log2f(under[row]));
         }
     }

@@ -28,7 +28,8 @@ extern "C" __global__ void __launch_bounds__(256) block_mean(
         for (i64 column = lane; column - lane < d; column += 32) {
             float sum = 0.f;
             if (column < d) {
-                for (i64 token = first + warp; token < last; token += WARPS) sum += load(x + (head * n + token) * d + column);
+                for (i64 token = first + warp; token < last; token += WARPS)
+                    sum += load(x + (head * n + token) * d + column);
             }
             parts[warp][lane] = sum;
             __syncthreads();

@@ -136,7 +136,8 @@ extern "C" __global__ void __launch_bounds__(256) route(
                 for (u32 part = 0; part < TOGETHER; part++) sums[part] = fmaf(queries[part * d + i], key, sums[part]);
             }
 #pragma unroll
-            for (u32 part = 0; part < TOGETHER; part++) (SUB ? products : scores)[part * rounded + j] = scale * sums[part];
+            for (u32 part = 0; part < TOGETHER; part++)
+                (SUB ? products : scores)[part * rounded + j] = scale * sums[part];
         }
 #if SUB
         for (u32 part = 0; part < TOGETHER && first + part < subs; part++) {

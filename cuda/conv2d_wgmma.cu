@@ -10,8 +10,9 @@
 //
 // The structure is that of gemm_wgmma.cu: persistent tiles, one thread that copies, a warpgroup for every 64 channels.
 //
-// Macros: PLANAR 1 where planes are read as they are; TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
-// scales; TILE_M output channels x TILE_N pixels a tile; STAGES, PRODUCER, CONSUMER as in gemm_wgmma.cu.
+// Macros: PLANAR 1 where planes are read as they are; TX the elements of x and w, bf16_t or half_t; TY, TBIAS,
+// TRESIDUAL, ACTIVATION as epilogue.cuh says, without scales; TILE_M output channels x TILE_N pixels a tile; STAGES,
+// PRODUCER, CONSUMER as in gemm_wgmma.cu.
 #include "epilogue.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"

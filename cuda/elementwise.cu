@@ -3,6 +3,7 @@
 // Macros: ARITY 1..3; T0, T1, T2 the operands' elements, TR the result's; INDEX u32 or u64; EXPR over a, b, c; FLAT 1
 // where no operand is broadcast and positions are offsets; VECTOR results a thread, neighbours along the innermost
 // dimension, along which every operand is contiguous or constant if VECTOR is above 1.
+#include "activations.cuh"
 #include "strides.cuh"
 
 #ifndef ARITY
@@ -18,8 +19,6 @@
 DEVICE float sign(float x) { return x == 0.f ? 0.f : x != x ? x : copysignf(1.f, x); }
 DEVICE i64 sign(i64 x) { return (x > 0) - (x < 0); }
 DEVICE float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-DEVICE float gelu(float x) { return 0.5f * x * erfcf(-0.70710678118654752f * x); }
-DEVICE float gelu_tanh(float x) { return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x)); }
 DEVICE float maximum(float a, float b) { return a != a || b != b ? a + b : fmaxf(a, b); }
 DEVICE float minimum(float a, float b) { return a != a || b != b ? a + b : fminf(a, b); }
 DEVICE i64 maximum(i64 a, i64 b) { return a > b ? a : b; }

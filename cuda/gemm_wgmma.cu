@@ -5,8 +5,8 @@
 // Ragged edges: the copy engine reads zeros and drops what lies outside.
 //
 // Macros: MATH e4m3_t, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION, XSCALE, WSCALE as epilogue.cuh says; with
-// XSCALE COLUMNS, groups of a multiple of DEPTH columns are summed apart and scaled one by one; TILE_M x TILE_N the tile
-// of a block, STAGES the slices of the ring; PRODUCER, CONSUMER registers a thread, 0 for those of the launch.
+// XSCALE COLUMNS, groups of a multiple of DEPTH columns are summed apart and scaled one by one; TILE_M x TILE_N the
+// tile of a block, STAGES the slices of the ring; PRODUCER, CONSUMER registers a thread, 0 for those of the launch.
 #include "epilogue.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"

@@ -8,17 +8,6 @@
 // softmax over the head dimension, 0 where it is elu + 1.
 #include "types.cuh"
 
-DEVICE float half_warp_sum(float x) {
-#pragma unroll
-    for (int step = 8; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
-DEVICE float half_warp_max(float x) {
-#pragma unroll
-    for (int step = 8; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
-    return x;
-}
-
 // phi of `count` rows of d from global memory, zeros for those that are not there, `stride` floats apart in shared
 // memory. Half a warp takes a row.
 DEVICE void load_features(float* to, const TX* from, u32 count, i64 there, u32 d, u32 stride) {
@@ -31,9 +20,9 @@ DEVICE void load_features(float* to, const TX* from, u32 count, i64 there, u32 d
             most = fmaxf(most, x[i]);
         }
 #if SOFTMAX
-        most = half_warp_max(most);
+        most = lanes_max<16>(most);
         for (u32 i = threadIdx.x % 16; i < d; i += 16) sum += x[i] = expf(x[i] - most);
-        sum = half_warp_sum(sum);
+        sum = lanes_sum<16>(sum);
         for (u32 i = threadIdx.x % 16; i < d; i += 16) x[i] = exists ? x[i] / sum : 0.f;
 #else
         for (u32 i = threadIdx.x % 16; i < d; i += 16) x[i] = !exists ? 0.f : x[i] > 0.f ? x[i] + 1.f : expf(x[i]);
@@ -141,8 +130,8 @@ extern "C" __global__ void __launch_bounds__(256) apply_states(
         under[0] = fmaf(one[i], state[d * e + i], under[0]);
         under[1] = fmaf(two[i], state[d * e + i], under[1]);
     }
-    under[0] = half_warp_sum(under[0]) + 1e-6f;
-    under[1] = half_warp_sum(under[1]) + 1e-6f;
+    under[0] = lanes_sum<16>(under[0]) + 1e-6f;
+    under[1] = lanes_sum<16>(under[1]) + 1e-6f;
     for (u32 column = across; column < e; column += 16) {
         float a = 0.f, b = 0.f;
         for (u32 i = 0; i < d; i++) {

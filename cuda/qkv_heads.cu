@@ -29,12 +29,6 @@ template <class T> DEVICE void store_eight(T* p, const float (&y)[8]) {
     }
 }
 
-template <int WIDTH> DEVICE float group_sum(float x) {
-#pragma unroll
-    for (int step = WIDTH / 2; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
-    return x;
-}
-
 #if LANES
 // A head a group of LANES threads. Whole warps run; those of heads that are not there compute the last one again.
 extern "C" __global__ void __launch_bounds__(256) qkv_heads(
@@ -58,10 +52,10 @@ extern "C" __global__ void __launch_bounds__(256) qkv_heads(
     float sum = 0.f, squares = 0.f;
 #pragma unroll
     for (int i = 0; i < 8; i++) sum += y[i];
-    const float mean = group_sum<LANES>(sum) / s.d;
+    const float mean = lanes_sum<LANES>(sum) / s.d;
 #pragma unroll
     for (int i = 0; i < 8; i++) squares += (y[i] - mean) * (y[i] - mean);
-    const float scale = 1.f / sqrtf(group_sum<LANES>(squares) / s.d + s.eps);
+    const float scale = 1.f / sqrtf(lanes_sum<LANES>(squares) / s.d + s.eps);
     if (which < 2) {
         float g[8], b[8];
         load_eight(g, (which ? k_g : q_g) + column);

@@ -97,7 +97,7 @@ fn worst(folder: &Path, precision: Precision) -> f64 {
         [one] => vec![compile::options::Bind { symbol: one.clone(), values: views.into_iter().collect() }],
         many => panic!("{name}: symbols {many:?}"),
     };
-    let options = Options { bind, precision: precision.for_target(target().name()), ..Options::default() };
+    let options = Options { bind, precision: precision.for_target(target()), ..Options::default() };
     let compiled = compile::compile(&model, &options, &mut |_, _, _| true).unwrap_or_else(|e| panic!("{name}: {e}"));
     let plan = compile::plan(&compiled, target()).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut session = Session::new(plan, &session::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -99,14 +99,17 @@ template <> struct to_compute<i64> {
 template <class T> DEVICE typename compute<T>::type load(const T* p) { return widen(*p); }
 template <class T> DEVICE void store(T* p, typename compute<T>::type x) { narrow(*p, x); }
 
-// Reductions over a warp; every lane gets the result.
-DEVICE float warp_sum(float x) {
+// Reductions over groups of SPAN neighbouring lanes, a power of two; every lane gets the result of its group. Whole
+// warps take part.
+template <int SPAN> DEVICE float lanes_sum(float x) {
 #pragma unroll
-    for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+    for (int step = SPAN / 2; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
     return x;
 }
-DEVICE float warp_max(float x) {
+template <int SPAN> DEVICE float lanes_max(float x) {
 #pragma unroll
-    for (int step = 16; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    for (int step = SPAN / 2; step; step >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
     return x;
 }
+DEVICE float warp_sum(float x) { return lanes_sum<32>(x); }
+DEVICE float warp_max(float x) { return lanes_max<32>(x); }

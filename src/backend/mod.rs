@@ -55,6 +55,11 @@ pub trait Target {
         BTreeMap::new()
     }
 
+    /// Whether bf16 is what products are best computed in where nobody says: tensor cores have no f32.
+    fn prefers_bf16(&self) -> bool {
+        false
+    }
+
     /// The kernel for a request, or why there is none.
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap>;
 

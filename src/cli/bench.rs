@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lite3r_ir::{DType, Tensor};
+use lite3r_ir::Tensor;
 
 use super::{Common, bytes, run::DeviceArgs};
 use crate::{
     Error, Result,
     backend::Probe,
+    eval::depth::median,
     plan::{Entry, inspect},
     rng::Stream,
     session::Session,
@@ -59,7 +60,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     let first = start.elapsed();
     session.time(args.entry, &inputs, 3)?;
     let times = session.time(args.entry, &inputs, args.runs.max(1))?;
-    let whole = median(times.iter().map(Duration::as_secs_f64).collect());
+    let whole = median(times.iter().map(Duration::as_secs_f64));
 
     let steps = &view.entries[args.entry].steps;
     let mut each: Vec<Vec<f64>> = vec![Vec::new(); steps.len()];
@@ -67,7 +68,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         let mut seen = |run: crate::backend::StepRun<'_>| each[run.index].push(run.time.as_secs_f64());
         session.run_with(args.entry, &inputs, Probe::Times(&mut seen))?;
     }
-    let each: Vec<f64> = each.into_iter().map(median).collect();
+    let each: Vec<f64> = each.into_iter().map(|times| median(times.into_iter())).collect();
     let mut kernels: BTreeMap<&str, Row> = BTreeMap::new();
     for (step, seconds) in steps.iter().zip(&each).filter(|(s, _)| s.kernel != crate::plan::ALIAS) {
         let row = kernels.entry(&step.kernel).or_default();
@@ -142,11 +143,5 @@ fn random(entry: &Entry) -> BTreeMap<String, Tensor> {
         };
         (port.name.clone(), tensor)
     };
-    debug_assert!(entry.inputs.iter().all(|p| entry.buffers[p.buffer as usize].ty.dtype != DType::F64));
     entry.inputs.iter().map(&mut tensor).collect()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

@@ -150,12 +150,12 @@ impl Args {
         Ok(Model::Arch { name, size, weights })
     }
 
-    fn options(&self) -> Options {
+    fn options(&self, target: &dyn backend::Target) -> Options {
         Options {
             bind: self.bind.clone(),
             views_axis: self.views,
             attention: self.attention.clone(),
-            precision: self.precision.clone().for_target(&self.target),
+            precision: self.precision.clone().for_target(target),
             reference_view: self.reference_view,
             outputs: self.outputs.clone(),
             passes: self.passes.clone(),
@@ -176,9 +176,9 @@ impl Args {
 /// Carries the command out.
 pub fn main(args: Args) -> Result<()> {
     let model = args.model()?;
-    let options = args.options();
     args.check_pass_names()?;
     let target = backend::target(&args.target)?;
+    let options = args.options(target);
     let planning = args.emit == Emit::Plan && args.stop_after.is_none();
     if planning && args.output.is_none() {
         return Err(Error::usage("cli.usage", "`-o PLAN.l3r` says where the plan goes"));

@@ -9,7 +9,7 @@ use lite3r_ir::{
     text::parse_calls,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, backend::Target};
 
 /// Everything about a compilation but the model itself.
 #[derive(Clone, Debug, Default)]
@@ -118,10 +118,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// With `rest` as a target does it best where it is not said: bf16 on GPUs, whose tensor cores have no f32.
-    pub fn for_target(mut self, target: &str) -> Self {
+    /// With `rest` as a target prefers it where it is not said.
+    pub fn for_target(mut self, target: &dyn Target) -> Self {
         if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
-            && target != "cpu"
+            && target.prefers_bf16()
             && attrs.iter().all(|(name, _)| name != "rest")
         {
             attrs.push(("rest".into(), Attr::Word("bf16".into())));

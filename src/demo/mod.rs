@@ -67,7 +67,7 @@ impl Variant {
         let options = Options {
             bind: vec![compile::options::Bind { symbol: "S".into(), values: vec![views] }],
             attention: attention.into_iter().collect(),
-            precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target.name()),
+            precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target),
             ..Options::default()
         };
         let model = Model::Onnx { path: model.into(), random_weights: None };

@@ -4,8 +4,8 @@ use lite3r_ir::{DType, Op, ValueType};
 
 use super::{
     Arch, Kernel, dims,
+    floats::{FLOATS, only},
     launch::{Arg, Launch, Lowered, Module},
-    product::FLOATS,
 };
 use crate::backend::Request;
 
@@ -65,9 +65,7 @@ impl Sizes {
     /// From the first three operands, which must be floating-point numbers that kernels know.
     pub fn of(operands: &[ValueType]) -> Result<Self, String> {
         let [q, k, v, ..] = operands else { return Err("takes q, k and v".into()) };
-        if let Some(odd) = [q, k, v].into_iter().find(|t| !FLOATS.contains(&t.dtype)) {
-            return Err(format!("takes f32, f16 and bf16, not {odd}"));
-        }
+        only([q, k, v])?;
         let (q, k, v) = (dims(q)?, dims(k)?, dims(v)?);
         let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (&q[..], &k[..], &v[..]) else {
             return Err("takes operands of rank 4".into());

@@ -6,8 +6,7 @@ use super::{
     Arch, Kernel,
     attention::{Cut, Sizes},
     dims,
-    gemm_wgmma::PROCESSORS,
-    launch::{Arg, Base, Launch, Lowered, Module, Pointer, Swizzle, TensorMap},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
 };
 use crate::backend::Request;
 

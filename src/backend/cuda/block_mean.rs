@@ -4,13 +4,13 @@ use lite3r_ir::Op;
 
 use super::{
     Arch, Kernel, dims,
+    floats::{FLOATS, floats},
     launch::{Arg, Launch, Lowered, Module, blocks},
-    softmax::{FLOATS, floats},
 };
 use crate::backend::Request;
 
-const THREADS: u32 = 256;
 const MAX_RUNS: usize = 32;
+const THREADS: u32 = 256;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[Kernel { name: "block_mean.rows", op: "block_mean", dtypes: FLOATS, lower }];

@@ -4,8 +4,9 @@ use lite3r_ir::{DType, Op, ops::Conv2d};
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Launch, Lowered, Module},
-    product::{Epilogue, FLOATS},
+    floats::{FLOATS, floats},
+    launch::{Arg, Launch, Lowered, Module, PROCESSORS},
+    product::Epilogue,
 };
 use crate::backend::Request;
 
@@ -44,9 +45,7 @@ impl Geometry {
     /// Of a `conv2d` of f32, f16 and bf16.
     pub fn of(request: &Request<'_>) -> Result<Self, String> {
         let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
-        if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
-            return Err(format!("takes f32, f16 and bf16, not {odd}"));
-        }
+        floats(request)?;
         let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
         let (&[images, _, h, width], &[outputs, channels, kh, kw], &[_, _, oh, ow]) = (&x[..], &w[..], &y[..]) else {
             return Err("takes images".into());
@@ -112,7 +111,7 @@ fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let (tile, warps) = match geometry.sizes.outputs {
         0..=32 => ((32, 128), (1, 4)),
         33..=64 => ((64, 128), (2, 4)),
-        _ if geometry.tiles((128, 128))? < 132 => ((64, 64), (2, 2)),
+        _ if geometry.tiles((128, 128))? < PROCESSORS as u32 => ((64, 64), (2, 2)),
         _ => ((128, 128), (2, 4)),
     };
     let module = Module::new("conv2d_mma.cu")
@@ -137,7 +136,7 @@ fn fma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let (tile, per) = match geometry.sizes.outputs {
         0..=16 => ((16, 256), (4, 4)),
         17..=64 => ((64, 128), (8, 4)),
-        _ if geometry.tiles((128, 128))? < 132 => ((32, 32), (2, 2)),
+        _ if geometry.tiles((128, 128))? < PROCESSORS as u32 => ((32, 32), (2, 2)),
         _ => ((128, 128), (8, 8)),
     };
     let module = Module::new("conv2d.cu")

@@ -7,12 +7,10 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Base, Launch, Lowered, Module, Pointer, blocks, index_type},
-    softmax::{FLOATS, floats},
+    floats::{FLOATS, floats},
+    launch::{Arg, Base, Launch, Lowered, Module, Pointer, index_type},
 };
 use crate::backend::Request;
-
-const THREADS: u32 = 256;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
@@ -60,13 +58,11 @@ fn direct(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         dilation: two(&op.dilations)?,
     };
     let elements = y.iter().product::<usize>() as u64;
-    Ok(Launch {
-        module: module(request, elements),
-        function: "conv_transpose2d",
-        grid: [blocks(elements, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args: vec![
+    Ok(Launch::over(
+        module(request, elements),
+        "conv_transpose2d",
+        elements,
+        vec![
             Arg::operand(0),
             Arg::operand(1),
             Arg::maybe(op.bias.then_some(2)),
@@ -74,7 +70,7 @@ fn direct(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::of(geometry),
             Arg::of(elements as i64),
         ],
-    }
+    )
     .into())
 }
 
@@ -133,18 +129,16 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     )?;
     let inner = [&rows, &weights, &product].map(|l| l.scratch).into_iter().max().unwrap_or(0);
     let elements = (n * pixels * columns) as u64;
-    let place = Launch {
-        module: module(request, elements),
-        function: "place_stamps",
-        grid: [blocks(elements, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args: [Arg::scratch(products_at), Arg::maybe(op.bias.then_some(2)), Arg::result(0)]
+    let place = Launch::over(
+        module(request, elements),
+        "place_stamps",
+        elements,
+        [Arg::scratch(products_at), Arg::maybe(op.bias.then_some(2)), Arg::result(0)]
             .into_iter()
             .chain([o, h, width, kh, kw].map(|v| Arg::of(v as i32)))
             .chain([Arg::of(elements as i64)])
             .collect(),
-    };
+    );
     let launches = [rows, weights, product].into_iter().flat_map(|l| l.launches).chain([place]).collect();
     Ok(Lowered { launches, scratch: inner_at + inner })
 }

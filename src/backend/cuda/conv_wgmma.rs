@@ -9,8 +9,8 @@ use super::{
     Arch, Kernel,
     conv::Geometry,
     dims,
-    gemm_wgmma::{PROCESSORS, TILES, Tile},
-    launch::{Arg, Base, Launch, Lowered, Module, Pointer, Swizzle, TensorMap, blocks},
+    gemm_wgmma::{TILES, Tile},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
 };
 use crate::backend::Request;
 
@@ -176,14 +176,12 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
                 filled: filled as u32,
             };
             let source = at(Base::Operand(0), first * channels * height * width, 2);
-            launches.push(Launch {
-                module: module.clone(),
-                function: "conv2d_layout",
-                grid: [blocks(chunks as u64, 256), 1, 1],
-                block: 256,
-                shared: 0,
-                args: vec![source, Arg::operand(1), Arg::scratch(0), Arg::scratch(weights_at), Arg::of(laid)],
-            });
+            launches.push(Launch::over(
+                module.clone(),
+                "conv2d_layout",
+                chunks as u64,
+                vec![source, Arg::operand(1), Arg::scratch(0), Arg::scratch(weights_at), Arg::of(laid)],
+            ));
         }
         let sizes = Planes {
             images: images as u32,

@@ -7,11 +7,10 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+    launch::{Arg, Launch, Lowered, Module, index_type},
 };
 use crate::backend::Request;
 
-const THREADS: u32 = 256;
 /// Dimensions of a [`Shape`].
 pub const MAX_RANK: usize = 6;
 
@@ -177,13 +176,11 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         .define("EXPR", expression);
     let step = |i: usize| steps.get(i).copied().unwrap_or(Strides { of: [0; MAX_RANK] });
     let maybe = |i: usize| Arg::maybe((i < operands.len()).then_some(i));
-    Ok(Launch {
+    Ok(Launch::over(
         module,
-        function: "elementwise",
-        grid: [blocks((elements / vector) as u64, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args: vec![
+        "elementwise",
+        (elements / vector) as u64,
+        vec![
             maybe(0),
             maybe(1),
             maybe(2),
@@ -195,7 +192,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             Arg::of(neighbours),
             Arg::of((elements / vector) as i64),
         ],
-    }
+    )
     .into())
 }
 
@@ -215,7 +212,7 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::Erf(_) => "erff(a)",
         Op::Tanh(_) => "tanhf(a)",
         Op::Sigmoid(_) => "sigmoid(a)",
-        Op::Silu(_) => "a*sigmoid(a)",
+        Op::Silu(_) => "silu(a)",
         Op::Gelu(op) => match op.approximate {
             Approximate::None => "gelu(a)",
             Approximate::Tanh => "gelu_tanh(a)",

@@ -4,8 +4,9 @@ use lite3r_ir::{DType, ops::quantize::Granularity};
 
 use super::{
     Arch, Kernel,
-    launch::{Launch, Lowered, Module},
-    product::{FLOATS, Product},
+    floats::FLOATS,
+    launch::{Launch, Lowered, Module, PROCESSORS},
+    product::Product,
 };
 use crate::backend::Request;
 
@@ -27,7 +28,7 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 /// Fewer tiles than this leave much of a large device idle.
-const MANY_TILES: u32 = 132;
+const MANY_TILES: u32 = PROCESSORS as u32;
 
 /// The product and the types of A and B, if the kernels of this file know all types.
 fn product(request: &Request<'_>, arch: Arch) -> Result<(Product, DType, DType), String> {

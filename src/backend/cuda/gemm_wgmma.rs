@@ -7,8 +7,9 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel,
-    launch::{Arg, Base, Launch, Lowered, Module, Pointer, Swizzle, TensorMap},
-    product::{FLOATS, Product},
+    floats::FLOATS,
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
+    product::Product,
 };
 use crate::backend::Request;
 
@@ -20,9 +21,6 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "matmul.wgmma", op: "matmul", dtypes: NARROW, lower },
     Kernel { name: "scaled_linear.wgmma", op: "scaled_linear", dtypes: &[DType::F8E4M3], lower },
 ];
-
-/// Streaming multiprocessors of the device that tiles are chosen for. Others run the same grid in more waves.
-pub const PROCESSORS: usize = 132;
 
 /// A variant of the kernels: the part of a result that a block computes at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,10 @@ use lite3r_ir::{DType, Op, ValueType, ops::shape_rules::strides};
 use super::{
     Arch, Kernel, dims,
     elementwise::{MAX_RANK, walk},
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+    launch::{Arg, Launch, Lowered, Module, index_type},
     movement::{chunk, element},
 };
 use crate::backend::Request;
-
-const THREADS: u32 = 256;
 
 const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>, Arch) -> Result<Lowered, String>) -> Kernel {
     Kernel { name, op, dtypes: &DType::ALL, lower }
@@ -51,9 +49,8 @@ impl Target {
 
 /// A launch with one thread an element of `n`.
 fn launch(module: &Module, function: &'static str, n: usize, args: impl IntoIterator<Item = Arg>) -> Launch {
-    let grid = [blocks(n as u64, THREADS), 1, 1];
     let args = args.into_iter().chain([Arg::of(n as i64)]).collect();
-    Launch { module: module.clone(), function, grid, block: THREADS, shared: 0, args }
+    Launch::over(module.clone(), function, n as u64, args)
 }
 
 /// The module for elements of `size` bytes, `elements` in all.

@@ -38,6 +38,16 @@ pub struct Launch {
     pub args: Vec<Arg>,
 }
 
+/// Threads a block of kernels that loop over elements.
+pub const THREADS: u32 = 256;
+
+impl Launch {
+    /// Of a kernel that loops over work for so many threads, however few there are.
+    pub fn over(module: Module, function: &'static str, threads: u64, args: Vec<Arg>) -> Self {
+        Self { module, function, grid: [blocks(threads, THREADS), 1, 1], block: THREADS, shared: 0, args }
+    }
+}
+
 /// A source file with its specialisation: one cubin.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Module {
@@ -179,9 +189,13 @@ pub enum Swizzle {
     B128,
 }
 
+/// Streaming multiprocessors of the device that grids and tiles are chosen for, an H100 or H200. Others run the same
+/// grids in more waves.
+pub const PROCESSORS: usize = 132;
+
 /// Blocks of a grid-stride loop over `n` elements with `threads` a block: enough to fill any device, no more.
 pub fn blocks(n: u64, threads: u32) -> u32 {
-    n.div_ceil(u64::from(threads)).min(132 * 16) as u32
+    n.div_ceil(u64::from(threads)).min(PROCESSORS as u64 * 16) as u32
 }
 
 /// The type of element indices: 32 bits where they suffice, since 64-bit division is slow.

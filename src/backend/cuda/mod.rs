@@ -12,6 +12,7 @@ pub mod conv_wgmma;
 pub mod driver;
 pub mod elementwise;
 pub mod exec;
+pub mod floats;
 pub mod gemm;
 pub mod gemm_wgmma;
 pub mod indexing;
@@ -99,6 +100,11 @@ pub const KERNELS: &[&[Kernel]] = &[
     sparse::KERNELS,
 ];
 
+/// Every row of [`KERNELS`], in its order.
+pub fn rows() -> impl Iterator<Item = &'static Kernel> {
+    KERNELS.iter().copied().flatten()
+}
+
 /// Plans for one architecture.
 pub struct Cuda {
     name: &'static str,
@@ -115,6 +121,10 @@ pub const SM_80: Cuda = Cuda { name: "cuda:sm_80", arch: Arch::Sm80 };
 impl Target for Cuda {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn prefers_bf16(&self) -> bool {
+        true
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
@@ -135,14 +145,14 @@ impl Target for Cuda {
     }
 
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
-        KERNELS.iter().copied().flatten().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
+        rows().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
     }
 }
 
 /// The first row that takes a request and what it launches, or why the last row of its operation refused.
 pub fn kernel(request: &Request<'_>, arch: Arch) -> Result<(&'static Kernel, Lowered), Gap> {
     let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
-    for kernel in KERNELS.iter().copied().flatten().filter(|k| k.op == request.op.name()) {
+    for kernel in rows().filter(|k| k.op == request.op.name()) {
         match (kernel.lower)(request, arch) {
             Ok(lowered) => return Ok((kernel, lowered)),
             Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
@@ -153,7 +163,7 @@ pub fn kernel(request: &Request<'_>, arch: Arch) -> Result<(&'static Kernel, Low
 
 /// The row of that name.
 pub fn named(name: &str) -> Option<&'static Kernel> {
-    KERNELS.iter().copied().flatten().find(|k| k.name == name)
+    rows().find(|k| k.name == name)
 }
 
 /// What a step of a plan launches.

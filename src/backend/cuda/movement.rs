@@ -8,11 +8,10 @@ use lite3r_ir::{
 use super::{
     Arch, Kernel, dims,
     elementwise::{Axis, MAX_RANK, Shape, Strides, join, pack},
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+    launch::{Arg, Launch, Lowered, Module, THREADS, blocks, index_type},
 };
 use crate::backend::Request;
 
-const THREADS: u32 = 256;
 /// Copies of one launch.
 const MAX_COPIES: usize = 4;
 /// Rows and columns of a tile that is transposed in shared memory.
@@ -271,13 +270,11 @@ fn pad(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let value = Tensor::from_f64(dtype, &[1], &[op.value]);
     let value: [u8; 16] = std::array::from_fn(|i| value.bytes()[i % dtype.size()]);
     let elements = axes.iter().map(|a| a[2] as u64).product();
-    Ok(Launch {
-        module: Module::new("movement.cu").define("ELEMENT", element(chunk)).define("INDEX", index_type(elements)),
-        function: "pad",
-        grid: [blocks(elements, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args: vec![
+    Ok(Launch::over(
+        Module::new("movement.cu").define("ELEMENT", element(chunk)).define("INDEX", index_type(elements)),
+        "pad",
+        elements,
+        vec![
             Arg::operand(0),
             Arg::result(0),
             Arg::of(shape),
@@ -286,7 +283,7 @@ fn pad(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::Value(value.to_vec()),
             Arg::of(elements as i64),
         ],
-    }
+    )
     .into())
 }
 

@@ -4,8 +4,8 @@ use lite3r_ir::{DType, Op, ops::quantize::Granularity};
 
 use super::{
     Arch, Kernel, dims,
+    floats::FLOATS,
     launch::{Arg, Launch, Lowered, Module, blocks, index_type},
-    product::FLOATS,
 };
 use crate::backend::Request;
 
@@ -120,15 +120,11 @@ fn dequantize(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         }
     };
     let elements = rows as u64 * u64::from(columns);
-    Ok(Launch {
-        module: Module::new("dequantize.cu")
-            .element("TY", request.results[0].dtype)
-            .define("INDEX", index_type(elements)),
-        function: "dequantize",
-        grid: [blocks(elements, 256), 1, 1],
-        block: 256,
-        shared: 0,
-        args: vec![
+    Ok(Launch::over(
+        Module::new("dequantize.cu").element("TY", request.results[0].dtype).define("INDEX", index_type(elements)),
+        "dequantize",
+        elements,
+        vec![
             Arg::operand(0),
             Arg::operand(1),
             Arg::result(0),
@@ -137,6 +133,6 @@ fn dequantize(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::of(group),
             Arg::of(groups),
         ],
-    }
+    )
     .into())
 }

@@ -48,6 +48,8 @@ pub const FILES: &[(&str, &str)] = sources![
 
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[
+    ("activations.cuh", include_str!("../../../cuda/include/activations.cuh")),
+    ("pairs.cuh", include_str!("../../../cuda/include/pairs.cuh")),
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
     ("blocks.cuh", include_str!("../../../cuda/include/blocks.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),

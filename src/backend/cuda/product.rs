@@ -12,9 +12,6 @@ use super::{
 };
 use crate::backend::Request;
 
-/// What products compute with.
-pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
-
 /// Scales of an operand.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales {

@@ -4,11 +4,10 @@ use lite3r_ir::{DType, Op, ops::shape_rules::strides_for};
 
 use super::{
     Arch, Kernel, dims,
+    floats::{FLOATS, floats},
     launch::{Arg, Launch, Lowered, Module, blocks},
 };
 use crate::backend::Request;
-
-const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] =
@@ -29,9 +28,7 @@ struct Heads {
 
 fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::QkvHeads(op) = request.op else { return Err("computes qkv_heads".into()) };
-    if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
-        return Err(format!("takes f32, f16 and bf16, not {odd}"));
-    }
+    floats(request)?;
     let shape = dims(&request.results[0])?;
     let &[batch, heads, n, d] = shape.as_slice() else { return Err("gives results of rank 4".into()) };
     let (norms, tables) = op.parts(request.operands);

@@ -5,11 +5,10 @@ use lite3r_ir::{DType, Op, ops::shape_rules::strides};
 use super::{
     Arch, Kernel, dims,
     elementwise::{Axis, join, pack},
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
+    launch::{Arg, Launch, Lowered, Module, THREADS, index_type},
 };
 use crate::backend::Request;
 
-const THREADS: u32 = 256;
 /// The most terms that a warp takes; a block takes more.
 const WARP_TERMS: usize = 1024;
 const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::Bool];
@@ -57,13 +56,11 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         .define("GROUP", group)
         .define("INDEX", index_type(x.iter().product::<usize>().max(results) as u64));
     let threads = results as u64 * u64::from(if columns { THREADS / 32 } else { group });
-    Ok(Launch {
+    Ok(Launch::over(
         module,
-        function: if columns { "reduce_columns" } else { "reduce_rows" },
-        grid: [blocks(threads, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args: vec![
+        if columns { "reduce_columns" } else { "reduce_rows" },
+        threads,
+        vec![
             Arg::operand(0),
             Arg::result(0),
             Arg::of(kept_shape),
@@ -73,7 +70,7 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::of(results as i64),
             Arg::of(terms as i64),
         ],
-    }
+    )
     .into())
 }
 

@@ -10,12 +10,11 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
-    softmax::{FLOATS, floats},
+    floats::{FLOATS, floats},
+    launch::{Arg, Launch, Lowered, Module, index_type},
 };
 use crate::backend::Request;
 
-const THREADS: u32 = 256;
 /// Bytes of a tap: source and weight.
 const TAP: usize = 8;
 
@@ -107,14 +106,7 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         .define("COLUMNS", columns)
         .define("INDEX", index_type(elements as u64));
     let second = (oh * rows * TAP).next_multiple_of(256);
-    let launch = |function, threads: usize, args| Launch {
-        module: module.clone(),
-        function,
-        grid: [blocks(threads as u64, THREADS), 1, 1],
-        block: THREADS,
-        shared: 0,
-        args,
-    };
+    let launch = |function, threads: usize, args| Launch::over(module.clone(), function, threads as u64, args);
     let tables = [Arg::scratch(0), Arg::scratch(second)];
     let sizes = [h, w, oh, ow, elements].map(|v| Arg::of(v as i64));
     let taps = tables.iter().cloned().chain([Arg::of(law), Arg::of(down), Arg::of(across)]).collect();

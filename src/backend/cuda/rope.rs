@@ -5,8 +5,8 @@ use lite3r_ir::{Op, ops::shape_rules::strides_for};
 use super::{
     Arch, Kernel, dims,
     elementwise::walk,
-    launch::{Arg, Launch, Lowered, Module, blocks, index_type},
-    product::FLOATS,
+    floats::{FLOATS, floats},
+    launch::{Arg, Launch, Lowered, Module, index_type},
 };
 use crate::backend::Request;
 
@@ -15,24 +15,20 @@ pub const KERNELS: &[Kernel] = &[Kernel { name: "rope.elements", op: "rope", dty
 
 fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::Rope(op) = request.op else { return Err("computes rope".into()) };
-    if let Some(odd) = request.operands.iter().find(|t| !FLOATS.contains(&t.dtype)) {
-        return Err(format!("takes f32, f16 and bf16, not {odd}"));
-    }
+    floats(request)?;
     let (shape, table) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
     let strides = strides_for(&table, &shape).into_iter().map(|s| s as i64).collect();
     let (walked, steps) = walk(&shape, &[strides])?;
     let elements = shape.iter().product::<usize>() as u64;
     let width = shape.last().copied().unwrap_or(0) / op.segments.max(1);
-    Ok(Launch {
-        module: Module::new("rope.cu")
+    Ok(Launch::over(
+        Module::new("rope.cu")
             .element("TX", request.operands[0].dtype)
             .element("TT", request.operands[1].dtype)
             .define("INDEX", index_type(elements)),
-        function: "rope",
-        grid: [blocks(elements, 256), 1, 1],
-        block: 256,
-        shared: 0,
-        args: vec![
+        "rope",
+        elements,
+        vec![
             Arg::operand(0),
             Arg::operand(1),
             Arg::operand(2),
@@ -42,6 +38,6 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Arg::of(elements as i64),
             Arg::of(width as u32),
         ],
-    }
+    )
     .into())
 }

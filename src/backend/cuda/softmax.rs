@@ -1,29 +1,19 @@
 //! `cuda/softmax.cu`: softmax along any axis.
 
-use lite3r_ir::{DType, Op, ops::shape_rules};
+use lite3r_ir::{Op, ops::shape_rules};
 
 use super::{
     Arch, Kernel, dims,
-    launch::{Arg, Launch, Lowered, Module, blocks},
+    floats::{FLOATS, floats},
+    launch::{Arg, Launch, Lowered, Module, THREADS},
 };
 use crate::backend::Request;
 
-/// What is read and written here and wherever f32 is computed with.
-pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
-const THREADS: u32 = 256;
 /// The longest row that a warp takes; a block takes longer ones.
 const WARP_ROW: usize = 512;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[Kernel { name: "softmax.float", op: "softmax", dtypes: FLOATS, lower }];
-
-/// Refuses anything but [`FLOATS`].
-pub fn floats(request: &Request<'_>) -> Result<(), String> {
-    match request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    }
-}
 
 fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::Softmax(op) = request.op else { return Err("computes softmax".into()) };
@@ -45,5 +35,5 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         args.extend([n, inner, outer * inner].map(|v| Arg::of(v as i64)));
         ("softmax_columns", (outer * inner) as u64 * u64::from(THREADS / 32))
     };
-    Ok(Launch { module, function, grid: [blocks(threads, THREADS), 1, 1], block: THREADS, shared: 0, args }.into())
+    Ok(Launch::over(module, function, threads, args).into())
 }

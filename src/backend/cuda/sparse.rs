@@ -14,8 +14,8 @@ use super::{
     Arch, Kernel,
     attention::{Cut, Keys, Lists, Sizes, attend},
     dims,
-    launch::{Arg, Launch, Lowered, Module},
-    product::FLOATS,
+    floats::{FLOATS, only},
+    launch::{Arg, Launch, Lowered, Module, PROCESSORS},
 };
 use crate::backend::Request;
 
@@ -99,10 +99,7 @@ fn block_route(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         Arg::of((s.heads * s.d) as i64),
     ];
     let mut lists = vec![Arg::operand(0), Arg::scratch(0), Arg::scratch(mean), Arg::result(0), Arg::result(1)];
-    lists.push(Arg::maybe(None));
-    if op.mass {
-        lists[5] = Arg::result(2);
-    }
+    lists.push(if op.mass { Arg::result(2) } else { Arg::Null });
     lists.extend([Arg::of(query_cut), Arg::of(key_cut), Arg::of(kept)]);
     let sub = sub.unwrap_or(op.block_q).min(s.n.max(1));
     lists.extend([queries, keys, longest, s.n, s.d, sub].map(count));
@@ -122,9 +119,7 @@ fn linear_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let (s, operands) = (Sizes::of(request.operands)?, request.operands);
     let w = op.proj.then(|| operands.len() - 1);
     let w_type = w.map_or(DType::F32, |i| operands[i].dtype);
-    if !FLOATS.contains(&w_type) {
-        return Err(format!("takes w of f32, f16 and bf16, not {w_type}"));
-    }
+    only(w.map(|i| &operands[i]))?;
     let module = Module::new("linear_attention.cu")
         .element("TX", operands[0].dtype)
         .element("TW", w_type)
@@ -140,7 +135,7 @@ fn linear_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
 /// Sums over all keys, in stretches that fill a device.
 fn all(s: Sizes, module: &Module, w: Option<usize>) -> Result<Lowered, String> {
     let tiles = (s.d.div_ceil(64), s.e.div_ceil(64));
-    let wanted = 264usize.div_ceil((s.heads * tiles.0 * tiles.1).max(1));
+    let wanted = (2 * PROCESSORS).div_ceil((s.heads * tiles.0 * tiles.1).max(1));
     let stretch = s.m.div_ceil(wanted).max(128).next_multiple_of(32);
     let stretches = s.m.div_ceil(stretch).max(1);
     let size = s.d * (s.e + 1);
