@@ -2,84 +2,73 @@
 //
 // Macros: TX, TN, TT, TY the elements of x, of the norms' g and b, of the tables, of the results; NORM and ROPE 0 or 1;
 // LANES threads a head, each with 8 neighbouring columns (LANES = D/8, a power of two up to 32, and half a rotated
-// segment is a multiple of 8), or 0 for any D: then a warp takes a head, and a lane every 32nd column.
-#include "types.cuh"
+// segment is a multiple of 8), or 0 for any D: then a warp takes a head, and a lane every 32nd column; HEAD_TABLES 1
+// where every head has tables of its own.
+#include "vectors.cuh"
 
 // Sizes; `table` is how far the tables move with the image, the head and the token.
 struct Heads { i32 heads, n, d, half; float eps; i64 table[3]; };
 
-// Eight neighbouring elements at an address that is aligned to all of them, 16 bytes an access.
-template <class T> DEVICE void load_eight(float (&y)[8], const T* p) {
-    const int COUNT = 16 / sizeof(T);
-#pragma unroll
-    for (int first = 0; first < 8; first += COUNT) {
-        const uint4 chunk = *(const uint4*)(p + first);
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) y[first + i] = load((const T*)&chunk + i);
-    }
-}
-template <class T> DEVICE void store_eight(T* p, const float (&y)[8]) {
-    const int COUNT = 16 / sizeof(T);
-#pragma unroll
-    for (int first = 0; first < 8; first += COUNT) {
-        uint4 chunk;
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) store((T*)&chunk + i, y[first + i]);
-        *(uint4*)(p + first) = chunk;
-    }
-}
-
 #if LANES
-// A head a group of LANES threads. Whole warps run; those of heads that are not there compute the last one again.
-extern "C" __global__ void __launch_bounds__(256) qkv_heads(
+// A token a warp: LANES lanes take a head and the warp neighbouring heads, which lie side by side in x, one step after
+// the other; what all heads of a token share is loaded once.
+extern "C" __global__ void __launch_bounds__(256, 2) qkv_heads(
     const TX* __restrict__ x, const TN* __restrict__ q_g, const TN* __restrict__ q_b, const TN* __restrict__ k_g,
     const TN* __restrict__ k_b, const TT* __restrict__ cos, const TT* __restrict__ sin, TY* __restrict__ q,
-    TY* __restrict__ k, TY* __restrict__ v, const Heads s, const i64 count)
+    TY* __restrict__ k, TY* __restrict__ v, const Heads s, const i64 tokens)
 {
-    const i64 own = ((i64)blockIdx.x * 256 + threadIdx.x) / LANES;
-    const i64 at = own < count ? own : count - 1;
-    const int column = threadIdx.x % LANES * 8;
-    // Neighbouring groups take neighbouring heads of one token, which lie side by side in x.
-    const int head = (int)(at % s.heads);
-    const int which = (int)(at / s.heads % 3);
-    const i64 row = at / (3 * s.heads);
+    const i64 row = (i64)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= tokens) return;
     const i64 image = row / s.n, token = row % s.n;
+    const int lane = threadIdx.x % 32, column = lane % LANES * 8, first = lane / LANES, step = 32 / LANES;
+    const TX* from = x + row * 3 * s.heads * s.d + column;
+    const i64 to = (image * s.heads * s.n + token) * s.d + column, next = (i64)s.n * s.d;
 
-    float y[8];
-    load_eight(y, x + (row * 3 + which) * s.heads * s.d + (i64)head * s.d + column);
-#if NORM
-    // All lanes of a warp take part in the sums, also those that hold a v.
-    float sum = 0.f, squares = 0.f;
-#pragma unroll
-    for (int i = 0; i < 8; i++) sum += y[i];
-    const float mean = lanes_sum<LANES>(sum) / s.d;
-#pragma unroll
-    for (int i = 0; i < 8; i++) squares += (y[i] - mean) * (y[i] - mean);
-    const float scale = 1.f / sqrtf(lanes_sum<LANES>(squares) / s.d + s.eps);
-    if (which < 2) {
-        float g[8], b[8];
-        load_eight(g, (which ? k_g : q_g) + column);
-        load_eight(b, (which ? k_b : q_b) + column);
-#pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = (y[i] - mean) * scale * g[i] + b[i];
-    }
-#endif
-#if ROPE
-    const i64 t = image * s.table[0] + head * s.table[1] + token * s.table[2] + column;
+    float c[8], d[8];
+    auto turn = [&](int head) {
+        const i64 t = image * s.table[0] + head * s.table[1] + token * s.table[2] + column;
+        load_neighbours(c, cos + t);
+        load_neighbours(d, sin + t);
+    };
+    if (ROPE && !HEAD_TABLES) turn(0);
     const bool lower = column % (2 * s.half) < s.half;
-    float c[8] = {}, d[8] = {};
-    if (which < 2) {
-        load_eight(c, cos + t);
-        load_eight(d, sin + t);
-    }
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const float other = __shfl_xor_sync(~0u, y[i], s.half / 8);
-        if (which < 2) y[i] = y[i] * c[i] + (lower ? -other : other) * d[i];
+    for (int which = 0; which < 3; which++) {
+        const bool norm = NORM && which < 2, rope = ROPE && which < 2;
+        float g[8], b[8];
+        if (norm) {
+            load_neighbours(g, (which ? k_g : q_g) + column);
+            load_neighbours(b, (which ? k_b : q_b) + column);
+        }
+        TY* out = (which == 0 ? q : which == 1 ? k : v) + to;
+        // All lanes take part in sums and exchanges; those without a head of their own compute the last one again.
+#pragma unroll 4
+        for (int base = 0; base < s.heads; base += step) {
+            const int own = base + first, head = min(own, s.heads - 1);
+            float y[8];
+            load_neighbours(y, from + (which * s.heads + head) * s.d);
+            if (norm) {
+                float sum = 0.f, squares = 0.f;
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum += y[i];
+                const float mean = lanes_sum<LANES>(sum) / s.d;
+#pragma unroll
+                for (int i = 0; i < 8; i++) squares += (y[i] - mean) * (y[i] - mean);
+                const float scale = 1.f / sqrtf(lanes_sum<LANES>(squares) / s.d + s.eps);
+#pragma unroll
+                for (int i = 0; i < 8; i++) y[i] = (y[i] - mean) * scale * g[i] + b[i];
+            }
+            if (rope) {
+                if (HEAD_TABLES) turn(head);
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const float other = __shfl_xor_sync(~0u, y[i], s.half / 8);
+                    y[i] = y[i] * c[i] + (lower ? -other : other) * d[i];
+                }
+            }
+            if (own < s.heads) store_neighbours(out + own * next, y);
+        }
     }
-#endif
-    TY* out = (which == 0 ? q : which == 1 ? k : v) + ((image * s.heads + head) * s.n + token) * s.d + column;
-    if (own < count) store_eight(out, y);
 }
 #else
 // A head a warp; what a rotation needs of other columns is normalised again from x.

@@ -1,4 +1,4 @@
-// Two elements of 16 bits at once.
+// Two elements at once.
 #pragma once
 #include "types.cuh"
 
@@ -22,5 +22,20 @@ template <> struct Pair<half_t> {
         u32 both;
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(b), "f"(a));
         return both;
+    }
+};
+// And to e4m3, 8 bits each.
+template <> struct Pair<e4m3_t> {
+    static __device__ __forceinline__ u32 of(float a, float b) {
+#if __CUDA_ARCH__ >= 890
+        u16 both;
+        asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(b), "f"(a));
+        return both;
+#else
+        e4m3_t low, high;
+        narrow(low, a);
+        narrow(high, b);
+        return low.bits | (u32)high.bits << 8;
+#endif
     }
 };

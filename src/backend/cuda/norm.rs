@@ -21,8 +21,33 @@ pub const KERNELS: &[Kernel] = &[
 /// Rows that a block takes at a time: one a warp.
 const WARPS: u64 = 8;
 
-/// The most elements of a row that a lane keeps in registers.
-const KEPT: usize = 64;
+/// The most elements of a row that a lane keeps in registers; half as many beside their gains and biases.
+const KEPT: usize = 128;
+
+/// How a lane keeps its part of a row: `per` chunks of `vector` columns; a group of columns is `chunks` of them over
+/// `lanes` lanes.
+struct Kept {
+    per: usize,
+    vector: usize,
+    chunks: usize,
+    lanes: usize,
+}
+
+impl Kept {
+    /// Of rows of `columns` elements of x under scales of `group` columns; `None` where a row does not fit so.
+    fn of(columns: usize, group: Option<usize>, x: DType, affine: bool) -> Option<Self> {
+        let whole = 16 / x.size();
+        let vector = if columns.is_multiple_of(whole) { whole } else { 1 };
+        let (chunks, lanes) = match group {
+            None => (1, 32),
+            Some(group) if group.is_multiple_of(32 * vector) => (group / (32 * vector), 32),
+            Some(group) => (1, Some(group / vector).filter(|n| n * vector == group && n.is_power_of_two())?),
+        };
+        let per = columns.div_ceil(32 * vector).next_multiple_of(chunks);
+        let most = if affine { KEPT / 2 } else { KEPT };
+        (columns > 0 && per * vector <= most && lanes <= 32).then_some(Self { per, vector, chunks, lanes })
+    }
+}
 
 fn floats(request: &Request<'_>) -> Result<(), String> {
     let known = |dtype: DType| FLOATS.contains(&dtype) || dtype == DType::F8E4M3;
@@ -51,12 +76,14 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let (operands, out) = (request.operands, &request.results[0]);
     let (rows, columns) = matrix(&dims(&operands[0])?)?;
     let affine = operands.len() == 3;
-    let per = (columns as usize).div_ceil(32).next_power_of_two();
     let of = |i: usize| operands.get(i).map_or(DType::F32, |t| t.dtype);
     let group = match scale {
         Some(Granularity::Columns(group)) => u32::try_from(group).unwrap_or(u32::MAX >> 1).min(columns.max(1)),
         _ => 1,
     };
+    let grouped = matches!(scale, Some(Granularity::Columns(_))).then_some(group as usize);
+    let kept = Kept::of(columns as usize, grouped, of(0), affine);
+    let kept_as = |of: fn(&Kept) -> usize| kept.as_ref().map_or(0, of);
     let launch = |mode: &str, scales: Arg| Launch {
         module: Module::new("layer_norm.cu")
             .element("TX", of(0))
@@ -67,8 +94,11 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             .define("AFFINE", i32::from(affine))
             .define("SCALE", mode)
             .define("FAKE", i32::from(fake))
-            .define("PER", if per > KEPT { 0 } else { per }),
-        function: "normalise",
+            .define("PER", kept_as(|k| k.per))
+            .define("VECTOR", kept_as(|k| k.vector))
+            .define("CHUNKS", kept_as(|k| k.chunks))
+            .define("LANES", kept_as(|k| k.lanes)),
+        function: if kept.is_some() { "normalise_kept" } else { "normalise_any" },
         grid: [blocks((rows as u64).div_ceil(WARPS), 1), 1, 1],
         block: 32 * WARPS as u32,
         shared: 0,

@@ -50,6 +50,7 @@ pub const FILES: &[(&str, &str)] = sources![
 const HEADERS: &[(&str, &str)] = &[
     ("activations.cuh", include_str!("../../../cuda/include/activations.cuh")),
     ("pairs.cuh", include_str!("../../../cuda/include/pairs.cuh")),
+    ("vectors.cuh", include_str!("../../../cuda/include/vectors.cuh")),
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
     ("blocks.cuh", include_str!("../../../cuda/include/blocks.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),

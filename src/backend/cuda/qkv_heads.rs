@@ -1,6 +1,9 @@
-//! `cuda/qkv_heads.cu`: heads of a joint projection, normalised, rotated and rounded in one pass.
+//! `cuda/qkv_heads.cu`: heads of a joint projection, split, normalised, rotated and rounded in one pass.
 
-use lite3r_ir::{DType, Op, ops::shape_rules::strides_for};
+use lite3r_ir::{
+    DType, Op,
+    ops::{QkvHeads, SplitHeads, shape_rules::strides_for},
+};
 
 use super::{
     Arch, Kernel, dims,
@@ -10,8 +13,10 @@ use super::{
 use crate::backend::Request;
 
 /// The rows of this file.
-pub const KERNELS: &[Kernel] =
-    &[Kernel { name: "qkv_heads.rows", op: "qkv_heads", dtypes: FLOATS, lower: |request, _: Arch| lower(request) }];
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "qkv_heads.rows", op: "qkv_heads", dtypes: FLOATS, lower: |request, _: Arch| lower(request) },
+    Kernel { name: "split_heads.rows", op: "split_heads", dtypes: FLOATS, lower: |request, _: Arch| lower(request) },
+];
 
 /// As `cuda/qkv_heads.cu` lays it out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,7 +32,12 @@ struct Heads {
 }
 
 fn lower(request: &Request<'_>) -> Result<Lowered, String> {
-    let Op::QkvHeads(op) = request.op else { return Err("computes qkv_heads".into()) };
+    let plain = |heads| QkvHeads { heads, norm: false, eps: 0.0, segments: 0, out: None };
+    let op = match request.op {
+        Op::QkvHeads(op) => op,
+        Op::SplitHeads(SplitHeads { parts: 3, heads }) => &plain(*heads),
+        _ => return Err("splits three parts into heads".into()),
+    };
     floats(request)?;
     let shape = dims(&request.results[0])?;
     let &[batch, heads, n, d] = shape.as_slice() else { return Err("gives results of rank 4".into()) };
@@ -40,7 +50,8 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     let narrow = d % 8 == 0 && (d / 8).is_power_of_two() && d / 8 <= 32 && half % 8 == 0;
     // A warp exchanges within groups of 2·half columns only if these are a power of two.
     let lanes = if narrow && (half == 0 || (half / 8).is_power_of_two()) { d / 8 } else { 0 };
-    let count = batch * n * 3 * heads;
+    // A warp takes a token, or a head.
+    let count = if lanes > 0 { batch * n } else { batch * n * 3 * heads };
     let int = |n: usize| i32::try_from(n).map_err(|_| "takes sizes below 2^31".to_string());
     let first = |types: &[lite3r_ir::ValueType]| types.first().map_or(DType::F32, |t| t.dtype);
     let module = Module::new("qkv_heads.cu")
@@ -50,12 +61,13 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         .element("TY", request.results[0].dtype)
         .define("NORM", i32::from(op.norm))
         .define("ROPE", i32::from(op.segments > 0))
-        .define("LANES", lanes);
+        .define("LANES", lanes)
+        .define("HEAD_TABLES", i32::from(table[1] != 0));
     let norm = |i: usize| Arg::maybe(op.norm.then_some(1 + i));
     let table_arg = |i: usize| Arg::maybe((op.segments > 0).then_some(1 + norms.len() + i));
     let grid = match lanes {
         0 => blocks(count as u64, 8),
-        _ => u32::try_from((count * lanes).div_ceil(256)).map_err(|_| "takes fewer heads")?,
+        _ => u32::try_from(count.div_ceil(8)).map_err(|_| "takes fewer tokens")?,
     };
     Ok(Launch {
         module,
