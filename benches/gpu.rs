@@ -111,7 +111,7 @@ fn shapes() -> Vec<Case> {
     let (f, b) = (DType::F32, DType::BF16);
     for m in [1, 63, 64, 65, 94, 1374] {
         for (n, k) in [(65, 64), (1024, 592), (192, 192)] {
-            let op = |activation, bias, residual, out| Linear { activation, bias, residual, out };
+            let op = |activation, bias, residual, out| Linear { activation, residual, out, ..Linear::new(bias) };
             add(op(Activation::Gelu, true, false, None).into(), &[b, b, b], &[&[m, k], &[n, k], &[n]]);
             add(op(Activation::None, true, true, Some(f)).into(), &[b, b, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
             add(op(Activation::None, true, true, None).into(), &[f, f, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
@@ -136,7 +136,8 @@ fn shapes() -> Vec<Case> {
                 _ => &[m, columns],
             };
             for (residual, out, activation) in [(true, f, Activation::None), (false, b, Activation::Gelu)] {
-                let op = ScaledLinear { activation, bias: true, residual, x_scale, w_scale: Granularity::Row, out };
+                let w_scale = Granularity::Row;
+                let op = ScaledLinear { activation, bias: true, residual, x_scale, w_scale, out, quantize: None };
                 let e = DType::F8E4M3;
                 let all: [(DType, &[usize]); 6] =
                     [(e, &[m, k]), (f, scales), (e, &[n, k]), (f, &[n, 1]), (f, &[n]), (f, &[m, n])];

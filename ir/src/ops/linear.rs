@@ -1,8 +1,13 @@
-//! `linear(x, w, [b], [residual])`: y = act(x wᵀ + b) + residual.
+//! `linear(x, w, [b], [residual])`: y = act(x wᵀ + b) + residual, or codes and scales of it.
 
 use rayon::prelude::*;
 
-use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
+use super::{
+    Case, Cost, OpDef, Tolerance,
+    activation::Activation,
+    quantize::{Granularity, Quantize, code_tolerance},
+    traffic,
+};
 use crate::{
     dim::Dim,
     tensor::Tensor,
@@ -11,7 +16,7 @@ use crate::{
 
 crate::attributes! {
     /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is
-    /// wide; bias and residual may be f32 beside 16-bit x and w.
+    /// wide; bias and residual may be f32 beside 16-bit x and w. With `quantize`, the results are those of `quantize` on y.
     pub struct Linear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,
@@ -19,15 +24,17 @@ crate::attributes! {
         pub bias: bool = false,
         /// Whether there is a residual operand, the last.
         pub residual: bool = false,
-        /// The element type of the result; that of x by default.
+        /// The element type of y; that of x by default.
         pub out: Option<DType> = None,
+        /// Whether y is given as codes f8e4m3 and scales, and what shares one.
+        pub quantize: Option<Granularity> = None,
     }
 }
 
 impl Linear {
     /// A plain product with or without bias.
     pub fn new(bias: bool) -> Self {
-        Self { activation: Activation::None, bias, residual: false, out: None }
+        Self { activation: Activation::None, bias, residual: false, out: None, quantize: None }
     }
 }
 
@@ -42,7 +49,7 @@ pub struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// `sums` [rows, n] as the result.
+    /// `sums` [rows, n] as y of that type.
     pub fn finish(&self, mut sums: Vec<f64>, n: usize, dtype: DType, shape: &[usize]) -> Tensor {
         let bias = self.bias.map(Tensor::to_f64);
         let residual = self.residual.map(Tensor::to_f64);
@@ -54,14 +61,34 @@ impl Epilogue<'_> {
     }
 }
 
-/// Checks `extra` = [bias] [residual] against a result [.., N] and returns the result type.
+/// The types of y as a product gives it: itself, or codes and scales.
+pub fn infer_quantized(y: ValueType, quantize: Option<Granularity>) -> Result<Vec<ValueType>, String> {
+    match quantize {
+        None => Ok(vec![y]),
+        Some(scale) => Quantize { scale }.infer(&[y]),
+    }
+}
+
+/// y as a product gives it: itself, or codes and scales.
+pub fn quantized_results(
+    y: Tensor,
+    quantize: Option<Granularity>,
+    results: &[ValueType],
+) -> Result<Vec<Tensor>, String> {
+    match quantize {
+        None => Ok(vec![y]),
+        Some(scale) => Quantize { scale }.eval(&[&y], results),
+    }
+}
+
+/// Checks `extra` = [bias] [residual] against y [.., N] and returns its type.
 pub fn infer_epilogue(
     x: &ValueType,
     n: &Dim,
     extra: &[ValueType],
     (bias, residual): (bool, bool),
     out: DType,
-) -> Result<Vec<ValueType>, String> {
+) -> Result<ValueType, String> {
     if extra.len() != bias as usize + residual as usize {
         return Err(format!("has {} operands behind the weights, its attributes say otherwise", extra.len()));
     }
@@ -74,7 +101,7 @@ pub fn infer_epilogue(
     if residual && extra.last().is_some_and(|r| r.shape != result.shape || !r.dtype.is_float()) {
         return Err(format!("the residual must have the shape of {result}, not {}", extra[extra.len() - 1]));
     }
-    Ok(vec![result])
+    Ok(result)
 }
 
 /// Σₖ x[m, k]·w[n, k] in f64.
@@ -97,7 +124,8 @@ impl OpDef for Linear {
         }
         match (x.shape.last(), w.shape.as_slice()) {
             (Some(k), [n, kw]) if k == kw => {
-                infer_epilogue(x, n, extra, (self.bias, self.residual), self.out.unwrap_or(x.dtype))
+                let y = infer_epilogue(x, n, extra, (self.bias, self.residual), self.out.unwrap_or(x.dtype))?;
+                infer_quantized(y, self.quantize)
             }
             _ => Err(format!("x [.., K] and w [N, K] do not fit: {x} and {w}")),
         }
@@ -113,7 +141,8 @@ impl OpDef for Linear {
             bias: self.bias.then(|| inputs[2]),
             residual: self.residual.then(|| inputs[inputs.len() - 1]),
         };
-        Ok(vec![epilogue.finish(sums, n, results[0].dtype, &shape)])
+        let y = epilogue.finish(sums, n, self.out.unwrap_or(inputs[0].dtype()), &shape);
+        quantized_results(y, self.quantize, results)
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -123,7 +152,10 @@ impl OpDef for Linear {
     }
 
     fn tolerance(&self, result: DType) -> Tolerance {
-        Tolerance::ulps(result, 16.0)
+        match self.quantize {
+            Some(_) if result == DType::F8E4M3 => code_tolerance(result),
+            _ => Tolerance::ulps(result, 16.0),
+        }
     }
 
     fn cases() -> Vec<Case> {
@@ -132,7 +164,7 @@ impl OpDef for Linear {
         let w = Tensor::from_f32(&[1, 2], vec![3.0, 4.0]);
         let b = Tensor::from_f32(&[1], vec![-20.0]);
         let r = Tensor::from_f32(&[1, 1], vec![7.0]);
-        let relu = Self { activation: Activation::Relu, bias: true, residual: true, out: None };
+        let relu = Self { activation: Activation::Relu, bias: true, residual: true, ..Self::new(true) };
         let mut cases = vec![
             Case::known(
                 "known",
@@ -152,22 +184,40 @@ impl OpDef for Linear {
             gelu,
             vec![wave(&[2, 65, 32], 1), wave(&[24, 32], 2), wave(&[24], 3), wave(&[2, 65, 24], 4)],
         ));
-        let half = Self { activation: Activation::Silu, bias: true, residual: false, out: Some(DType::F32) };
+        let half = Self { activation: Activation::Silu, out: Some(DType::F32), ..Self::new(true) };
         let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
         cases.push(Case::new("bf16_to_f32", half, vec![bf16(&[63, 64], 1), bf16(&[8, 64], 2), wave(&[8], 3)]));
-        let wide = Self { activation: Activation::Gelu, bias: true, residual: true, out: Some(DType::F32) };
+        let wide = Self { activation: Activation::Gelu, residual: true, out: Some(DType::F32), ..Self::new(true) };
         cases.push(Case::new(
             "bf16_residual_tiles",
             wide,
             vec![bf16(&[300, 136], 1), bf16(&[264, 136], 2), wave(&[264], 3), wave(&[300, 264], 4)],
         ));
-        let narrow = Self { activation: Activation::GeluTanh, bias: true, residual: true, out: None };
+        let narrow = Self { activation: Activation::GeluTanh, residual: true, ..Self::new(true) };
         cases.push(Case::new(
             "bf16_tiles",
             narrow,
             vec![bf16(&[1374, 72], 1), bf16(&[200, 72], 2), bf16(&[200], 3), bf16(&[1374, 200], 4)],
         ));
         cases.push(Case::new("bf16_odd", Self::new(true), vec![bf16(&[65, 63], 1), bf16(&[7, 63], 2), bf16(&[7], 3)]));
+        cases.push(Case::known(
+            "codes_known",
+            Self { quantize: Some(Granularity::Columns(1)), ..Self::new(false) },
+            vec![Tensor::from_f32(&[1, 1], vec![2.0]), Tensor::from_f32(&[2, 1], vec![-224.0, 0.0])],
+            vec![
+                Tensor::from_f64(DType::F8E4M3, &[1, 2], &[-448.0, 0.0]),
+                Tensor::from_f32(&[1, 2], vec![1.0, f32::MIN_POSITIVE]),
+            ],
+        ));
+        for (name, m, n, scale) in [
+            ("codes_columns", 65, 520, Granularity::Columns(256)),
+            ("codes_rows", 63, 40, Granularity::Row),
+            ("codes_tensor", 5, 40, Granularity::Tensor),
+        ] {
+            let op = Self { activation: Activation::Gelu, out: Some(DType::F32), ..Self::new(true) };
+            let inputs = vec![bf16(&[m, 72], 1), bf16(&[n, 72], 2), wave(&[n], 3)];
+            cases.push(Case::new(name, Self { quantize: Some(scale), ..op }, inputs));
+        }
         cases.push(Case::new(
             "f16",
             Self::new(false),

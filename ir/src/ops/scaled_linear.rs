@@ -4,8 +4,8 @@ use super::{
     Case, Cost, OpDef, Tolerance,
     activation::Activation,
     dequantize::{dequantized, infer_codes, quantized},
-    linear::{Epilogue, infer_epilogue, product},
-    quantize::Granularity,
+    linear::{Epilogue, infer_epilogue, infer_quantized, product, quantized_results},
+    quantize::{Granularity, code_tolerance},
     traffic,
 };
 use crate::{
@@ -15,7 +15,8 @@ use crate::{
 
 crate::attributes! {
     /// y = act(x̂ ŵᵀ + b) + residual, x̂ and ŵ being codes times scales: x [.., K] and w [N, K] f8e4m3 with scales xs
-    /// and ws as `quantize` writes them, b [N], residual [.., N]. Sums are wide.
+    /// and ws as `quantize` writes them, b [N], residual [.., N]. Sums are wide. With `quantize`, the results are those of
+    /// `quantize` on y.
     pub struct ScaledLinear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,
@@ -27,8 +28,10 @@ crate::attributes! {
         pub x_scale: Granularity = Granularity::Row,
         /// What shares a scale in w.
         pub w_scale: Granularity = Granularity::Row,
-        /// The element type of the result.
+        /// The element type of y.
         pub out: DType,
+        /// Whether y is given as codes f8e4m3 and scales, and what shares one.
+        pub quantize: Option<Granularity> = None,
     }
 }
 
@@ -43,7 +46,9 @@ impl OpDef for ScaledLinear {
             return Err(format!("out must be a floating-point type of 16 bits or more, not {}", self.out));
         }
         match (x.shape.last(), w.shape.as_slice()) {
-            (Some(k), [n, kw]) if k == kw => infer_epilogue(x, n, extra, (self.bias, self.residual), self.out),
+            (Some(k), [n, kw]) if k == kw => {
+                infer_quantized(infer_epilogue(x, n, extra, (self.bias, self.residual), self.out)?, self.quantize)
+            }
             _ => Err(format!("x [.., K] and w [N, K] do not fit: {x} and {w}")),
         }
     }
@@ -60,7 +65,7 @@ impl OpDef for ScaledLinear {
             bias: self.bias.then(|| inputs[4]),
             residual: self.residual.then(|| inputs[inputs.len() - 1]),
         };
-        Ok(vec![epilogue.finish(sums, n, results[0].dtype, &shape)])
+        quantized_results(epilogue.finish(sums, n, self.out, &shape), self.quantize, results)
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -71,6 +76,9 @@ impl OpDef for ScaledLinear {
 
     /// Hopper's tensor cores add products of e4m3 with about 14 bits (DeepSeek-V3 report, section 3.3).
     fn tolerance(&self, result: DType) -> Tolerance {
+        if self.quantize.is_some() && result == DType::F8E4M3 {
+            return code_tolerance(result);
+        }
         let relative = (16.0 * result.epsilon()).max(2f64.powi(-11));
         Tolerance { absolute: relative * 1e-3, relative }
     }
@@ -83,6 +91,7 @@ impl OpDef for ScaledLinear {
             x_scale: Granularity::Row,
             w_scale: Granularity::Row,
             out: DType::F32,
+            quantize: None,
         };
         let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
         let codes = |v: &[f64]| Tensor::from_f64(DType::F8E4M3, &[1, 2], v);
@@ -109,6 +118,17 @@ impl OpDef for ScaledLinear {
             let codes =
                 [quantized(&wave(&[m, k], 1), x_scale), quantized(&wave(&[n, k], 2), Granularity::Row)].concat();
             cases.push(Case::new(name, op, [codes, vec![wave(&[n], 3), wave(&[m, n], 4)]].concat()));
+        }
+        for (name, [m, n, k], x_scale) in [
+            ("codes", [65, 520, 64], Granularity::Row),
+            ("codes_1374", [1374, 512, 256], Granularity::Row),
+            ("codes_of_columns", [63, 264, 512], Granularity::Columns(256)),
+        ] {
+            let quantize = Some(Granularity::Columns(256));
+            let op = Self { activation: Activation::Gelu, bias: true, x_scale, quantize, ..plain.clone() };
+            let codes =
+                [quantized(&wave(&[m, k], 1), x_scale), quantized(&wave(&[n, k], 2), Granularity::Row)].concat();
+            cases.push(Case::new(name, op, [codes, vec![wave(&[n], 3)]].concat()));
         }
         let epilogue = Self { activation: Activation::Gelu, bias: true, residual: true, out: DType::BF16, ..plain };
         let inputs =

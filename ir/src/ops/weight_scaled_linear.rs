@@ -41,7 +41,7 @@ impl OpDef for WeightScaledLinear {
         }
         match (x.shape.last(), w.shape.as_slice()) {
             (Some(k), [n, kw]) if k == kw => {
-                infer_epilogue(x, n, extra, (self.bias, self.residual), self.out.unwrap_or(x.dtype))
+                Ok(vec![infer_epilogue(x, n, extra, (self.bias, self.residual), self.out.unwrap_or(x.dtype))?])
             }
             _ => Err(format!("x [.., K] and w [N, K] do not fit: {x} and {w}")),
         }

@@ -62,7 +62,7 @@ fn readers(graph: &Graph, norm: NodeId, fixed: &HashSet<NodeId>) -> Option<Vec<N
     let takes = |&(user, slot): &(NodeId, usize)| {
         let Op::Linear(linear) = graph.op(user) else { return None };
         let own = &graph.operands(user)[1..2 + usize::from(linear.bias)];
-        (slot == 0 && own.iter().all(|v| fixed.contains(&v.node))).then_some(user)
+        (slot == 0 && linear.quantize.is_none() && own.iter().all(|v| fixed.contains(&v.node))).then_some(user)
     };
     users.iter().map(takes).collect::<Option<Vec<_>>>().filter(|all| !all.is_empty())
 }

@@ -43,7 +43,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 fn scaled_linear(graph: &Graph, mul: NodeId, fixed: &HashSet<NodeId>) -> Option<(NodeId, Value)> {
     let (linear, gamma) = column_scale(graph, mul, fixed)?;
     let Op::Linear(op) = graph.op(linear) else { return None };
-    let plain = op.activation == Activation::None && !op.residual;
+    let plain = op.activation == Activation::None && !op.residual && op.quantize.is_none();
     let own = graph.operands(linear);
     (plain && own[1..].iter().all(|v| fixed.contains(&v.node))).then_some((linear, gamma))
 }

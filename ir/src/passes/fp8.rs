@@ -121,7 +121,8 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
             Mode::Fake => patch.wire(op, &inputs)?,
             Mode::Real => {
                 let Linear { activation, bias, residual, .. } = op;
-                patch.wire(ScaledLinear { activation, bias, residual, x_scale, w_scale, out }, &inputs)?
+                let quantize = None;
+                patch.wire(ScaledLinear { activation, bias, residual, x_scale, w_scale, out, quantize }, &inputs)?
             }
         };
         patch.shunt(old, new)?;
@@ -167,7 +168,7 @@ pub(super) fn linears(graph: &Graph, options: &Options) -> Result<(Vec<NodeId>, 
             Some("both operands are computed".to_string())
         } else if k.size().is_none_or(|k| k % 16 != 0) {
             Some(format!("K = {k} is not a multiple of 16"))
-        } else if graph.ty(operands[0]).dtype.size() == 1 {
+        } else if graph.ty(operands[0]).dtype.size() == 1 || graph.ty(Value { node: id, slot: 0 }).dtype.size() == 1 {
             Some("in 8 bits already".to_string())
         } else {
             let own = weights.names(graph, id);

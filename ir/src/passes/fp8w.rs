@@ -39,7 +39,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         let new = match mode {
             Mode::Fake => patch.wire(op, &inputs)?,
             Mode::Real => {
-                let Linear { activation, bias, residual, out } = op;
+                let Linear { activation, bias, residual, out, .. } = op;
                 patch.wire(WeightScaledLinear { activation, bias, residual, w_scale, out }, &inputs)?
             }
         };

@@ -272,7 +272,7 @@ impl Lift<'_> {
             (Op::SplitHeads(op), Some(x)) if private && axis == 2 => {
                 Some((Op::SplitHeads(SplitHeads { ..op }), vec![self.value(patch, x, 1)?]))
             }
-            (Op::Linear(op), Some(x)) if private && axis + 1 < rank && !op.residual => {
+            (Op::Linear(op), Some(x)) if private && axis + 1 < rank && !op.residual && op.quantize.is_none() => {
                 let x = self.value(patch, x, axis)?;
                 Some((Op::Linear(Linear { ..op }), [&[x], &operands[1..]].concat()))
             }

@@ -156,7 +156,7 @@ proptest::proptest! {
         bias: bool,
         residual: bool,
     ) {
-        let op = Linear { activation, bias, residual, out: None };
+        let op = Linear { activation, residual, ..Linear::new(bias) };
         let all: [(bool, &[usize]); 4] = [(true, &[m, k]), (true, &[n, k]), (bias, &[n]), (residual, &[m, n])];
         check_shapes(op, dtype, &all.iter().filter(|s| s.0).map(|s| s.1).collect::<Vec<_>>());
     }

@@ -9,7 +9,9 @@
 
 use lite3r_ir::{
     DType, Op, ValueType,
-    ops::{Linear, MatMul, activation::Activation, elementwise::indices, shape_rules::strides_for},
+    ops::{
+        Linear, MatMul, activation::Activation, elementwise::indices, quantize::Granularity, shape_rules::strides_for,
+    },
 };
 
 use super::{
@@ -17,7 +19,7 @@ use super::{
     floats::{FLOATS, Floats, cast_mut, only, operand, store},
     lanes::{self, Shared, part},
     math::{activate, vectorised},
-    quantize::Scales,
+    quantize::{Scales, group_width, quantize_group},
 };
 use crate::backend::Request;
 
@@ -26,7 +28,10 @@ pub const LINEAR: Kernel = Kernel {
     name: "linear.gemm",
     op: "linear",
     dtypes: FLOATS,
-    accepts: all_floats,
+    accepts: |request| match request.op {
+        Op::Linear(op) => floats_or_codes(request, op.quantize, op.out.unwrap_or(request.operands[0].dtype)),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
     lane,
     run: |op, args, results, scratch| match op {
         Op::Linear(op) => linear(op, args, results, scratch),
@@ -52,6 +57,22 @@ pub fn all_floats(request: &Request<'_>) -> Result<(), String> {
     match request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
         Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
         None => Ok(()),
+    }
+}
+
+/// As [`all_floats`], where results may be codes under scales of rows or columns, of a y that is f32.
+fn floats_or_codes(request: &Request<'_>, quantize: Option<Granularity>, y: DType) -> Result<(), String> {
+    let Some(scale) = quantize else { return all_floats(request) };
+    takes_codes(scale, y)?;
+    all_floats(&Request { results: &[], ..*request })
+}
+
+/// Refuses codes of anything but f32 under scales of rows or columns.
+pub fn takes_codes(scale: Granularity, y: DType) -> Result<(), String> {
+    match (scale, y) {
+        (Granularity::Tensor, _) => Err("quantises by rows or groups of columns".into()),
+        (_, DType::F32) => Ok(()),
+        (_, y) => Err(format!("quantises f32, not {y}")),
     }
 }
 
@@ -184,14 +205,15 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Rows and columns of a tile.
-    fn tile(&self) -> (usize, usize) {
-        (part(self.m, 512, 8).min(self.m.max(1)), part(self.n, 512, 16).min(self.n.max(1)))
+    /// Rows and columns of a tile, which holds whole groups of `group` columns.
+    fn tile(&self, group: usize) -> (usize, usize) {
+        let columns = if group == 1 { part(self.n, 512, 16) } else { part(self.n, 512, group) };
+        (part(self.m, 512, 8).min(self.m.max(1)), columns.min(self.n.max(1)))
     }
 
     /// Floats of scratch a task: the panels of a and b and the tile that are not f32 in memory.
-    fn floats(&self, [a, b, result]: [bool; 3]) -> usize {
-        let (rows, columns) = self.tile();
+    fn floats(&self, group: usize, [a, b, result]: [bool; 3]) -> usize {
+        let (rows, columns) = self.tile(group);
         let on = |narrow: bool, floats: usize| if narrow { floats } else { 0 };
         on(a, rows * self.k) + on(b, columns * self.k) + on(result, rows * columns)
     }
@@ -199,10 +221,15 @@ impl Shape {
 
 /// Scratch bytes a task of any product.
 pub fn lane(request: &Request<'_>) -> usize {
-    let weights = if matches!(request.op, Op::ScaledLinear(_)) { 2 } else { 1 };
+    let (weights, quantize) = match request.op {
+        Op::ScaledLinear(op) => (2, op.quantize),
+        Op::Linear(op) => (1, op.quantize),
+        _ => (1, None),
+    };
     let narrow = |t: Option<&ValueType>| t.is_some_and(|t| t.dtype != DType::F32);
     let types = [request.operands.first(), request.operands.get(weights), request.results.first()];
-    shape_of(request).map_or(0, |s| s.floats(types.map(narrow))) * size_of::<f32>()
+    let floats = |s: Shape| s.floats(quantize.map_or(1, |scale| group_width(scale, s.n)), types.map(narrow));
+    shape_of(request).map_or(0, floats) * size_of::<f32>()
 }
 
 /// The sizes of a product as compilation sees it; rows of `linear` are all but its last dimension.
@@ -246,6 +273,8 @@ pub struct Problem<'a> {
     pub starts: Vec<[usize; 2]>,
     /// Applied to every tile.
     pub epilogue: Epilogue<'a>,
+    /// What shares a scale where the results are codes and scales.
+    pub quantize: Option<Granularity>,
 }
 
 fn linear(op: &Linear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
@@ -263,14 +292,15 @@ fn linear(op: &Linear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
             bias: op.bias.then(|| Floats::of(operand(args, 2)?)).transpose()?,
             residual: op.residual.then(|| Floats::of(operand(args, 2 + op.bias as usize)?)).transpose()?,
         },
+        quantize: op.quantize,
     };
-    problem.solve(only(results)?, scratch)
+    problem.solve(results, scratch)
 }
 
 fn matmul(op: &MatMul, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
-    let (a, b, y) = (operand(args, 0)?, operand(args, 1)?, only(results)?);
+    let (a, b, y) = (operand(args, 0)?, operand(args, 1)?, only(results)?.shape);
     let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
-        (y.shape.split_last_chunk::<2>(), a.shape.split_last_chunk::<2>(), b.shape.split_last_chunk::<2>())
+        (y.split_last_chunk::<2>(), a.shape.split_last_chunk::<2>(), b.shape.split_last_chunk::<2>())
     else {
         return Err("takes operands of rank 2 and more".into());
     };
@@ -282,24 +312,28 @@ fn matmul(op: &MatMul, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
         transposed: op.transpose_b,
         starts: starts.map(|[i, j]| [i * m * k, j * k * n]).collect(),
         epilogue: Epilogue { activation: Activation::None, bias: None, residual: None },
+        quantize: None,
     };
-    problem.solve(y, scratch)
+    problem.solve(results, scratch)
 }
 
 impl Problem<'_> {
     /// Computes all tiles on all cores.
-    pub fn solve(&self, result: &mut ArgMut<'_>, scratch: &mut [u8]) -> Result<(), String> {
+    pub fn solve(&self, results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
         let Shape { m, n, k } = self.shape;
         if m * n * self.starts.len() == 0 {
             return Ok(());
         }
-        let (rows, columns) = self.shape.tile();
+        let group = self.quantize.map_or(1, |scale| group_width(scale, n));
+        let (rows, columns) = self.shape.tile(group);
         let (down, across) = (m.div_ceil(rows), n.div_ceil(columns));
+        let (result, scales) = results.split_first_mut().ok_or("has a result")?;
         let dtype = result.dtype;
         let size = dtype.size();
         let [narrow_a, narrow_b] = [&self.a, &self.b].map(|f| f.floats.as_f32().is_none());
-        let lane = self.shape.floats([narrow_a, narrow_b, dtype != DType::F32]) * size_of::<f32>();
+        let lane = self.shape.floats(group, [narrow_a, narrow_b, dtype != DType::F32]) * size_of::<f32>();
         let out = match dtype {
+            DType::F8E4M3 => Out::Codes(Shared::new(&mut *result.bytes), Shared::new(cast_mut(only(scales)?.bytes)?)),
             DType::F32 => Out::F32(Shared::new(cast_mut(result.bytes)?)),
             _ => Out::Narrow(Shared::new(&mut *result.bytes)),
         };
@@ -326,6 +360,21 @@ impl Problem<'_> {
                         self.epilogue.apply(unsafe { out.slice(at(r), width) }, column, at(r));
                     }
                 }
+                Out::Codes(codes, scales) => {
+                    multiply(a, b, tile, width, false);
+                    let groups = n.div_ceil(group);
+                    for (r, values) in tile.chunks_mut(width).take(height).enumerate() {
+                        self.epilogue.apply(values, column, at(r));
+                        // SAFETY: as above; tiles begin and end with groups.
+                        let (codes, scales) = unsafe {
+                            let first = (product * m + row + r) * groups + column / group;
+                            (codes.slice(at(r), width), scales.slice(first, width.div_ceil(group)))
+                        };
+                        for ((values, codes), scale) in values.chunks(group).zip(codes.chunks_mut(group)).zip(scales) {
+                            *scale = quantize_group(values, codes);
+                        }
+                    }
+                }
                 Out::Narrow(out) => {
                     multiply(a, b, tile, width, false);
                     for (r, values) in tile.chunks_mut(width).take(height).enumerate() {
@@ -340,9 +389,10 @@ impl Problem<'_> {
     }
 }
 
-/// Where products go: to their place, or through a tile in scratch memory to be rounded.
+/// Where products go: to their place, or through a tile in scratch memory to be rounded or quantised.
 enum Out<'a> {
     F32(Shared<'a, f32>),
+    Codes(Shared<'a, u8>, Shared<'a, f32>),
     Narrow(Shared<'a, u8>),
 }
 

@@ -78,9 +78,9 @@ struct Norm<'a> {
 }
 
 /// Columns that share a scale in rows of `k`.
-fn group(scale: Granularity, k: usize) -> usize {
+pub(super) fn group_width(scale: Granularity, k: usize) -> usize {
     match scale {
-        Granularity::Columns(n) => n,
+        Granularity::Columns(n) => n.min(k.max(1)),
         _ => k.max(1),
     }
 }
@@ -99,7 +99,7 @@ fn quantize(
         cast_mut::<f32>(scales.bytes)?.fill(SMALLEST_SCALE as f32);
         return Ok(());
     }
-    let (width, count) = (group(scale, k), codes.bytes.len() / k);
+    let (width, count) = (group_width(scale, k), codes.bytes.len() / k);
     let groups = k.div_ceil(width);
     let x = Floats::of(x)?;
     let rows = (CHUNK / k).max(1);
@@ -124,7 +124,7 @@ fn quantize(
 }
 
 /// The codes of values that share a scale, and the scale.
-fn quantize_group(values: &[f32], codes: &mut [u8]) -> f32 {
+pub(super) fn quantize_group(values: &[f32], codes: &mut [u8]) -> f32 {
     vectorised(
         #[inline(always)]
         || {

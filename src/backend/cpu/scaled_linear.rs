@@ -3,12 +3,12 @@
 //! What the codes stand for is exact in f32 up to the rounding of one product, so this is the oracle's arithmetic in
 //! f32.
 
-use lite3r_ir::{DType, Op};
+use lite3r_ir::{DType, Op, ops::ScaledLinear};
 
 use super::{
     Arg, ArgMut, Kernel,
-    floats::{FLOATS, Floats, cast, only, operand},
-    gemm::{Epilogue, Factor, Problem, Shape, lane},
+    floats::{FLOATS, Floats, cast, operand},
+    gemm::{Epilogue, Factor, Problem, Shape, lane, takes_codes},
     quantize::Scales,
 };
 use crate::backend::Request;
@@ -22,6 +22,9 @@ pub const WEIGHT_SCALED_LINEAR: Kernel =
     Kernel { name: "weight_scaled_linear.gemm", op: "weight_scaled_linear", dtypes: FLOATS, accepts, lane, run };
 
 fn accepts(request: &Request<'_>) -> Result<(), String> {
+    if let Op::ScaledLinear(ScaledLinear { quantize: Some(scale), out, .. }) = request.op {
+        takes_codes(*scale, *out)?;
+    }
     let known = |t: &&lite3r_ir::ValueType| FLOATS.contains(&t.dtype) || t.dtype == DType::F8E4M3;
     match request.operands.iter().chain(request.results).find(|t| !known(t)) {
         Some(odd) => Err(format!("takes f8e4m3, f32, f16 and bf16, not {odd}")),
@@ -31,9 +34,9 @@ fn accepts(request: &Request<'_>) -> Result<(), String> {
 
 fn run(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
     // Operands: x, [xs], w, ws, [b], [residual].
-    let (x_scale, w_scale, activation, bias, residual) = match op {
-        Op::ScaledLinear(op) => (Some(op.x_scale), op.w_scale, op.activation, op.bias, op.residual),
-        Op::WeightScaledLinear(op) => (None, op.w_scale, op.activation, op.bias, op.residual),
+    let (x_scale, w_scale, activation, bias, residual, quantize) = match op {
+        Op::ScaledLinear(op) => (Some(op.x_scale), op.w_scale, op.activation, op.bias, op.residual, op.quantize),
+        Op::WeightScaledLinear(op) => (None, op.w_scale, op.activation, op.bias, op.residual, None),
         other => return Err(format!("is no kernel for {}", other.name())),
     };
     let mut next = args.iter();
@@ -58,6 +61,7 @@ fn run(op: &Op, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]
         transposed: true,
         starts: vec![[0, 0]],
         epilogue,
+        quantize,
     };
-    problem.solve(only(results)?, scratch)
+    problem.solve(results, scratch)
 }

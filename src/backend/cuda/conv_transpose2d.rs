@@ -107,7 +107,7 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let scratch = |offset: usize| Pointer { base: Base::Scratch, offset: offset as u64 };
     let operand = |index: usize| Pointer { base: Base::Operand(index), offset: 0 };
     let within = |op: Op, operands: &[(ValueType, Pointer)], result: usize| {
-        step(&op, operands, scratch(result), scratch(inner_at), arch)
+        super::within(&op, operands, &[scratch(result)], scratch(inner_at), arch)
     };
     let rows = within(
         Transpose { perm: vec![0, 2, 1] }.into(),
@@ -141,34 +141,4 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     );
     let launches = [rows, weights, product].into_iter().flat_map(|l| l.launches).chain([place]).collect();
     Ok(Lowered { launches, scratch: inner_at + inner })
-}
-
-/// What computes an operation whose operands, result and scratch memory lie elsewhere.
-fn step(
-    op: &Op,
-    operands: &[(ValueType, Pointer)],
-    result: Pointer,
-    scratch: Pointer,
-    arch: Arch,
-) -> Result<Lowered, String> {
-    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| ty.clone()).collect();
-    let results = op.infer(&types)?;
-    let request = Request { op, operands: &types, results: &results };
-    let (_, mut lowered) = super::kernel(&request, arch).map_err(|gap| gap.clause)?;
-    let moved = |pointer: &mut Pointer| {
-        let target = match pointer.base {
-            Base::Operand(index) => operands[index].1,
-            Base::Result(_) => result,
-            Base::Scratch => scratch,
-        };
-        *pointer = Pointer { base: target.base, offset: target.offset + pointer.offset };
-    };
-    for arg in lowered.launches.iter_mut().flat_map(|l| &mut l.args) {
-        match arg {
-            Arg::Pointer(pointer) => moved(pointer),
-            Arg::TensorMap(map) => moved(&mut map.base),
-            Arg::Null | Arg::Value(_) => {}
-        }
-    }
-    Ok(lowered)
 }

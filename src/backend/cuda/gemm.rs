@@ -1,11 +1,15 @@
-//! `cuda/gemm.cu` and `cuda/gemm_mma.cu`: matrix products of any shape on every architecture.
+//! `cuda/gemm.cu` and `cuda/gemm_mma.cu`: matrix products of any shape on every architecture; codes and scales of any
+//! product, by a quantisation behind it.
 
-use lite3r_ir::{DType, ops::quantize::Granularity};
+use lite3r_ir::{
+    DType, Op, ValueType,
+    ops::{Linear, Quantize, ScaledLinear, quantize::Granularity},
+};
 
 use super::{
     Arch, Kernel,
     floats::FLOATS,
-    launch::{Launch, Lowered, Module, PROCESSORS},
+    launch::{Base, Launch, Lowered, Module, PROCESSORS, Pointer},
     product::Product,
 };
 use crate::backend::Request;
@@ -25,6 +29,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "matmul.fma", op: "matmul", dtypes: FLOATS, lower: fma },
     Kernel { name: "scaled_linear.fma", op: "scaled_linear", dtypes: &[DType::F8E4M3], lower: fma },
     Kernel { name: "weight_scaled_linear.fma", op: "weight_scaled_linear", dtypes: FLOATS, lower: fma },
+    Kernel { name: "linear.quantize", op: "linear", dtypes: FLOATS, lower: quantize },
+    Kernel { name: "scaled_linear.quantize", op: "scaled_linear", dtypes: &[DType::F8E4M3], lower: quantize },
 ];
 
 /// Fewer tiles than this leave much of a large device idle.
@@ -34,6 +40,9 @@ const MANY_TILES: u32 = PROCESSORS as u32;
 fn product(request: &Request<'_>, arch: Arch) -> Result<(Product, DType, DType), String> {
     let product = Product::of(request)?;
     let known = |dtype: DType| FLOATS.contains(&dtype) || dtype == DType::F8E4M3;
+    if product.quantize.is_some() {
+        return Err("gives no codes".into());
+    }
     if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !known(t.dtype)) {
         return Err(format!("takes f8e4m3, f32, f16 and bf16, not {odd}"));
     }
@@ -133,4 +142,25 @@ fn fma(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         args,
     }
     .into())
+}
+
+/// The product to scratch memory, its codes and scales from there.
+fn quantize(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let (plain, scale): (Op, _) = match request.op {
+        Op::Linear(op) => (Linear { quantize: None, ..op.clone() }.into(), op.quantize),
+        Op::ScaledLinear(op) => (ScaledLinear { quantize: None, ..op.clone() }.into(), op.quantize),
+        other => return Err(format!("does not compute {}", other.name())),
+    };
+    let scale = scale.ok_or("gives codes and scales")?;
+    let y = plain.infer(request.operands)?.remove(0);
+    let inner_at = y.bytes().ok_or("needs static shapes")?.next_multiple_of(256);
+    let at = |base, offset: usize| Pointer { base, offset: offset as u64 };
+    let operands: Vec<(ValueType, Pointer)> =
+        request.operands.iter().enumerate().map(|(i, ty)| (ty.clone(), at(Base::Operand(i), 0))).collect();
+    let (wide, inner) = (at(Base::Scratch, 0), at(Base::Scratch, inner_at));
+    let product = super::within(&plain, &operands, &[wide], inner, arch)?;
+    let results = [at(Base::Result(0), 0), at(Base::Result(1), 0)];
+    let codes = super::within(&Quantize { scale }.into(), &[(y, wide)], &results, inner, arch)?;
+    let scratch = inner_at + product.scratch.max(codes.scratch);
+    Ok(Lowered { launches: [product.launches, codes.launches].concat(), scratch })
 }

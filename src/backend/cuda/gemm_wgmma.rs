@@ -256,11 +256,12 @@ mod tests {
                     (Activation::Gelu, false, DType::BF16),
                     (Activation::None, true, DType::F32),
                 ] {
-                    let op = Linear { activation, bias: true, residual, out: Some(out) };
+                    let op = Linear { activation, residual, out: Some(out), ..Linear::new(true) };
                     requests.push(linear(m, k, n, &op));
                     for x_scale in [Granularity::Row, Granularity::Columns(256)] {
                         let w_scale = Granularity::Row;
-                        let op = ScaledLinear { activation, bias: true, residual, x_scale, w_scale, out };
+                        let op =
+                            ScaledLinear { activation, bias: true, residual, x_scale, w_scale, out, quantize: None };
                         requests.push(scaled(m, k, n, &op));
                     }
                 }

@@ -33,8 +33,8 @@ mod conformance;
 
 use std::collections::BTreeMap;
 
-use launch::{Lowered, Module};
-use lite3r_ir::DType;
+use launch::{Arg, Base, Lowered, Module, Pointer};
+use lite3r_ir::{DType, Op, ValueType};
 use rayon::prelude::*;
 
 use super::{Choice, Gap, Request, Target};
@@ -85,8 +85,8 @@ pub const KERNELS: &[&[Kernel]] = &[
     gemm::KERNELS,
     conv_wgmma::KERNELS,
     conv::KERNELS,
-    movement::KERNELS,
     qkv_heads::KERNELS,
+    movement::KERNELS,
     softmax::KERNELS,
     resize::KERNELS,
     conv_transpose2d::KERNELS,
@@ -177,6 +177,35 @@ pub fn lower(entry: &Entry, step: &Step, arch: Arch) -> Result<Lowered, String> 
     }
     let request = Request { op: &step.op, operands: &operands, results: &results };
     (kernel.lower)(&request, arch).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
+}
+
+/// What computes an operation whose operands, results and scratch memory lie elsewhere: a part of a larger one.
+pub(crate) fn within(
+    op: &Op,
+    operands: &[(ValueType, Pointer)],
+    results: &[Pointer],
+    scratch: Pointer,
+    arch: Arch,
+) -> Result<Lowered, String> {
+    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| ty.clone()).collect();
+    let request = Request { op, operands: &types, results: &op.infer(&types)? };
+    let (_, mut lowered) = kernel(&request, arch).map_err(|gap| gap.clause)?;
+    let moved = |pointer: &mut Pointer| {
+        let target = match pointer.base {
+            Base::Operand(index) => operands[index].1,
+            Base::Result(index) => results[index],
+            Base::Scratch => scratch,
+        };
+        *pointer = Pointer { base: target.base, offset: target.offset + pointer.offset };
+    };
+    for arg in lowered.launches.iter_mut().flat_map(|l| &mut l.args) {
+        match arg {
+            Arg::Pointer(pointer) => moved(pointer),
+            Arg::TensorMap(map) => moved(&mut map.base),
+            Arg::Null | Arg::Value(_) => {}
+        }
+    }
+    Ok(lowered)
 }
 
 /// Sizes of a static type.

@@ -52,6 +52,8 @@ pub struct Product {
     pub w_scales: Option<Scales>,
     /// Bias, activation, residual.
     pub epilogue: Epilogue,
+    /// What shares a scale where the results are codes and scales.
+    pub quantize: Option<Granularity>,
     /// The batch, with the steps of A and B in elements.
     walk: (Shape, Vec<Strides>),
 }
@@ -74,12 +76,13 @@ impl Product {
     /// Of `linear`, `scaled_linear`, `weight_scaled_linear` and `matmul`.
     pub fn of(request: &Request<'_>) -> Result<Self, String> {
         let scales = |operand, granularity| Some(Scales { operand, granularity });
-        let (b, x_scales, w_scales, activation, bias, residual) = match request.op {
+        let (b, x_scales, w_scales, activation, bias, residual, quantize) = match request.op {
             Op::MatMul(op) => return Self::of_matmul(op, request),
-            Op::Linear(op) => (1, None, None, op.activation, op.bias, op.residual),
-            Op::WeightScaledLinear(op) => (1, None, scales(2, op.w_scale), op.activation, op.bias, op.residual),
+            Op::Linear(op) => (1, None, None, op.activation, op.bias, op.residual, op.quantize),
+            Op::WeightScaledLinear(op) => (1, None, scales(2, op.w_scale), op.activation, op.bias, op.residual, None),
             Op::ScaledLinear(op) => {
-                (2, scales(1, op.x_scale), scales(3, op.w_scale), op.activation, op.bias, op.residual)
+                let (x_scales, w_scales) = (scales(1, op.x_scale), scales(3, op.w_scale));
+                (2, x_scales, w_scales, op.activation, op.bias, op.residual, op.quantize)
             }
             other => return Err(format!("does not compute {}", other.name())),
         };
@@ -93,7 +96,7 @@ impl Product {
         let &[n, k] = w.as_slice() else { return Err("takes weights [N, K]".into()) };
         let m = x[..x.len() - 1].iter().product();
         let walk = walk(&[], &[vec![], vec![]])?;
-        Self { m, n, k, transposed: true, items: 1, b, x_scales, w_scales, epilogue, walk }.checked()
+        Self { m, n, k, transposed: true, items: 1, b, x_scales, w_scales, epilogue, quantize, walk }.checked()
     }
 
     fn of_matmul(op: &MatMul, request: &Request<'_>) -> Result<Self, String> {
@@ -109,7 +112,8 @@ impl Product {
         let walk = walk(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)])?;
         let epilogue = Epilogue { activation: Activation::None, bias: None, residual: None };
         let (transposed, items) = (op.transpose_b, batch.iter().product());
-        Self { m, n, k, transposed, items, b: 1, x_scales: None, w_scales: None, epilogue, walk }.checked()
+        let (x_scales, w_scales, quantize) = (None, None, None);
+        Self { m, n, k, transposed, items, b: 1, x_scales, w_scales, epilogue, quantize, walk }.checked()
     }
 
     fn checked(self) -> Result<Self, String> {
@@ -147,7 +151,7 @@ impl Product {
         }
     }
 
-    /// The macros of scales and epilogue.
+    /// The macros of scales and epilogue; QUANTIZE is the columns that share a scale of codes, 0 where results are plain.
     pub fn define(&self, module: Module, request: &Request<'_>) -> Module {
         let word = |scales: Option<Scales>| match scales.map(|s| s.granularity) {
             None => "NONE",
@@ -155,7 +159,14 @@ impl Product {
             Some(Granularity::Tensor) => "TENSOR",
             Some(Granularity::Columns(_)) => "COLUMNS",
         };
-        let module = module.define("XSCALE", word(self.x_scales)).define("WSCALE", word(self.w_scales));
+        let quantize = match self.quantize {
+            Some(Granularity::Columns(columns)) => columns,
+            _ => 0,
+        };
+        let module = module
+            .define("XSCALE", word(self.x_scales))
+            .define("WSCALE", word(self.w_scales))
+            .define("QUANTIZE", quantize);
         self.epilogue.define(module, request, self.x_scales.is_some())
     }
 
@@ -164,6 +175,11 @@ impl Product {
         let mut args = vec![Arg::operand(0), Arg::operand(self.b), Arg::result(0)];
         args.extend(self.scale_args());
         args
+    }
+
+    /// The scales of codes.
+    pub fn code_scales(&self) -> Arg {
+        if self.quantize.is_some() { Arg::result(1) } else { Arg::Null }
     }
 
     /// Scales, bias and residual.
@@ -179,11 +195,11 @@ impl Product {
 }
 
 impl Epilogue {
-    /// The macros of the result, the activation, bias and residual. Results of 16 bits take approximate activations,
-    /// coarser ones where the operands were `rounded` to 8 bits.
+    /// The macros of the result, the activation, bias and residual. Results of 8 and 16 bits take approximate
+    /// activations, coarser ones where the operands were `rounded` to 8 bits.
     pub fn define(&self, module: Module, request: &Request<'_>, rounded: bool) -> Module {
         let result = request.results[0].dtype;
-        let fast = result.size() == 2;
+        let fast = result.size() <= 2;
         let activation = match self.activation {
             Activation::None => "linear",
             Activation::Relu => "relu",

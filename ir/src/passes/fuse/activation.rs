@@ -41,14 +41,14 @@ fn activation(op: &Op) -> Option<Activation> {
 /// The product with that activation, if it has room for one.
 fn applying(op: &Op, activation: Activation) -> Option<Op> {
     let mut op = op.clone();
-    let (own, residual) = match &mut op {
-        Op::Linear(op) => (&mut op.activation, op.residual),
-        Op::ScaledLinear(op) => (&mut op.activation, op.residual),
+    let (own, behind) = match &mut op {
+        Op::Linear(op) => (&mut op.activation, op.residual || op.quantize.is_some()),
+        Op::ScaledLinear(op) => (&mut op.activation, op.residual || op.quantize.is_some()),
         Op::WeightScaledLinear(op) => (&mut op.activation, op.residual),
         Op::Conv2d(op) => (&mut op.activation, op.residual),
         _ => return None,
     };
-    if residual || *own != Activation::None {
+    if behind || *own != Activation::None {
         return None;
     }
     *own = activation;

@@ -45,8 +45,8 @@ pub fn fuse(graph: &mut Graph) -> Result<usize, PatchError> {
 fn adding(graph: &Graph, y: Value) -> Option<Op> {
     let mut op = graph.op(y.node).clone();
     let residual = match &mut op {
-        Op::Linear(op) => &mut op.residual,
-        Op::ScaledLinear(op) => &mut op.residual,
+        Op::Linear(op) if op.quantize.is_none() => &mut op.residual,
+        Op::ScaledLinear(op) if op.quantize.is_none() => &mut op.residual,
         Op::WeightScaledLinear(op) => &mut op.residual,
         Op::Conv2d(op) => &mut op.residual,
         _ => return None,
