@@ -4,7 +4,8 @@
 //! is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
 //! residual stream is never rounded; attentions and convolutions give bf16, cast back to f32. Then casts that meet go:
 //! a movement between two casts is done in bf16, and a linear layer or norm whose result is only read as bf16 gives
-//! bf16 itself. Bias and residual stay f32.
+//! bf16 itself; so does the joint projection of an attention, whose heads are normalised and rotated in f32. Bias and
+//! residual stay f32.
 //!
 //! `exclude=["…"]` leaves what has one of these parts in its name in f32, `include=["…"]` overrules the pass's own
 //! list: camera heads.
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     graph::{Graph, NodeId, Value},
-    ops::{Cast, LayerNorm, Linear, Op, ScaledLinear, WeightScaledLinear},
+    ops::{Cast, LayerNorm, Linear, Op, ScaledLinear, SplitHeads, WeightScaledLinear},
     patch::{Patch, PatchError},
     types::DType,
 };
@@ -65,7 +66,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 fn narrow_operands(op: &Op) -> Option<fn(usize) -> bool> {
     match op {
         Op::Linear(_) | Op::Conv2d(_) | Op::ConvTranspose2d(_) => Some(|i| i < 2),
-        Op::WeightScaledLinear(_) | Op::Quantize(_) => Some(|i| i == 0),
+        Op::WeightScaledLinear(_) | Op::Quantize(_) | Op::SplitHeads(SplitHeads { parts: 3, .. }) => Some(|i| i == 0),
         Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) => Some(|_| true),
         Op::BlockAttention(_) => Some(|i| !(3..=4).contains(&i)),
         Op::LinearAttention(_) => Some(|i| i < 3),
@@ -84,7 +85,7 @@ fn rewrite(
     let mut op = graph.op(id).clone();
     match &mut op {
         Op::Linear(Linear { out, .. }) | Op::WeightScaledLinear(WeightScaledLinear { out, .. }) => {
-            *out = Some(types[0].dtype)
+            *out = out.or(Some(DType::F32));
         }
         _ => {}
     }
@@ -147,7 +148,7 @@ fn sink(graph: &mut Graph) -> Result<usize, PassError> {
     let mut sunk = 0;
     for cast in casts {
         let x = graph.operands(cast)[0];
-        if graph.use_count(x) != 1 || graph.ty(x).dtype != DType::F32 {
+        if x.slot != 0 || graph.use_count(x) != 1 || graph.ty(x).dtype != DType::F32 {
             continue;
         }
         let mut op = graph.op(x.node).clone();

@@ -7,10 +7,10 @@
 //! v' = cast(v)
 //! ```
 //!
-//! Norm, rotation and cast may each be absent, as long as q and k agree, and v is cast as they are. Intermediate values
-//! must have no other reader. Numbers are rounded once instead of after every step.
+//! Norm, rotation and cast may each be absent, as long as q and k agree, and v ends in their type; a part may be widened
+//! first. Intermediate values must have no other reader. Numbers are rounded once instead of after every step.
 
-use super::{Effect, Options, Pass, PassError, Report, dce::DCE};
+use super::{Effect, Options, Pass, PassError, Report, dce::DCE, uses::result};
 use crate::{
     graph::{Graph, NodeId, Value},
     ops::{Cast, LayerNorm, Op, QkvHeads, Rope, SplitHeads},
@@ -30,7 +30,6 @@ pub const FUSE_HEADS: Pass = Pass {
 struct Chain {
     norm: Option<(f64, [Value; 2])>,
     rope: Option<(usize, [Value; 2])>,
-    cast: Option<DType>,
     end: Value,
 }
 
@@ -49,13 +48,13 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     for (split, heads) in splits {
         let part = |slot| chain(graph, Value { node: split, slot });
         let (q, k, v) = (part(0), part(1), part(2));
-        let cast = [&q, &k, &v].map(|c| c.cast);
-        let alike = q.norm.map(|n| n.0) == k.norm.map(|n| n.0) && q.rope == k.rope && cast == [q.cast; 3];
+        let x = graph.operands(split)[0];
+        let [own, out, k_out, v_out] = [x, q.end, k.end, v.end].map(|value| graph.ty(value).dtype);
+        let alike = q.norm.map(|n| n.0) == k.norm.map(|n| n.0) && q.rope == k.rope && [k_out, v_out] == [out; 2];
         // A plain split moves elements and nothing else: there is nothing to join.
-        if !alike || v.norm.is_some() || v.rope.is_some() || (q.norm, q.rope, q.cast) == (None, None, None) {
+        if !alike || v.norm.is_some() || v.rope.is_some() || (q.norm, q.rope, out) == (None, None, own) {
             continue;
         }
-        let x = graph.operands(split)[0];
         let mut operands = vec![x];
         operands.extend([&q, &k].iter().filter_map(|c| c.norm).flat_map(|(_, affine)| affine));
         operands.extend(q.rope.iter().flat_map(|(_, tables)| *tables));
@@ -64,7 +63,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
             norm: q.norm.is_some(),
             eps: q.norm.map_or(1e-5, |n| n.0),
             segments: q.rope.map_or(0, |r| r.0),
-            out: q.cast,
+            out: Some(out).filter(|out| *out != own),
         };
         let mut patch = Patch::new(graph, "fuse_heads", q.end);
         let new = patch.wire_all(op, &operands)?;
@@ -77,32 +76,33 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     Ok(Report::count("attentions", fused))
 }
 
-/// Follows a part through norm, rotation and cast, in this order, each the only reader of what comes before.
+/// Follows a part through widening, norm, rotation and rounding, in this order, each the only reader of what comes
+/// before.
 fn chain(graph: &Graph, start: Value) -> Chain {
-    let mut chain = Chain { norm: None, rope: None, cast: None, end: start };
-    let dtype = graph.ty(start).dtype;
+    let mut chain = Chain { norm: None, rope: None, end: start };
+    let dtype = |value: Value| graph.ty(value).dtype;
     let next = |value: Value| match graph.users(value)[..] {
         [(reader, 0)] if graph.use_count(value) == 1 => Some(reader),
         _ => None,
     };
-    while let Some(reader) = next(chain.end) {
-        let operands = graph.operands(reader);
+    let mut rounded = false;
+    while let Some(reader) = next(chain.end).filter(|_| !rounded) {
+        let (operands, end) = (graph.operands(reader), result(reader));
         match graph.op(reader) {
-            Op::LayerNorm(LayerNorm { eps, out }) if operands.len() == 3 && out.is_none_or(|t| t == dtype) => {
-                if chain.norm.is_some() || chain.rope.is_some() || chain.cast.is_some() {
+            Op::LayerNorm(LayerNorm { eps, .. }) if operands.len() == 3 && dtype(end) == dtype(chain.end) => {
+                if chain.norm.is_some() || chain.rope.is_some() {
                     break;
                 }
                 chain.norm = Some((*eps, [operands[1], operands[2]]));
             }
-            Op::Rope(Rope { segments }) if chain.rope.is_none() && chain.cast.is_none() => {
+            Op::Rope(Rope { segments }) if chain.rope.is_none() => {
                 chain.rope = Some((*segments, [operands[1], operands[2]]));
             }
-            Op::Cast(Cast { to }) if chain.cast.is_none() && to.is_float() && *to != DType::F64 => {
-                chain.cast = Some(*to);
-            }
+            Op::Cast(Cast { to: DType::F32 }) if chain.end == start && dtype(start).size() < 4 => {}
+            Op::Cast(Cast { to }) if to.is_float() && *to != DType::F64 => rounded = true,
             _ => break,
         }
-        chain.end = Value { node: reader, slot: 0 };
+        chain.end = end;
     }
     chain
 }
