@@ -44,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(256) attend(
     const u32 query_blocks, const u32 key_blocks, const u32 longest, const u32 centroids, const u32 tiles, const u32 n,
     const u32 m, const u32 d, const u32 e, const float scale)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     const u32 stride = d + 1;
     float* queries = shared;

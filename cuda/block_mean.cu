@@ -14,6 +14,7 @@ extern "C" __global__ void __launch_bounds__(256) block_mean(
     const TX* __restrict__ x, TR* __restrict__ y, const __grid_constant__ Runs runs, const i64 size, const i64 n,
     const i64 d, const i64 blocks, const i64 total)
 {
+    wait_for_launch_before();
     __shared__ float parts[WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (i64 at = blockIdx.x; at < total; at += gridDim.x) {

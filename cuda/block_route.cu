@@ -14,6 +14,7 @@ const i32 OWN_BLOCK = 1, OWN_RUN = 2;
 extern "C" __global__ void __launch_bounds__(128) key_means(
     const TX* __restrict__ k, float* __restrict__ means, const Cut cut, const u32 blocks, const u32 m, const u32 d)
 {
+    wait_for_launch_before();
     const i64 head = blockIdx.x / blocks;
     const u32 block = blockIdx.x - (u32)head * blocks;
     const Range range = tokens_of(cut, block);
@@ -29,6 +30,7 @@ extern "C" __global__ void __launch_bounds__(256) mean_of_means(
     const float* __restrict__ means, float* __restrict__ mean, const Cut cut, const u32 blocks, const u32 m,
     const i64 columns)
 {
+    wait_for_launch_before();
     const i64 column = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (column >= columns) return;
     float sum = 0.f;
@@ -86,6 +88,7 @@ extern "C" __global__ void __launch_bounds__(256) route(
     const u32 query_blocks, const u32 key_blocks, const u32 longest, const u32 n, const u32 d, const u32 sub,
     const float scale)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     __shared__ float float_parts[8];
     __shared__ u32 parts[8], histogram[256], found[2];

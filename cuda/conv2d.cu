@@ -19,6 +19,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
     const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
     const TRESIDUAL* __restrict__ residual, const Convolution c)
 {
+    wait_for_launch_before();
     // Padded by 4 so that neither rows nor columns of a tile share a bank.
     __shared__ __align__(16) float weights[2][DEPTH][TILE_M + 4];
     __shared__ __align__(16) float columns[2][DEPTH][TILE_N + 4];

@@ -18,6 +18,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
     const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
     const TRESIDUAL* __restrict__ residual, const Convolution c)
 {
+    wait_for_launch_before();
     extern __shared__ __align__(1024) u8 shared[];
     const u32 slices_w = shared_address(shared), slices_x = slices_w + STAGES * BYTES_W;
     const Part part = part_of(blockIdx.x, TILE_M, TILE_N, c);

@@ -33,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_layout(
     const TX* __restrict__ x, const TX* __restrict__ w, uint4* __restrict__ pixels, uint4* __restrict__ taps,
     const Layout l)
 {
+    wait_for_launch_before();
     // One element more a row: then the 8 channels of 32 pixels lie in different banks.
     __shared__ u16 tile[64][33];
     const u32 flat = l.rows * l.pitch, runs = (flat + 31) / 32, parts = l.filled / 64;

@@ -14,6 +14,7 @@ extern "C" __global__ void __launch_bounds__(256) conv_transpose2d(
     const TX* __restrict__ x, const TX* __restrict__ w, const TB* __restrict__ b, TR* __restrict__ y,
     const __grid_constant__ Geometry g, const i64 n)
 {
+    wait_for_launch_before();
     const int taps = g.kernel[0] * g.kernel[1];
     const i64 plane = (i64)g.height * g.width;
     const INDEX columns = g.result_width, rows = g.result_height, outputs = g.groups * g.outputs;
@@ -50,6 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) place_stamps(
     const float* __restrict__ products, const TB* __restrict__ b, TR* __restrict__ y, const i32 outputs,
     const i32 height, const i32 width, const i32 kh, const i32 kw, const i64 n)
 {
+    wait_for_launch_before();
     const INDEX columns = (INDEX)width * kw, rows = (INDEX)height * kh;
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const INDEX line = at / columns, column = at - line * columns;

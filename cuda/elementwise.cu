@@ -72,6 +72,7 @@ extern "C" __global__ void __launch_bounds__(256) elementwise(
     const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, TR* __restrict__ y,
     const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i32 neighbours, const i64 n)
 {
+    wait_for_launch_before();
     typedef compute<T0>::type A;
     typedef compute<T1>::type B;
     typedef compute<T2>::type C;

@@ -43,6 +43,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_tiled(
     const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
     const Product p)
 {
+    wait_for_launch_before();
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
     // Padded by 4 so that neither rows nor columns of a tile share a bank.
     __shared__ __align__(16) float tile_a[2][DEPTH][TILE_M + 4];
@@ -125,6 +126,7 @@ extern "C" __global__ void __launch_bounds__(256) product_few_rows(
     const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
     const Product p)
 {
+    wait_for_launch_before();
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
     const u32 column = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * ROWS;
     if (column >= p.n) return;

@@ -68,6 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_mma(
     const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
     const Product p)
 {
+    wait_for_launch_before();
     extern __shared__ __align__(1024) u8 shared[];
     const u32 slices_a = shared_address(shared), slices_b = slices_a + STAGES * BYTES_A;
     const u32 tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + TILE_N - 1) / TILE_N;

@@ -29,6 +29,7 @@ extern "C" __global__ void __launch_bounds__(256) gather_slices(
     const __grid_constant__ Target target, const i64 per_batch, const i64 batch, const i64 shared, const i64 inner,
     const i64 n)
 {
+    wait_for_launch_before();
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const INDEX row = at / (INDEX)inner, within = at - row * (INDEX)inner;
         const INDEX outer = row / (INDEX)per_batch;
@@ -43,17 +44,20 @@ extern "C" __global__ void __launch_bounds__(256) gather_elements(
     const ELEMENT* __restrict__ x, const TI* __restrict__ indices, ELEMENT* __restrict__ y, const Shape shape,
     const Strides strides, const i64 size, const i64 stride, const i64 n)
 {
+    wait_for_launch_before();
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u)
         y[at] = x[offset(at, shape, strides) + wrapped(indices[at], size) * stride];
 }
 
 extern "C" __global__ void __launch_bounds__(256) clear(i32* __restrict__ last, const i64 n) {
+    wait_for_launch_before();
     for (i64 at = blockIdx.x * 256ll + threadIdx.x; at < n; at += gridDim.x * 256ll) last[at] = -1;
 }
 
 extern "C" __global__ void __launch_bounds__(256) mark_slices(
     const TI* __restrict__ indices, i32* __restrict__ last, const __grid_constant__ Target target, const i64 n)
 {
+    wait_for_launch_before();
     for (i64 at = blockIdx.x * 256ll + threadIdx.x; at < n; at += gridDim.x * 256ll)
         atomicMax(last + slot_of(indices + at * target.tuple, target), (i32)at);
 }
@@ -62,6 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) mark_elements(
     const TI* __restrict__ indices, i32* __restrict__ last, const Shape shape, const Strides strides, const i64 size,
     const i64 stride, const i64 n)
 {
+    wait_for_launch_before();
     for (u32 at = blockIdx.x * 256u + threadIdx.x; at < (u32)n; at += gridDim.x * 256u)
         atomicMax(last + offset(at, shape, strides) + wrapped(indices[at], size) * stride, (i32)at);
 }
@@ -71,6 +76,7 @@ extern "C" __global__ void __launch_bounds__(256) replace(
     const ELEMENT* __restrict__ x, const ELEMENT* __restrict__ updates, const i32* __restrict__ last,
     ELEMENT* __restrict__ y, const i64 inner, const i64 n)
 {
+    wait_for_launch_before();
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const INDEX slot = at / (INDEX)inner;
         const i32 update = last[slot];
@@ -83,5 +89,6 @@ extern "C" __global__ void __launch_bounds__(256) replace(
 extern "C" __global__ void __launch_bounds__(256) range(
     i64* __restrict__ y, const u64 start, const u64 step, const i64 n)
 {
+    wait_for_launch_before();
     for (i64 at = blockIdx.x * 256ll + threadIdx.x; at < n; at += gridDim.x * 256ll) y[at] = start + step * at;
 }

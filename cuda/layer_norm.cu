@@ -40,6 +40,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) normalise_kept(
     const TX* __restrict__ x, const TG* __restrict__ g, const TB* __restrict__ b, TY* __restrict__ y,
     float* __restrict__ scales, const i64 rows, const u32 columns, const u32 group, const float eps)
 {
+    wait_for_launch_before();
     const u32 lane = threadIdx.x % 32;
     // Columns that lie beyond a row are zeros.
     auto column_of = [&](u32 i) { return (i * 32 + lane) * VECTOR; };
@@ -133,6 +134,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) normalise_any(
     const TX* __restrict__ x, const TG* __restrict__ g, const TB* __restrict__ b, TY* __restrict__ y,
     float* __restrict__ scales, const i64 rows, const u32 columns, const u32 group, const float eps)
 {
+    wait_for_launch_before();
     const u32 lane = threadIdx.x % 32;
     for (i64 row = (i64)blockIdx.x * WARPS + threadIdx.x / 32; row < rows; row += (i64)gridDim.x * WARPS) {
         const TX* from = x + row * columns;
@@ -186,6 +188,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) normalise_any(
 extern "C" __global__ void __launch_bounds__(256) scale_of_rows(
     const float* __restrict__ largest, float* __restrict__ scale, const i64 rows)
 {
+    wait_for_launch_before();
     __shared__ float parts[8];
     float most = 0.f;
     for (i64 row = threadIdx.x; row < rows; row += 256) most = fmaxf(most, largest[row]);

@@ -37,6 +37,7 @@ extern "C" __global__ void __launch_bounds__(256) sum_states(
     const TX* __restrict__ k, const TX* __restrict__ v, float* __restrict__ states, const u32 stretches,
     const u32 stretch, const u32 m, const u32 d, const u32 e)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     const u32 stride = d + 1, across = threadIdx.x % 16, down = threadIdx.x / 16;
     float *features = shared, *values = features + KEYS * stride;
@@ -84,6 +85,7 @@ extern "C" __global__ void __launch_bounds__(128) join_states(
     const float* __restrict__ states, const TW* __restrict__ w, float* __restrict__ joined, const u32 stretches,
     const u32 d, const u32 e)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     const i64 head = blockIdx.x / d, size = d * (e + 1);
     const u32 row = blockIdx.x - (u32)head * d;
@@ -117,6 +119,7 @@ extern "C" __global__ void __launch_bounds__(256) apply_states(
     const TX* __restrict__ q, const float* __restrict__ joined, TY* __restrict__ y, const u32 tiles, const u32 n,
     const u32 d, const u32 e)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     const u32 stride = d + 1, across = threadIdx.x % 16, down = threadIdx.x / 16;
     const i64 head = blockIdx.x / tiles;
@@ -149,6 +152,7 @@ extern "C" __global__ void __launch_bounds__(256) apply_states(
 extern "C" __global__ void __launch_bounds__(128) project(
     const float* __restrict__ o, const TW* __restrict__ w, TY* __restrict__ y, const u32 e)
 {
+    wait_for_launch_before();
     extern __shared__ float shared[];
     const i64 row = blockIdx.x;
     for (u32 i = threadIdx.x; i < e; i += 128) shared[i] = o[row * e + i];

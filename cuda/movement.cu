@@ -18,6 +18,7 @@ extern "C" __global__ void __launch_bounds__(256) copy(
     const ELEMENT* __restrict__ from3, ELEMENT* __restrict__ to0, ELEMENT* __restrict__ to1, ELEMENT* __restrict__ to2,
     ELEMENT* __restrict__ to3, const __grid_constant__ Copies copies)
 {
+    wait_for_launch_before();
     const int which = blockIdx.y;
     const Copy& copy = copies.of[which];
     const ELEMENT* from = (which < 2 ? which == 0 ? from0 : from1 : which == 2 ? from2 : from3) + copy.from_start;
@@ -35,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(256) transpose(
     const Strides to_strides, const i64 rows, const i64 columns, const i64 from_column, const i64 to_row,
     const i64 tiles)
 {
+    wait_for_launch_before();
     __shared__ ELEMENT tile[TILE][TILE + 1];
     const INDEX down = (rows + TILE - 1) / TILE, across = (columns + TILE - 1) / TILE;
     const int lane = threadIdx.x % TILE, first = threadIdx.x / TILE;
@@ -64,6 +66,7 @@ extern "C" __global__ void __launch_bounds__(256) pad(
     const ELEMENT* __restrict__ x, ELEMENT* __restrict__ y, const Shape shape, const Strides x_strides,
     const Border border, const uint4 value, const i64 n)
 {
+    wait_for_launch_before();
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         INDEX rest = at;
         i64 from = 0;

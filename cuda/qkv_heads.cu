@@ -17,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) qkv_heads(
     const TN* __restrict__ k_b, const TT* __restrict__ cos, const TT* __restrict__ sin, TY* __restrict__ q,
     TY* __restrict__ k, TY* __restrict__ v, const Heads s, const i64 tokens)
 {
+    wait_for_launch_before();
     const i64 row = (i64)blockIdx.x * 8 + threadIdx.x / 32;
     if (row >= tokens) return;
     const i64 image = row / s.n, token = row % s.n;
@@ -77,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(256) qkv_heads(
     const TN* __restrict__ k_b, const TT* __restrict__ cos, const TT* __restrict__ sin, TY* __restrict__ q,
     TY* __restrict__ k, TY* __restrict__ v, const Heads s, const i64 count)
 {
+    wait_for_launch_before();
     const int lane = threadIdx.x % 32;
     for (i64 at = (i64)blockIdx.x * 8 + threadIdx.x / 32; at < count; at += (i64)gridDim.x * 8) {
         const int head = (int)(at % s.heads);

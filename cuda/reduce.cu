@@ -123,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_rows(
     const TX* __restrict__ x, TR* __restrict__ y, const Shape kept, const Strides kept_strides, const Shape gone,
     const Strides gone_strides, const i64 results, const i64 terms)
 {
+    wait_for_launch_before();
     __shared__ Partial parts[WARPS];
     const int lane = threadIdx.x % GROUP;
     // All threads of a block take the same number of turns, whether or not their result exists.
@@ -151,6 +152,7 @@ extern "C" __global__ void __launch_bounds__(256) reduce_columns(
     const TX* __restrict__ x, TR* __restrict__ y, const Shape kept, const Strides kept_strides, const Shape gone,
     const Strides gone_strides, const i64 results, const i64 terms)
 {
+    wait_for_launch_before();
     __shared__ Partial parts[WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (i64 first = blockIdx.x * 32ll; first < results; first += gridDim.x * 32ll) {

@@ -59,6 +59,7 @@ template <int COUNT> DEVICE void make_taps(const Law& law, const AxisLaw& axis, 
 extern "C" __global__ void __launch_bounds__(256) taps(
     Tap* __restrict__ rows, Tap* __restrict__ columns, const Law law, const AxisLaw down, const AxisLaw across)
 {
+    wait_for_launch_before();
     for (i64 i = blockIdx.x * 256ll + threadIdx.x; i < down.to + across.to; i += gridDim.x * 256ll) {
         if (i < down.to) make_taps<ROWS>(law, down, i, rows + i * ROWS);
         else make_taps<COLUMNS>(law, across, i - down.to, columns + (i - down.to) * COLUMNS);
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(256) resize(
     const TX* __restrict__ x, TR* __restrict__ y, const Tap* __restrict__ rows, const Tap* __restrict__ columns,
     const i64 height, const i64 width, const i64 result_height, const i64 result_width, const i64 n)
 {
+    wait_for_launch_before();
     const INDEX h = (INDEX)result_height, w = (INDEX)result_width;
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const INDEX line = at / w, j = at - line * w;

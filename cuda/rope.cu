@@ -8,6 +8,7 @@ extern "C" __global__ void __launch_bounds__(256) rope(
     const TX* __restrict__ x, const TT* __restrict__ cosines, const TT* __restrict__ sines, TX* __restrict__ y,
     const Shape shape, const Strides table, const i64 n, const u32 width)
 {
+    wait_for_launch_before();
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const i64 from = offset(at, shape, table);
         const bool low = (u32)(at % width) < width / 2;

@@ -23,6 +23,7 @@ template <class Join> DEVICE float over_group(float x, float* scratch, Join join
 extern "C" __global__ void __launch_bounds__(256) softmax_rows(
     const TX* __restrict__ x, TR* __restrict__ y, const i64 rows, const i64 n)
 {
+    wait_for_launch_before();
     __shared__ float scratch[THREADS / 32];
     const int lane = threadIdx.x % GROUP;
     const i64 groups = THREADS / GROUP;
@@ -45,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(256) softmax_rows(
 extern "C" __global__ void __launch_bounds__(256) softmax_columns(
     const TX* __restrict__ x, TR* __restrict__ y, const i64 n, const i64 inner, const i64 columns)
 {
+    wait_for_launch_before();
     const int WARPS = THREADS / 32;
     __shared__ float parts[WARPS][32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

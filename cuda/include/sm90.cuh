@@ -105,10 +105,6 @@ DEVICE void named_arrive(i32 id, i32 threads) { asm volatile("bar.arrive %0, %1;
 template <int N> DEVICE void registers_raise() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void registers_lower() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 
-// Launches that may overlap with the one before: nothing may be read or written before the wait.
-DEVICE void wait_for_launch_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-DEVICE void let_next_launch_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
 // Four 8x8 matrices of 16-bit elements: lanes 0-7 address the rows of the first, 8-15 of the second, and so on.
 DEVICE void store_matrices(u32 at, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], {%1, %2, %3, %4};"

@@ -11,6 +11,15 @@ typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
 
+// Launches overlap where the device can (Hopper): a kernel reads and writes nothing before it has waited for the launch
+// in front; the next one may start by then, and waits in its turn. The first statement of every kernel, or the first
+// behind what it does in shared memory alone.
+DEVICE void wait_for_launch_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 struct half_t { u16 bits; };
 struct bf16_t { u16 bits; };
 struct e4m3_t { u8 bits; };

@@ -139,6 +139,7 @@ fn launch(s: Sizes, variant: Variant, scale: f64, listed: Option<&Listed>) -> Re
         function: "attend_wgmma",
         grid: [total.min(PROCESSORS * variant.blocks) as u32, 1, 1],
         block: 128 * (variant.groups as u32 + 1),
+        cluster: 1,
         shared: (shared + biases) as u32,
         args,
     })

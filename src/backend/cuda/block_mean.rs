@@ -59,6 +59,7 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         function: "block_mean",
         grid: [blocks(total as u64, 1), 1, 1],
         block: THREADS,
+        cluster: 1,
         shared: 0,
         args: [Arg::operand(0), Arg::result(0), Arg::of(runs)].into_iter().chain(sizes).collect(),
     }

@@ -1,32 +1,78 @@
-//! What can be held against the reference without a device: every case of every operation lowers to modules that
-//! compile for every architecture, without spilling registers.
+//! What can be checked without a device: every case of every operation lowers to modules that compile for every
+//! architecture, without spilling registers, and whose machine code is what rows and runtime rely on.
 
 use std::collections::BTreeMap;
 
 use lite3r_ir::{Op, Tensor, ValueType};
 use rayon::prelude::*;
 
-use super::{launch::Module, *};
+use super::{
+    launch::Module,
+    sass::{self, op},
+    *,
+};
 
 const ARCHES: [Arch; 3] = [Arch::Sm90a, Arch::Sm89, Arch::Sm80];
 
 /// An operation with the types of its operands.
 pub type Typed = (Op, Vec<ValueType>);
 
-/// The modules of requests, each with the first request that needs it, from all rows or those that `variant` names.
-fn modules(requests: &[(String, Typed)], variant: &str, arch: Arch) -> BTreeMap<Module, String> {
-    let mut modules = BTreeMap::new();
-    for (user, (op, operands)) in requests {
-        let results = op.infer(operands).expect("requests are well-typed");
-        let request = Request { op, operands, results: &results };
-        for kernel in rows().filter(|k| k.op == op.name() && k.name.ends_with(variant)) {
-            let Ok(lowered) = (kernel.lower)(&request, arch) else { continue };
-            for launch in lowered.launches {
-                modules.entry(launch.module).or_insert_with(|| format!("{} {user}", kernel.name));
+/// What a row lowers a request to: its name with the request, and where the kernels are.
+struct Use {
+    row: &'static str,
+    request: String,
+    kernels: Vec<(Module, &'static str)>,
+}
+
+impl Use {
+    /// Of requests on all rows or those that `variant` names.
+    fn all(requests: &[(String, Typed)], variant: &str, arch: Arch) -> Vec<Self> {
+        let mut uses = Vec::new();
+        for (name, (op, operands)) in requests {
+            let results = op.infer(operands).expect("requests are well-typed");
+            let request = Request { op, operands, results: &results };
+            for kernel in rows().filter(|k| k.op == op.name() && k.name.ends_with(variant)) {
+                let Ok(lowered) = (kernel.lower)(&request, arch) else { continue };
+                let kernels = lowered.launches.into_iter().map(|l| (l.module, l.function)).collect();
+                uses.push(Self { row: kernel.name, request: name.clone(), kernels });
             }
         }
+        uses
     }
-    modules
+
+    /// Rows are named after the instructions that they promise.
+    fn fault(&self, cubins: &BTreeMap<&Module, Vec<u8>>) -> Option<String> {
+        let wanted: &[u16] = match self.row.rsplit('.').next() {
+            Some("wgmma") => &op::WGMMA,
+            Some("mma") => &op::MMA,
+            _ => return None,
+        };
+        let promised = |(module, function): &(Module, &str)| {
+            let kernels = sass::kernels(cubins.get(module)?)?;
+            Some(kernels.iter().any(|k| k.name == *function && k.count(wanted) > 0))
+        };
+        let kept = self.kernels.iter().any(|k| promised(k) == Some(true));
+        (!kept).then(|| format!("{} {}: no instruction of tensor cores", self.row, self.request))
+    }
+}
+
+/// What a compiled module must not have: spills, products that wait for one another, on Hopper kernels that touch
+/// memory before they wait for the launch in front, and in kernels of `wgmma` any local memory.
+fn faults(made: &nvrtc::Cubin, arch: Arch) -> Vec<String> {
+    let spilled = |l: &&str| l.contains("spill") && !l.contains(", 0 bytes spill stores, 0 bytes spill loads");
+    let serialised = |l: &&str| (7510..=7515).any(|code| l.contains(&format!("C{code}")));
+    let mut faults: Vec<String> =
+        made.log.lines().filter(|l| spilled(l) || serialised(l)).map(str::to_string).collect();
+    let Some(kernels) = sass::kernels(&made.bytes) else { return vec!["no ELF file".into()] };
+    for kernel in kernels {
+        if arch == Arch::Sm90a && !kernel.waits() {
+            faults.push(format!("`{}` touches memory before wait_for_launch_before()", kernel.name));
+        }
+        if kernel.count(&op::WGMMA) > 0 && kernel.count(&op::LOCAL) > 0 {
+            faults.push(format!("`{}` has local memory", kernel.name));
+        }
+    }
+    faults
 }
 
 fn assert_compile(requests: &[(String, Typed)], variant: &str) {
@@ -36,23 +82,23 @@ fn assert_compile(requests: &[(String, Typed)], variant: &str) {
         return;
     }
     for arch in ARCHES {
-        let modules: Vec<_> = modules(requests, variant, arch).into_iter().collect();
-        let faults: Vec<String> = modules
-            .par_iter()
-            .filter_map(|(module, user)| match nvrtc::compile(module, arch) {
-                Err(error) => Some(format!("{user}: {error}")),
-                Ok(made) => {
-                    let spilled =
-                        |l: &&str| l.contains("spill") && !l.contains(", 0 bytes spill stores, 0 bytes spill loads");
-                    let serialised =
-                        |l: &&str| ["C7510", "C7511", "C7512", "C7514", "C7515"].iter().any(|c| l.contains(c));
-                    let line = made.log.lines().find(|l| spilled(l) || serialised(l))?;
-                    Some(format!("{user}: {}: {line}", module.key()))
-                }
-            })
-            .collect();
+        let uses = Use::all(requests, variant, arch);
+        let mut modules: BTreeMap<&Module, &Use> = BTreeMap::new();
+        uses.iter().for_each(|u| u.kernels.iter().for_each(|(module, _)| _ = modules.entry(module).or_insert(u)));
+        let made: Vec<_> = modules.par_iter().map(|(module, _)| (*module, nvrtc::compile(module, arch))).collect();
+        let (mut cubins, mut wrong) = (BTreeMap::new(), Vec::new());
+        for (module, made) in made {
+            let Use { row, request, .. } = modules[module];
+            let found = match &made {
+                Ok(made) => faults(made, arch),
+                Err(error) => vec![error.to_string()],
+            };
+            wrong.extend(found.into_iter().map(|fault| format!("{row} {request}: {}: {fault}", module.key())));
+            cubins.extend(made.ok().map(|made| (module, made.bytes)));
+        }
+        wrong.extend(uses.iter().filter_map(|u| u.fault(&cubins)));
         println!("{}: {} modules", arch.name(), modules.len());
-        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        assert!(wrong.is_empty(), "{}: {}", arch.name(), wrong.join("\n"));
     }
 }
 
@@ -65,7 +111,7 @@ pub fn compiles(requests: &[Typed], variant: &str) {
 }
 
 #[test]
-fn every_module_compiles_without_spills() {
+fn every_module_compiles_as_it_must() {
     let cases = Op::all_cases().into_iter().map(|case| {
         let operands = case.inputs.iter().map(Tensor::value_type).collect();
         (case.name.to_string(), (case.op, operands))

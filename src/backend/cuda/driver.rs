@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // calls into a C library
 
 use std::{
+    collections::HashSet,
     ffi::{CStr, CString, c_void},
     mem::MaybeUninit,
     ptr,
@@ -17,7 +18,8 @@ use lite3r_ir::DType;
 
 use super::{
     Arch,
-    launch::{Swizzle, TensorMap},
+    launch::{Launch, Swizzle, TensorMap},
+    sass,
 };
 use crate::{Error, Kind, Result};
 
@@ -272,6 +274,8 @@ impl Drop for Memory {
 pub struct Code {
     context: Arc<Context>,
     module: sys::CUmodule,
+    /// Kernels that may begin while the launch in front still runs.
+    waiting: HashSet<String>,
 }
 
 // SAFETY: as for `Context`, which every use makes current.
@@ -279,7 +283,11 @@ unsafe impl Send for Code {}
 
 /// A kernel of loaded code; lives no longer than that.
 #[derive(Clone, Copy)]
-pub struct Function(sys::CUfunction);
+pub struct Function {
+    function: sys::CUfunction,
+    /// Whether it waits for the launch in front by itself.
+    waits: bool,
+}
 
 // SAFETY: a handle of the driver.
 unsafe impl Send for Function {}
@@ -292,7 +300,12 @@ impl Code {
         // SAFETY: a whole ELF file; the driver checks it.
         let done = unsafe { sys::cuModuleLoadData(&mut module, cubin.as_ptr().cast()) };
         check(done, "cuda.module", || format!("module `{name}`"))?;
-        Ok(Self { context: context.clone(), module })
+        let waiting = match context.arch {
+            Arch::Sm90a => sass::kernels(cubin).unwrap_or_default(),
+            Arch::Sm80 | Arch::Sm89 => Vec::new(),
+        };
+        let waiting = waiting.into_iter().filter(|k| k.waits()).map(|k| k.name.to_string()).collect();
+        Ok(Self { context: context.clone(), module, waiting })
     }
 
     /// A kernel, allowed so much dynamic shared memory a block. Errors: `cuda.module`.
@@ -309,7 +322,7 @@ impl Code {
             let done = unsafe { sys::cuFuncSetAttribute(function, SHARED, shared as i32) };
             check(done, "cuda.module", || format!("kernel `{name}` with {shared} bytes of shared memory"))?;
         }
-        Ok(Function(function))
+        Ok(Function { function, waits: self.waiting.contains(name) })
     }
 }
 
@@ -332,6 +345,7 @@ pub struct Ready {
     function: Function,
     grid: [u32; 3],
     block: u32,
+    cluster: u32,
     shared: u32,
     slots: Vec<Slot>,
     /// The slot that each parameter begins at.
@@ -340,7 +354,7 @@ pub struct Ready {
 
 impl Ready {
     /// With the bytes of every parameter.
-    pub fn new(function: Function, grid: [u32; 3], block: u32, shared: u32, params: &[Vec<u8>]) -> Self {
+    pub fn new(function: Function, launch: &Launch, params: &[Vec<u8>]) -> Self {
         let (mut slots, mut starts) = (Vec::new(), Vec::with_capacity(params.len()));
         for param in params {
             starts.push(slots.len());
@@ -350,36 +364,55 @@ impl Ready {
                 slot
             }));
         }
-        Self { function, grid, block, shared, slots, starts }
+        let Launch { grid, block, cluster, shared, .. } = *launch;
+        Self { function, grid, block, cluster, shared, slots, starts }
     }
 
-    /// Puts it on the stream.
+    /// Puts it on the stream. With `overlap`, a kernel that waits by itself begins while the launch in front still runs
+    /// (programmatic dependent launch); what is not a kernel is always awaited.
     ///
     /// # Safety
     /// The parameters must be those of the kernel, and the code that it is of still loaded; what they point to must be
     /// the memory that the kernel reads and writes.
-    pub unsafe fn launch(&self, context: &Context) -> Result<()> {
+    pub unsafe fn launch(&self, context: &Context, overlap: bool) -> Result<()> {
+        use sys::CUlaunchAttributeID_enum as Id;
         let mut params: Vec<*mut c_void> =
             self.starts.iter().map(|at| (&raw const self.slots[*at]).cast_mut().cast()).collect();
-        let [x, y, z] = self.grid;
-        // SAFETY: by the contract; the driver copies the parameters before it returns.
-        let done = unsafe {
-            sys::cuLaunchKernel(
-                self.function.0,
-                x,
-                y,
-                z,
-                self.block,
-                1,
-                1,
-                self.shared,
-                context.stream,
-                params.as_mut_ptr(),
-                ptr::null_mut(),
-            )
+        let attribute = |id, set: &dyn Fn(&mut sys::CUlaunchAttributeValue)| {
+            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+            set(&mut value);
+            sys::CUlaunchAttribute { id, pad: [0; 4], value }
         };
+        let mut attributes = Vec::with_capacity(2);
+        if overlap && self.function.waits {
+            let set = |value: &mut sys::CUlaunchAttributeValue| value.programmaticStreamSerializationAllowed = 1;
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, &set));
+        }
+        if self.cluster > 1 {
+            let set = |value: &mut sys::CUlaunchAttributeValue| {
+                value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
+            };
+            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &set));
+        }
+        let [x, y, z] = self.grid;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: self.block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: self.shared,
+            hStream: context.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        };
+        // SAFETY: by the contract; the driver copies configuration and parameters before it returns.
+        let done =
+            unsafe { sys::cuLaunchKernelEx(&config, self.function.function, params.as_mut_ptr(), ptr::null_mut()) };
         check(done, "cuda.launch", || {
-            format!("grid {:?}, {} threads, {} bytes of shared memory", self.grid, self.block, self.shared)
+            let Self { grid, block, cluster, shared, .. } = self;
+            format!("grid {grid:?}, {block} threads, clusters of {cluster}, {shared} bytes of shared memory")
         })
     }
 }

@@ -110,7 +110,7 @@ impl Loaded {
                         }
                     };
                     let params = launch.args.iter().map(|a| places.bytes(a)).collect::<Result<Vec<_>>>()?;
-                    Ok(Ready::new(function, launch.grid, launch.block, launch.shared, &params))
+                    Ok(Ready::new(function, launch, &params))
                 });
                 ready.push(calls.collect::<Result<Vec<_>>>().map_err(|e| at(step, e))?);
             }
@@ -128,20 +128,23 @@ impl Loaded {
             stepwise,
             _code: code,
         };
+        let overlap = std::env::var_os("LITE3R_OVERLAP").is_none_or(|v| v != "0");
         for entry in 0..loaded.launches.len() {
             let graph = Graph::capture(context, || {
-                (0..loaded.launches[entry].len()).try_for_each(|step| loaded.launch(entry, step))
+                (0..loaded.launches[entry].len()).try_for_each(|step| loaded.launch(entry, step, overlap))
             })?;
             loaded.graphs.push(graph);
         }
         Ok(loaded)
     }
 
-    fn launch(&self, entry: usize, step: usize) -> Result<()> {
+    /// Puts a step on the stream; with `overlap`, it may begin while the one in front still runs.
+    fn launch(&self, entry: usize, step: usize, overlap: bool) -> Result<()> {
         for ready in &self.launches[entry][step] {
             // SAFETY: the parameters come from the row that names the kernel; operands, results and scratch are where
             // the checked plan puts them, in memory that lives as long as `self`, and so does the code.
-            unsafe { ready.launch(&self.context) }.map_err(|e| at(&self.plan.entries()[entry].steps[step], e))?;
+            unsafe { ready.launch(&self.context, overlap) }
+                .map_err(|e| at(&self.plan.entries()[entry].steps[step], e))?;
         }
         Ok(())
     }
@@ -182,7 +185,7 @@ impl Executable for Loaded {
             let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
             for (i, step) in entry.steps.iter().enumerate() {
                 begin.record()?;
-                self.launch(index, i)?;
+                self.launch(index, i, false)?;
                 end.record()?;
                 let time = end.since(&begin).map_err(|e| at(step, e))?;
                 let seen_step = StepRun { index: i, step, time: Duration::from_secs_f64(time) };

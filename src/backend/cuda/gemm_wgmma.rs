@@ -189,6 +189,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function: "product_wgmma",
         grid: [tiles.min(PROCESSORS as u32), 1, 1],
         block: tile.threads(),
+        cluster: 1,
         shared: tile.shared() as u32,
         args,
     }

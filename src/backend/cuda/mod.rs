@@ -25,6 +25,7 @@ pub mod qkv_heads;
 pub mod reduce;
 pub mod resize;
 pub mod rope;
+pub mod sass;
 pub mod softmax;
 pub mod sparse;
 

@@ -84,6 +84,7 @@ fn block_route(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function,
         grid,
         block,
+        cluster: 1,
         shared: shared as u32,
         args,
     };
@@ -146,6 +147,7 @@ fn all(s: Sizes, module: &Module, w: Option<usize>) -> Result<Lowered, String> {
         function,
         grid,
         block,
+        cluster: 1,
         shared: 4 * floats as u32,
         args,
     };
@@ -200,6 +202,7 @@ fn rest(
         function: "project",
         grid: grid(rows)?,
         block: 128,
+        cluster: 1,
         shared: 4 * s.e as u32,
         args: vec![Arg::scratch(0), Arg::operand(w), Arg::result(0), Arg::of(s.e as u32)],
     };
