@@ -16,7 +16,7 @@ use crate::{
 
 crate::attributes! {
     /// y = act(x wᵀ + b) + residual: x [.., K], w [N, K] as checkpoints store it, b [N], residual [.., N]. The sum is
-    /// wide; bias and residual may be f32 beside 16-bit x and w. With `quantize`, the results are those of `quantize` on y.
+    /// wide; w may have 16 bits beside f32 x, bias and residual may be f32 beside 16-bit x and w. With `quantize`, the results are those of `quantize` on y.
     pub struct Linear {
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,
@@ -119,8 +119,11 @@ impl OpDef for Linear {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [x, w, extra @ ..] = inputs else { return Err("takes x and w at least".into()) };
-        if x.dtype != w.dtype || !x.dtype.is_float() {
-            return Err(format!("x and w must share a floating-point type, not {x} and {w}"));
+        let narrower = x.dtype == DType::F32 && matches!(w.dtype, DType::BF16 | DType::F16);
+        if !(x.dtype == w.dtype || narrower) || !x.dtype.is_float() {
+            return Err(format!(
+                "x and w must share a floating-point type, or w have 16 bits beside f32, not {x} and {w}"
+            ));
         }
         match (x.shape.last(), w.shape.as_slice()) {
             (Some(k), [n, kw]) if k == kw => {
@@ -209,6 +212,10 @@ impl OpDef for Linear {
                 Tensor::from_f32(&[1, 2], vec![1.0, f32::MIN_POSITIVE]),
             ],
         ));
+        for (name, m, n, k) in [("narrow_weights", 3, 40, 264), ("narrow_weights_33", 33, 33, 64)] {
+            let inputs = vec![wave(&[m, k], 1), bf16(&[n, k], 2), wave(&[n], 3)];
+            cases.push(Case::new(name, Self { activation: Activation::Silu, ..Self::new(true) }, inputs));
+        }
         for (name, m, n, scale) in [
             ("codes_columns", 65, 520, Granularity::Columns(256)),
             ("codes_rows", 63, 40, Granularity::Row),

@@ -7,8 +7,9 @@
 //! bf16 itself; so does the joint projection of an attention, whose heads are normalised and rotated in f32. Bias and
 //! residual stay f32.
 //!
-//! `exclude=["…"]` leaves what has one of these parts in its name in f32, `include=["…"]` overrules the pass's own
-//! list: camera heads.
+//! Camera heads stay f32 but for the weights of their linear layers, which are read again and again for a few tokens.
+//! `exclude=["…"]` leaves what has one of these parts in its name in f32 altogether, `include=["…"]` makes of a camera
+//! head what the rest is.
 
 use std::collections::HashMap;
 
@@ -32,15 +33,15 @@ pub const BF16: Pass = Pass {
     run,
 };
 
-/// Parts of the names of what stays f32 by default.
+/// Parts of the names of what computes in f32 by default.
 pub const WIDE: [&str; 3] = ["camera_head", "cam_dec", "cam_enc"];
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     options.only(&super::named::OPTIONS)?;
-    let names = Names::read(options, &WIDE)?;
+    let (names, wide_names) = (Names::read(options, &[])?, Names::read(options, &WIDE)?);
     let mut weights = Weights::of(graph);
     let mut narrow = HashMap::new();
-    let (mut products, mut wide) = (0, 0);
+    let (mut products, mut weights_alone, mut wide) = (0, 0, 0);
     for id in graph.topological() {
         let operands = graph.operands(id);
         let Some(read) = narrow_operands(graph.op(id)) else { continue };
@@ -48,18 +49,32 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         if !f32s || operands.iter().all(|v| weights.is_known(*v)) {
             continue;
         }
-        if names.excluded(&weights.names(graph, id)).is_some() {
+        let own = weights.names(graph, id);
+        if wide_names.excluded(&own).is_none() {
+            rewrite(graph, id, read, &mut narrow)?;
+            products += 1;
+        } else if names.excluded(&own).is_none() && narrows_weights(graph, id, &weights) {
+            rewrite(graph, id, |i| i == 1, &mut narrow)?;
+            weights_alone += 1;
+        } else {
             wide += 1;
-            continue;
         }
-        rewrite(graph, id, read, &mut narrow)?;
-        products += 1;
     }
     // What was replaced still reads its operands and would pass for a second reader.
     (DCE.run)(graph, &Options::default())?;
     let sunk = sink(graph)?;
-    let counts = [("operations", products), ("left in f32", wide), ("results given in bf16", sunk)];
+    let counts = [
+        ("operations", products),
+        ("weights alone", weights_alone),
+        ("left in f32", wide),
+        ("results given in bf16", sunk),
+    ];
     Ok(Report { counts: counts.map(|(what, n)| (what.to_string(), n)).into(), notes: Vec::new() })
+}
+
+/// Whether an operation is a linear layer whose weights are known when the plan is made.
+fn narrows_weights(graph: &Graph, id: NodeId, weights: &Weights) -> bool {
+    matches!(graph.op(id), Op::Linear(_)) && weights.is_known(graph.operands(id)[1])
 }
 
 /// Which operands an operation reads as bf16; `None` for what this pass does not touch.

@@ -15,6 +15,7 @@ pub mod exec;
 pub mod floats;
 pub mod gemm;
 pub mod gemm_wgmma;
+pub mod gemv;
 pub mod indexing;
 pub mod launch;
 pub mod movement;
@@ -82,6 +83,7 @@ pub struct Kernel {
 #[rustfmt::skip]
 pub const KERNELS: &[&[Kernel]] = &[
     elementwise::KERNELS,
+    gemv::KERNELS,
     gemm_wgmma::KERNELS,
     gemm::KERNELS,
     conv_wgmma::KERNELS,

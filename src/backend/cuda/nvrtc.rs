@@ -27,6 +27,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "gemm.cu",
     "gemm_mma.cu",
     "gemm_wgmma.cu",
+    "gemv.cu",
     "conv2d.cu",
     "conv2d_mma.cu",
     "conv2d_wgmma.cu",
