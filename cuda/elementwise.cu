@@ -1,19 +1,25 @@
-// y = EXPR(a, b, c) under broadcasting, computed in f32 or i64 and rounded once.
+// y = EXPR(a, b, ...) under broadcasting, computed in f32 or i64 and rounded once.
 //
-// Macros: ARITY 1..3; T0, T1, T2 the operands' elements, TR the result's; INDEX u32 or u64; EXPR over a, b, c; FLAT 1
+// Macros: ARITY 1..6; T0, T1, ... the operands' elements, TR the result's; INDEX u32 or u64; EXPR over a to f; FLAT 1
 // where no operand is broadcast and positions are offsets; VECTOR results a thread, neighbours along the innermost
 // dimension, along which every operand is contiguous or constant if VECTOR is above 1.
 #include "activations.cuh"
 #include "strides.cuh"
 
-#ifndef ARITY
-#define ARITY 1
-#endif
 #if ARITY < 2
 #define T1 T0
 #endif
 #if ARITY < 3
 #define T2 T0
+#endif
+#if ARITY < 4
+#define T3 T0
+#endif
+#if ARITY < 5
+#define T4 T0
+#endif
+#if ARITY < 6
+#define T5 T0
 #endif
 
 DEVICE float sign(float x) { return x == 0.f ? 0.f : x != x ? x : copysignf(1.f, x); }
@@ -67,30 +73,43 @@ template <class T> DEVICE void read(typename compute<T>::type* values, const T* 
     }
 }
 
+// How each operand moves.
+struct Operands { Strides of[ARITY]; };
+
 // `n` and `shape` count groups; bit i of `neighbours` says whether operand i advances within a group.
 extern "C" __global__ void __launch_bounds__(256) elementwise(
-    const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, TR* __restrict__ y,
-    const Shape shape, const Strides s0, const Strides s1, const Strides s2, const i32 neighbours, const i64 n)
+    const T0* __restrict__ x0, const T1* __restrict__ x1, const T2* __restrict__ x2, const T3* __restrict__ x3,
+    const T4* __restrict__ x4, const T5* __restrict__ x5, TR* __restrict__ y, const Shape shape,
+    const Operands operands, const i32 neighbours, const i64 n)
 {
     wait_for_launch_before();
-    typedef compute<T0>::type A;
-    typedef compute<T1>::type B;
-    typedef compute<T2>::type C;
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)n; at += (INDEX)gridDim.x * 256u) {
         const i64 flat = (i64)at * VECTOR;
-        A as[VECTOR];
-        B bs[VECTOR] = {};
-        C cs[VECTOR] = {};
-        read(as, x0 + (FLAT ? flat : offset(at, shape, s0)), FLAT || neighbours & 1);
-        if (ARITY > 1) read(bs, x1 + (FLAT ? flat : offset(at, shape, s1)), FLAT || neighbours & 2);
-        if (ARITY > 2) read(cs, x2 + (FLAT ? flat : offset(at, shape, s2)), FLAT || neighbours & 4);
+        compute<T0>::type as[VECTOR];
+        compute<T1>::type bs[VECTOR] = {};
+        compute<T2>::type cs[VECTOR] = {};
+        compute<T3>::type ds[VECTOR] = {};
+        compute<T4>::type es[VECTOR] = {};
+        compute<T5>::type fs[VECTOR] = {};
+#define READ(i, values, x) \
+    if (ARITY > i) \
+        read(values, x + (FLAT ? flat : offset(at, shape, operands.of[i < ARITY ? i : 0])), FLAT || neighbours >> i & 1)
+        READ(0, as, x0);
+        READ(1, bs, x1);
+        READ(2, cs, x2);
+        READ(3, ds, x3);
+        READ(4, es, x4);
+        READ(5, fs, x5);
         Group<TR> results;
 #pragma unroll
         for (int i = 0; i < VECTOR; i++) {
-            const A a = as[i];
-            const B b = bs[i];
-            const C c = cs[i];
-            (void)b, (void)c;
+            const auto a = as[i];
+            const auto b = bs[i];
+            const auto c = cs[i];
+            const auto d = ds[i];
+            const auto e = es[i];
+            const auto f = fs[i];
+            (void)b, (void)c, (void)d, (void)e, (void)f;
             narrow(results.of[i], to_compute<compute<TR>::type>::of(EXPR));
         }
         *reinterpret_cast<Group<TR>*>(y + flat) = results;

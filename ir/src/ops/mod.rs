@@ -216,6 +216,7 @@ ops! {
     And: and,
     Or: or,
     Where: select,
+    Pointwise: pointwise,
     // Shape and movement.
     Reshape: reshape,
     Transpose: transpose,

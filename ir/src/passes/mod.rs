@@ -16,6 +16,7 @@ pub mod fp8;
 pub mod fp8w;
 pub mod fuse;
 pub mod fuse_heads;
+pub mod fuse_pointwise;
 pub mod fuse_quantize;
 pub mod layout;
 pub mod named;
@@ -54,6 +55,7 @@ pub const ALL: &[&Pass] = &[
     &fp8w::FP8W,
     &fuse::FUSE,
     &fuse_heads::FUSE_HEADS,
+    &fuse_pointwise::FUSE_POINTWISE,
     &fuse_quantize::FUSE_QUANTIZE,
     &layout::LAYOUT,
     &prune_outputs::PRUNE_OUTPUTS,

@@ -204,7 +204,8 @@ fn zip(args: &[Arg<'_>], y: &mut ArgMut<'_>, f: impl Fn(f32, f32) -> f32 + Sync)
     })
 }
 
-fn load(source: &Floats<'_>, at: usize, contiguous: bool, out: &mut [f32]) {
+/// A run of elements from `at`, or one for all.
+pub fn load(source: &Floats<'_>, at: usize, contiguous: bool, out: &mut [f32]) {
     if contiguous {
         source.read(at, out);
     } else {

@@ -16,6 +16,7 @@ pub mod linear_attention;
 pub mod math;
 mod memory;
 pub mod movement;
+pub mod pointwise;
 pub mod qkv_heads;
 pub mod quantize;
 pub mod reduce;
@@ -113,6 +114,7 @@ pub const KERNELS: &[Kernel] = &[
     binary("less.float", "less"),
     binary("less_equal.float", "less_equal"),
     movement("where.bytes", "where"),
+    pointwise::POINTWISE,
     movement("reshape.bytes", "reshape"),
     movement("transpose.bytes", "transpose"),
     movement("concat.bytes", "concat"),

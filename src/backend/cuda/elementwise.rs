@@ -2,11 +2,16 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{gelu::Approximate, shape_rules::strides_for},
+    ops::{
+        gelu::Approximate,
+        pointwise::{Expression, MOST_OPERANDS},
+        shape_rules::strides_for,
+    },
 };
 
 use super::{
     Arch, Kernel, dims,
+    floats::FLOATS,
     launch::{Arg, Launch, Lowered, Module, index_type},
 };
 use crate::backend::Request;
@@ -60,6 +65,7 @@ pub const KERNELS: &[Kernel] = &[
     row("and.elementwise", "and"),
     row("or.elementwise", "or"),
     row("where.elementwise", "where"),
+    Kernel { name: "pointwise.elementwise", op: "pointwise", dtypes: FLOATS, lower },
 ];
 
 /// A shape and the strides of an operand under it, as `cuda/include/strides.cuh` lays them out.
@@ -158,14 +164,15 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         let own = operands.get(i).map(dims).transpose()?.unwrap_or_default();
         Ok(strides_for(&own, &shape).into_iter().map(|s| s as i64).collect())
     };
-    let mut joined = join(&shape, &[strides(0)?, strides(1)?, strides(2)?][..operands.len()]);
+    let strides: Vec<Vec<i64>> = (0..operands.len()).map(strides).collect::<Result<_, String>>()?;
+    let mut joined = join(&shape, &strides);
     let widest = operands.iter().chain([result]).map(|t| t.dtype.size()).max().unwrap_or(1);
     let vector = [if widest <= 2 { 8 } else { 4 }].into_iter().find(|v| groups(&joined, *v)).unwrap_or(1);
     let neighbours = group(&mut joined, vector);
     let (walked, steps) = pack(&joined, operands.len())?;
     let flat = operands.iter().all(|t| t.shape == result.shape);
     let mut module = Module::new("elementwise.cu").define("ARITY", operands.len());
-    for (name, operand) in ["T0", "T1", "T2"].into_iter().zip(operands) {
+    for (name, operand) in ["T0", "T1", "T2", "T3", "T4", "T5"].into_iter().zip(operands) {
         module = module.element(name, operand.dtype);
     }
     let module = module
@@ -174,24 +181,18 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         .define("FLAT", i32::from(flat))
         .define("VECTOR", vector)
         .define("EXPR", expression);
-    let step = |i: usize| steps.get(i).copied().unwrap_or(Strides { of: [0; MAX_RANK] });
     let maybe = |i: usize| Arg::maybe((i < operands.len()).then_some(i));
+    let sizes = [Arg::of(walked), Arg::Value(bytemuck::cast_slice(&steps).to_vec())];
     Ok(Launch::over(
         module,
         "elementwise",
         (elements / vector) as u64,
-        vec![
-            maybe(0),
-            maybe(1),
-            maybe(2),
-            Arg::result(0),
-            Arg::of(walked),
-            Arg::of(step(0)),
-            Arg::of(step(1)),
-            Arg::of(step(2)),
-            Arg::of(neighbours),
-            Arg::of((elements / vector) as i64),
-        ],
+        (0..MOST_OPERANDS)
+            .map(maybe)
+            .chain([Arg::result(0)])
+            .chain(sizes)
+            .chain([Arg::of(neighbours), Arg::of((elements / vector) as i64)])
+            .collect(),
     )
     .into())
 }
@@ -256,9 +257,35 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::And(_) => "i64(a&&b)",
         Op::Or(_) => "i64(a||b)",
         Op::Where(_) => "a?b:c",
+        Op::Pointwise(op) => return expanded(&op.expr),
         other => return Err(format!("does not compute {} on integers", other.name())),
     };
     Ok(text.into())
+}
+
+/// An expression of several functions.
+fn expanded(expr: &Expression) -> Result<String, String> {
+    let Expression::Call(function, arguments) = expr else {
+        return Ok(match expr {
+            Expression::Number(number) => literal(*number),
+            operand => operand.to_string(),
+        });
+    };
+    let arguments: Vec<String> = arguments.iter().map(expanded).collect::<Result<_, _>>()?;
+    let template = expression(&Op::parse(function.name, &Vec::new()).map_err(|e| e.join("; "))?, false)?;
+    // Letters that stand alone are the arguments.
+    let mut text = String::from("(");
+    let letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    for word in template.split_inclusive(|c| !letter(c)) {
+        let (name, mark) = word.split_at(word.trim_end_matches(|c| !letter(c)).len());
+        text += match name {
+            "a" => &arguments[0],
+            "b" => arguments.get(1).ok_or("takes one argument more")?,
+            other => other,
+        };
+        text += mark;
+    }
+    Ok(text + ")")
 }
 
 /// An f32 with these bits.
