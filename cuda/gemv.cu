@@ -50,6 +50,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) product_few(
     const TX* __restrict__ x, const TW* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
     const TRESIDUAL* __restrict__ residual, const u32 m, const u32 n, const u32 k)
 {
+    wait_for_launch_before();
     const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const u32 first_n = blockIdx.x * 16, first_m = blockIdx.y * 8 * TILES;
     float sums[TILES][4] = {};
