@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod fuse_heads;
 pub mod fuse_pointwise;
 pub mod fuse_quantize;
+pub mod join_slices;
 pub mod layout;
 pub mod named;
 pub mod pipeline;
@@ -57,6 +58,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_heads::FUSE_HEADS,
     &fuse_pointwise::FUSE_POINTWISE,
     &fuse_quantize::FUSE_QUANTIZE,
+    &join_slices::JOIN_SLICES,
     &layout::LAYOUT,
     &prune_outputs::PRUNE_OUTPUTS,
     &recognize::attention::RECOGNIZE_ATTENTION,
