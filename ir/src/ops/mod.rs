@@ -252,6 +252,7 @@ ops! {
     SplitHeads: split_heads,
     MergeHeads: merge_heads,
     QkvHeads: qkv_heads,
+    SelfAttention: self_attention,
     Conv2d: conv2d,
     ConvTranspose2d: conv_transpose2d,
     Resize: resize,

@@ -69,6 +69,7 @@ pub fn choose(graph: &Graph, options: &Options) -> Result<Vec<NodeId>, PassError
         let (of, dense) = match &node.op {
             Op::Attention(op) => (op.kind, true),
             Op::BlockAttention(op) => (op.kind, false),
+            Op::SelfAttention(op) => (op.kind, false),
             _ => continue,
         };
         let Some((_, _, count)) = counts.iter_mut().find(|(_, k, _)| *k == of) else { continue };

@@ -18,6 +18,7 @@ pub mod fuse;
 pub mod fuse_heads;
 pub mod fuse_pointwise;
 pub mod fuse_quantize;
+pub mod fuse_self_attention;
 pub mod join_slices;
 pub mod layout;
 pub mod named;
@@ -58,6 +59,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_heads::FUSE_HEADS,
     &fuse_pointwise::FUSE_POINTWISE,
     &fuse_quantize::FUSE_QUANTIZE,
+    &fuse_self_attention::FUSE_SELF_ATTENTION,
     &join_slices::JOIN_SLICES,
     &layout::LAYOUT,
     &prune_outputs::PRUNE_OUTPUTS,

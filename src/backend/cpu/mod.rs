@@ -23,6 +23,7 @@ pub mod reduce;
 pub mod resize;
 pub mod rope;
 pub mod scaled_linear;
+pub mod self_attention;
 pub mod softmax;
 pub mod strided;
 
@@ -151,6 +152,7 @@ pub const KERNELS: &[Kernel] = &[
     linear_attention::LINEAR_ATTENTION,
     rope::ROPE,
     qkv_heads::QKV_HEADS,
+    self_attention::SELF_ATTENTION,
     conv::CONV2D,
     conv_transpose::CONV_TRANSPOSE2D,
     resize::RESIZE,

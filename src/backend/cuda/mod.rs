@@ -27,6 +27,7 @@ pub mod reduce;
 pub mod resize;
 pub mod rope;
 pub mod sass;
+pub mod self_attention;
 pub mod softmax;
 pub mod sparse;
 
@@ -98,6 +99,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     block_mean::KERNELS,
     norm::KERNELS,
     rope::KERNELS,
+    self_attention::KERNELS,
     attention_wgmma::KERNELS,
     attention::KERNELS,
     sparse::KERNELS,

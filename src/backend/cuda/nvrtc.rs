@@ -42,6 +42,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "dequantize.cu",
     "rope.cu",
     "attention.cu",
+    "self_attention.cu",
     "attention_sm90.cu",
     "block_route.cu",
     "linear_attention.cu",
