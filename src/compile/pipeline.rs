@@ -28,7 +28,7 @@ pub const EXACT: &str = "resize_after_conv1x1,dce,fold_layer_norm,dce,fold_layer
 pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 
 /// At the end.
-pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_pointwise,join_slices,cse,dce";
+pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_pointwise,join_slices,pad_products,cse,dce";
 
 /// What runs on the graph with its symbols.
 pub fn recognition(options: &Options) -> Result<Vec<Selected>> {

@@ -22,6 +22,7 @@ pub mod fuse_self_attention;
 pub mod join_slices;
 pub mod layout;
 pub mod named;
+pub mod pad_products;
 pub mod pipeline;
 pub mod prune_outputs;
 pub mod recognize;
@@ -62,6 +63,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_self_attention::FUSE_SELF_ATTENTION,
     &join_slices::JOIN_SLICES,
     &layout::LAYOUT,
+    &pad_products::PAD_PRODUCTS,
     &prune_outputs::PRUNE_OUTPUTS,
     &recognize::attention::RECOGNIZE_ATTENTION,
     &recognize::conv1x1::CONV1X1,
