@@ -12,10 +12,24 @@ pub enum Kind {
     Unsupported = 3,
     /// A file is missing, damaged, hostile, or not what it should be.
     BadFile = 4,
-    /// The device, its memory or its driver.
+    /// The device, in a way that has no kind of its own.
     Device = 5,
     /// A result missed the accuracy that was asked for.
     Accuracy = 6,
+    /// There is no driver for the device.
+    NoDriver = 10,
+    /// The driver is too old for the machine code of a plan.
+    OldDriver = 11,
+    /// The device is of another generation than the plan.
+    Architecture = 12,
+    /// The compiler of kernels is missing or fails.
+    Compiler = 13,
+    /// More memory than there is.
+    Memory = 14,
+    /// A kernel failed while it ran.
+    Kernel = 15,
+    /// A result is not finite.
+    NotFinite = 16,
 }
 
 /// An error with all its problems.
@@ -69,7 +83,7 @@ impl Error {
         Self::bad_file("file.io", format!("{}: {what}: {error}", path.display()))
     }
 
-    /// What the process exits with: 2 to 6, see [`Kind`].
+    /// What the process exits with, see [`Kind`].
     pub fn exit_code(&self) -> u8 {
         self.kind as u8
     }

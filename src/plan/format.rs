@@ -200,6 +200,15 @@ impl Plan {
     /// (damage that a hash or the padding shows), `plan.header`, `plan.check`, `plan.weight_file` (a file of weights is
     /// missing or too short), `plan.weight_hash` (it holds other weights).
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self> {
+        let (plan, hashes) = Self::open_unverified(path, options)?;
+        if options.verify {
+            hashes.verify()?;
+        }
+        Ok(plan)
+    }
+
+    /// As [`Plan::open`], and leaves it to the caller to compare the weights with their hashes, meanwhile or later.
+    pub fn open_unverified(path: &Path, options: &OpenOptions) -> Result<(Self, Hashes)> {
         let file = Arc::new(MappedFile::open(path)?);
         let fail = |code, problem: String| Error::bad_file(code, format!("{}: {problem}", path.display()));
         let (header, data) = read_header(file.bytes()).map_err(|(code, problem)| fail(code, problem))?;
@@ -229,16 +238,21 @@ impl Plan {
             problems.dedup();
             return Err(Error::all(crate::Kind::BadFile, "plan.weight_file", problems));
         }
-        if options.verify {
-            verify(&header, &held, path)?;
-        }
+        let hashes = |(info, weight): (&FileWeight, &Weight)| Hashed {
+            name: info.name.clone(),
+            file: info.file.clone(),
+            hash: info.hash.clone(),
+            weight: weight.clone(),
+        };
+        let hashes = Hashes { path: path.into(), weights: header.weights.iter().zip(&held).map(hashes).collect() };
         let infos = header.weights.into_iter().map(|w| WeightInfo { name: w.name, ty: w.ty }).collect();
         let FileHeader { producer, target, limits, meta, entries, modules, .. } = header;
         let header = Header { producer, target, limits, meta, entries, weights: infos, modules };
-        Plan::new(header, PlanWeights::held(held)).map_err(|mut e| {
+        let plan = Plan::new(header, PlanWeights::held(held)).map_err(|mut e| {
             e.problems.iter_mut().for_each(|p| *p = format!("{}: {p}", path.display()));
             e
-        })
+        })?;
+        Ok((plan, hashes))
     }
 }
 
@@ -299,18 +313,34 @@ fn read_header(bytes: &[u8]) -> Result<(FileHeader, u64), (&'static str, String)
     Ok((header, data as u64))
 }
 
-/// Compares every weight with its hash, on all cores.
-fn verify(header: &FileHeader, held: &[Weight], path: &Path) -> Result<()> {
-    let pairs: Vec<_> = header.weights.iter().zip(held).collect();
-    let wrong: Vec<_> = pairs.into_par_iter().filter(|(info, weight)| hash(weight.bytes()) != info.hash).collect();
-    let Some((first, _)) = wrong.first() else { return Ok(()) };
-    let embedded = wrong.iter().any(|(info, _)| info.file.is_none());
-    let problems = wrong.iter().map(|(info, _)| {
-        let place = info.file.clone().unwrap_or_else(|| path.display().to_string());
-        format!("{place}: weight `{}` does not have its hash", info.name)
-    });
-    let code = if embedded || first.file.is_none() { "plan.corrupt" } else { "plan.weight_hash" };
-    Err(Error::all(crate::Kind::BadFile, code, problems.collect()))
+/// The weights of a plan with what they should hash to.
+pub struct Hashes {
+    path: PathBuf,
+    weights: Vec<Hashed>,
+}
+
+struct Hashed {
+    name: String,
+    /// The file that holds it; none: the plan itself.
+    file: Option<String>,
+    hash: String,
+    weight: Weight,
+}
+
+impl Hashes {
+    /// Compares every weight with its hash, on all cores. Errors: `plan.corrupt`, `plan.weight_hash`.
+    pub fn verify(&self) -> Result<()> {
+        let wrong: Vec<_> = self.weights.par_iter().filter(|w| hash(w.weight.bytes()) != w.hash).collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let problems = wrong.iter().map(|w| {
+            let place = w.file.clone().unwrap_or_else(|| self.path.display().to_string());
+            format!("{place}: weight `{}` does not have its hash", w.name)
+        });
+        let code = if wrong.iter().any(|w| w.file.is_none()) { "plan.corrupt" } else { "plan.weight_hash" };
+        Err(Error::all(crate::Kind::BadFile, code, problems.collect()))
+    }
 }
 
 /// Files of weights by their bare name.

@@ -11,6 +11,7 @@
 pub mod alias;
 pub mod build;
 pub mod check;
+pub mod fit;
 pub mod format;
 mod init;
 pub mod inspect;

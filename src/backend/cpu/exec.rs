@@ -6,7 +6,7 @@ use lite3r_ir::{Tensor, ValueType};
 
 use super::{AlignedBytes, Arg, ArgMut, Kernel, is_aligned, named};
 use crate::{
-    Error, Result,
+    Error, Kind, Result,
     backend::{Device, Executable, Probe, Request, StepRun},
     plan::{ALIAS, Buffer, Entry, Place, Plan, Step, weights::Bytes},
     weights::Weight,
@@ -143,7 +143,7 @@ impl Loaded {
             if let Some(kernel) = call.kernel {
                 Self::call(&mut self.arena, &self.weights, entry, step, call, kernel).map_err(|problem| {
                     let at = format!("{} at `{}`: {problem}", step.op.name(), step.origin);
-                    Error::device("device.kernel", at)
+                    Error::new(Kind::Kernel, "device.kernel", at)
                 })?;
             }
             match &mut probe {
@@ -161,8 +161,9 @@ impl Loaded {
 
     /// One arena, large enough for the entry; the old one goes before the new one comes.
     fn reserve(&mut self, entry: &Entry) -> Result<()> {
-        let bytes = usize::try_from(entry.arena_bytes)
-            .map_err(|_| Error::device("device.memory", format!("an arena of {} bytes", entry.arena_bytes)))?;
+        let bytes = usize::try_from(entry.arena_bytes).map_err(|_| {
+            Error::new(Kind::Memory, "device.memory", format!("an arena of {} bytes", entry.arena_bytes))
+        })?;
         if self.arena.as_slice().len() < bytes {
             self.arena = AlignedBytes::zeroed(0)?;
             self.arena = AlignedBytes::zeroed(bytes)?;

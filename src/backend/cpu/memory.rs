@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
 
 /// What kernels may rely on, in bytes.
 pub const KERNEL_ALIGN: usize = 64;
@@ -22,8 +22,9 @@ impl AlignedBytes {
     /// Zeros; pages are not touched before they are used. Errors: `device.memory`.
     pub fn zeroed(length: usize) -> Result<Self> {
         let lines = length.div_ceil(size_of::<Line>());
-        let lines = bytemuck::allocation::try_zeroed_vec(lines)
-            .map_err(|()| Error::device("device.memory", format!("{length} bytes of memory are not to be had")))?;
+        let lines = bytemuck::allocation::try_zeroed_vec(lines).map_err(|()| {
+            Error::new(Kind::Memory, "device.memory", format!("{length} bytes of memory are not to be had"))
+        })?;
         Ok(Self { lines, length })
     }
 
