@@ -12,13 +12,18 @@
 //! # }
 //! ```
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lite3r_ir::Tensor;
 
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, Trust, cpu::exec::CpuDevice},
+    backend::{Device, Executable, Probe, StepRun, Tally, Trust, cpu::exec::CpuDevice},
     plan::{Entry, OpenOptions, Plan},
 };
 
@@ -39,27 +44,64 @@ pub struct Options {
 pub struct Session {
     plan: Arc<Plan>,
     executable: Box<dyn Executable>,
+    times: Vec<(&'static str, Duration)>,
 }
 
 /// Results by name.
 pub type Outputs = BTreeMap<String, Tensor>;
 
+/// A step that gives FP8 codes of the largest magnitude, where what was larger is cut off.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Saturated {
+    /// Its position in the entry.
+    pub step: usize,
+    /// The operation.
+    pub op: &'static str,
+    /// The node that it comes from.
+    pub origin: String,
+    /// Such codes.
+    pub codes: u64,
+    /// All codes of the result.
+    pub of: u64,
+}
+
 impl Session {
     /// Opens a file. Errors: those of [`Plan::open`] and [`Session::new`].
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
-        Self::new(Plan::open(path, &options.plan)?, options)
+        let start = Instant::now();
+        let (plan, hashes) = Plan::open_unverified(path, &options.plan)?;
+        let mut times = vec![("plan", start.elapsed())];
+        // Damage is found while the device gets ready; nothing runs before.
+        let verify = options.plan.verify;
+        let damage = std::thread::spawn(move || if verify { hashes.verify() } else { Ok(()) });
+        let session = Self::new(plan, options);
+        let waiting = Instant::now();
+        damage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let mut session = session?;
+        times.append(&mut session.times);
+        times.push(("hashes", waiting.elapsed()));
+        Ok(Self { times, ..session })
     }
 
     /// Brings a plan to a device. Errors: `device.unknown`, `plan.target` for a plan that was made for another target,
-    /// `plan.kernel`, `device.memory`.
+    /// `plan.kernel`, `memory.predicted` with the number of views that would fit, `device.memory`.
     pub fn new(plan: Plan, options: &Options) -> Result<Self> {
+        let start = Instant::now();
         let device = device(options, &plan.header().target)?;
+        let mut times = vec![("device", start.elapsed())];
         let (target, own) = (&plan.header().target, device.target());
         if target != own {
-            return Err(Error::bad_file("plan.target", format!("the plan is for `{target}`, the device runs `{own}`")));
+            let problem = format!(
+                "the plan is for `{target}`, the device runs `{own}`: compile the model again with `--target {own}`"
+            );
+            let both_cuda = [target.as_str(), own].iter().all(|name| name.starts_with("cuda"));
+            let kind = if both_cuda { Kind::Architecture } else { Kind::BadFile };
+            return Err(Error::new(kind, "plan.target", problem));
         }
         let plan = Arc::new(plan);
-        Ok(Self { executable: device.load(plan.clone())?, plan })
+        let executable = device.load(plan.clone())?;
+        times.extend_from_slice(executable.load_times());
+        Ok(Self { plan, executable, times })
     }
 
     /// The plan.
@@ -85,7 +127,8 @@ impl Session {
         Err(Error::all(Kind::Usage, "run.inputs", problems))
     }
 
-    /// Runs an entry. Errors: `run.entry`, `run.inputs` with every problem, `device.kernel`, `device.memory`.
+    /// Runs an entry. Errors: `run.entry`, `run.inputs` with every problem, `device.kernel` or `cuda.kernel`,
+    /// `device.memory`.
     pub fn run(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>) -> Result<Outputs> {
         self.run_with(entry, inputs, Probe::Nothing)
     }
@@ -94,7 +137,7 @@ impl Session {
     pub fn run_with(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>, probe: Probe<'_>) -> Result<Outputs> {
         let tensors = self.checked(entry, inputs)?;
         let results = self.executable.run(entry, &tensors, probe)?;
-        Ok(self.plan.entries()[entry].outputs.iter().map(|port| port.name.clone()).zip(results).collect())
+        Ok(self.named(entry, results))
     }
 
     /// The inputs in the order of an entry that is there and takes them.
@@ -111,14 +154,60 @@ impl Session {
     }
 
     /// How long runs of an entry take on the device, without transfers. Errors: as [`Session::run`].
-    pub fn time(
+    pub fn time(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>, runs: usize) -> Result<Vec<Duration>> {
+        let tensors: Vec<&Tensor> = self.checked(entry, inputs)?;
+        self.executable.time(entry, &tensors, runs)
+    }
+
+    /// Runs an entry step by step and looks at every result. Answers the outputs and which steps give FP8 codes of the
+    /// largest magnitude. Errors: `run.not_finite`, which names the input or the first step that gives a NaN or an
+    /// infinity; as [`Session::run`].
+    pub fn check_finite(
         &mut self,
         entry: usize,
         inputs: &BTreeMap<String, Tensor>,
-        runs: usize,
-    ) -> Result<Vec<std::time::Duration>> {
-        let tensors: Vec<&Tensor> = self.checked(entry, inputs)?;
-        self.executable.time(entry, &tensors, runs)
+    ) -> Result<(Outputs, Vec<Saturated>)> {
+        let tensors = self.checked(entry, inputs)?;
+        let (mut saturated, mut first) = (Vec::new(), None);
+        for (port, tensor) in self.plan.entries()[entry].inputs.iter().zip(&tensors) {
+            let fault = fault(&Tally::of(tensor)).map(|fault| format!("input `{}`: {fault}", port.name));
+            first = first.or(fault);
+        }
+        let mut seen = |run: StepRun<'_>, tallies: &[Tally]| {
+            let step = run.step;
+            for (index, tally) in tallies.iter().enumerate() {
+                if let (Some(fault), None) = (fault(tally), &first) {
+                    let place =
+                        format!("step {}, {} at `{}` ({})", run.index, step.op.name(), step.origin, step.kernel);
+                    first = Some(format!("{place}: result {index}: {fault}"));
+                }
+                if tally.saturated > 0 {
+                    let (op, origin) = (step.op.name(), step.origin.clone());
+                    saturated.push(Saturated {
+                        step: run.index,
+                        op,
+                        origin,
+                        codes: tally.saturated,
+                        of: tally.elements,
+                    });
+                }
+            }
+        };
+        let results = self.executable.check(entry, &tensors, &mut seen)?;
+        match first {
+            Some(problem) => Err(Error::new(Kind::NotFinite, "run.not_finite", problem)),
+            None => Ok((self.named(entry, results), saturated)),
+        }
+    }
+
+    fn named(&self, entry: usize, results: Vec<Tensor>) -> Outputs {
+        self.plan.entries()[entry].outputs.iter().map(|port| port.name.clone()).zip(results).collect()
+    }
+
+    /// The parts of opening and loading with the time that each took. Hashes are compared meanwhile; their part is what
+    /// was left to wait for.
+    pub fn load_times(&self) -> &[(&'static str, Duration)] {
+        &self.times
     }
 
     /// Memory that the device has allocated so far, in bytes: arena and copied weights.
@@ -151,6 +240,12 @@ fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
             ))
         }
     }
+}
+
+/// What is not finite, if anything.
+fn fault(tally: &Tally) -> Option<String> {
+    let Tally { elements, nan, infinite, .. } = tally;
+    (nan + infinite > 0).then(|| format!("{nan} NaN and {infinite} infinities in {elements} elements"))
 }
 
 /// What an entry takes: `(x: f32[2], y: f32[])`.

@@ -16,6 +16,10 @@ use crate::{
     plan::{Plan, Step},
 };
 
+/// The environment variable that, set to 1, makes a device run the steps of a plan one by one, so that one that fails is
+/// named.
+pub const STEPWISE: &str = "LITE3R_SYNC";
+
 /// One operation on concrete types, as a target is asked about it. Shapes are static.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -68,8 +72,73 @@ pub trait Target {
         Ok(Vec::new())
     }
 
+    /// The best that its devices reach, where that is known.
+    fn ceilings(&self) -> Option<Ceilings> {
+        None
+    }
+
     /// (operation, element types) pairs for the coverage table: every row of the kernel table.
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)>;
+}
+
+/// The best rates of a device: floating-point operations and bytes of memory, a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ceilings {
+    /// Tensor cores on 8-bit floats; where there are none, those on 16-bit ones.
+    pub fp8: f64,
+    /// Tensor cores on 16-bit floats.
+    pub half: f64,
+    /// Fused multiply-add in f32.
+    pub f32: f64,
+    /// Memory.
+    pub bytes: f64,
+    /// Where the figures are from.
+    pub source: &'static str,
+}
+
+impl Ceilings {
+    /// The least seconds for a step by a kernel: the longer of computing and moving. `dtype` is what is multiplied.
+    pub fn seconds(&self, kernel: &str, dtype: DType, flops: f64, bytes: f64) -> f64 {
+        let tensor_cores = kernel.ends_with("mma");
+        let rate = match dtype {
+            DType::F8E4M3 | DType::F8E5M2 if tensor_cores => self.fp8,
+            DType::F16 | DType::BF16 if tensor_cores => self.half,
+            _ => self.f32,
+        };
+        (flops / rate).max(bytes / self.bytes)
+    }
+}
+
+/// What is remarkable about the elements of a tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// All of them.
+    pub elements: u64,
+    /// Not a number.
+    pub nan: u64,
+    /// Infinite.
+    pub infinite: u64,
+    /// FP8 codes of the largest magnitude: what was larger is cut off there.
+    pub saturated: u64,
+}
+
+impl Tally {
+    /// Of a tensor; of other elements than floats only their number.
+    pub fn of(tensor: &Tensor) -> Self {
+        let mut tally = Self { elements: tensor.len() as u64, ..Self::default() };
+        let largest = match tensor.dtype() {
+            DType::F8E4M3 => 448.0,
+            DType::F8E5M2 => 57344.0,
+            dtype if dtype.is_float() => f64::NAN,
+            _ => return tally,
+        };
+        for value in tensor.to_f64() {
+            tally.nan += u64::from(value.is_nan());
+            tally.infinite += u64::from(value.is_infinite());
+            tally.saturated += u64::from(value.abs() == largest);
+        }
+        tally
+    }
 }
 
 /// The run side of a backend: one device of this machine.
@@ -107,6 +176,24 @@ pub trait Executable: Send {
             times.push(start.elapsed());
         }
         Ok(times)
+    }
+
+    /// Runs one entry and shows every step with the tally of each of its results.
+    fn check(
+        &mut self,
+        entry: usize,
+        inputs: &[&Tensor],
+        seen: &mut (dyn FnMut(StepRun<'_>, &[Tally]) + Send),
+    ) -> Result<Vec<Tensor>> {
+        let mut values = |step: StepRun<'_>, _: &[Tensor], results: &[Tensor]| {
+            seen(step, &results.iter().map(Tally::of).collect::<Vec<_>>());
+        };
+        self.run(entry, inputs, Probe::Values(&mut values))
+    }
+
+    /// The parts of loading with the time that each took.
+    fn load_times(&self) -> &[(&'static str, Duration)] {
+        &[]
     }
 
     /// Memory that it has allocated on the device, in bytes: the arena, and weights that cannot be read where they lie.

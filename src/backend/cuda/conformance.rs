@@ -120,6 +120,17 @@ fn every_module_compiles_as_it_must() {
 }
 
 #[test]
+fn tallies_compile() {
+    if nvrtc::is_present() {
+        for (arch, dtype) in ARCHES.into_iter().flat_map(|arch| DType::ALL.iter().map(move |dtype| (arch, *dtype))) {
+            let made = dtype.is_float().then(|| nvrtc::compile(&tally(dtype), arch).expect("it compiles"));
+            let found = made.map_or(Vec::new(), |made| faults(&made, arch));
+            assert!(found.is_empty(), "{} {dtype:?}: {found:?}", arch.name());
+        }
+    }
+}
+
+#[test]
 fn rows_are_named_once_and_after_operations() {
     let mut names = std::collections::HashSet::new();
     for kernel in rows() {

@@ -15,6 +15,7 @@ use std::{
 
 use cudarc::driver::sys::{self, CUresult};
 use lite3r_ir::DType;
+use rayon::prelude::*;
 
 use super::{
     Arch,
@@ -50,7 +51,8 @@ unsafe impl Send for Context {}
 // SAFETY: as above; the driver locks its own state.
 unsafe impl Sync for Context {}
 
-/// The devices of this machine by name; an error without a driver. Errors: `cuda.driver`.
+/// The devices of this machine by name; an error without a driver. Errors: `cuda.no_driver`, `cuda.old_driver`,
+/// `cuda.driver`.
 pub fn devices() -> Result<Vec<String>> {
     init()?;
     let mut count = 0;
@@ -59,14 +61,47 @@ pub fn devices() -> Result<Vec<String>> {
     (0..count).map(|ordinal| device_name(device(ordinal)?)).collect()
 }
 
+/// The oldest driver that is used at all, as the driver counts: it knows clusters and dependent launches.
+const OLDEST: u64 = 12000;
+
 fn init() -> Result<()> {
     // SAFETY: looks a library up; the functions that run when it is loaded are NVIDIA's own.
     if !unsafe { sys::is_culib_present() } {
         let problem = "no CUDA driver on this machine (libcuda.so.1 was not found)";
-        return Err(Error::device("cuda.driver", problem));
+        return Err(Error::new(Kind::NoDriver, "cuda.no_driver", problem));
     }
+    new_enough(version()?, OLDEST)?;
     // SAFETY: the driver is there.
-    check(unsafe { sys::cuInit(0) }, "cuda.driver", || "the CUDA driver does not start".into())
+    match unsafe { sys::cuInit(0) } {
+        CUresult::CUDA_ERROR_NO_DEVICE => {
+            Err(Error::device("cuda.device", "the CUDA driver finds no device on this machine"))
+        }
+        other => check(other, "cuda.driver", || "the CUDA driver does not start".into()),
+    }
+}
+
+/// The CUDA version of the driver: 13000 for 13.0.
+fn version() -> Result<u64> {
+    let mut version = 0;
+    // SAFETY: the driver is there; the integer lives through the call.
+    check(unsafe { sys::cuDriverGetVersion(&mut version) }, "cuda.driver", || "cuDriverGetVersion".into())?;
+    Ok(u64::try_from(version).unwrap_or(0))
+}
+
+/// Whether a driver runs what needs this version of CUDA; newer releases of the same major version do not matter.
+/// Errors: `cuda.old_driver`, with the driver to install.
+pub fn new_enough(driver: u64, needed: u64) -> Result<()> {
+    if driver / 1000 >= needed / 1000 {
+        return Ok(());
+    }
+    let release = match needed / 1000 {
+        12 => ", which is driver 525 or later",
+        13 => ", which is driver 580 or later",
+        _ => "",
+    };
+    let written = |version: u64| format!("{}.{}", version / 1000, version % 1000 / 10);
+    let problem = format!("the driver knows CUDA {}; CUDA {}.0 is needed{release}", written(driver), needed / 1000);
+    Err(Error::new(Kind::OldDriver, "cuda.old_driver", problem))
 }
 
 fn device(ordinal: i32) -> Result<sys::CUdevice> {
@@ -85,7 +120,7 @@ fn device_name(device: sys::CUdevice) -> Result<String> {
 }
 
 impl Context {
-    /// Of a device by number. Errors: `cuda.driver`, `cuda.device`, `cuda.arch` for generations without kernels.
+    /// Of a device by number. Errors: those of [`devices`], `cuda.device`, `cuda.arch` for generations without kernels.
     pub fn open(ordinal: i32) -> Result<Arc<Self>> {
         init()?;
         let device = device(ordinal)?;
@@ -110,7 +145,7 @@ impl Context {
                 let problem = format!(
                     "{name} has compute capability {major}.{minor}; there are kernels for 8.0 to 8.7, 8.9 and 9.0"
                 );
-                return Err(Error::new(Kind::Device, "cuda.arch", problem));
+                return Err(Error::new(Kind::Architecture, "cuda.arch", problem));
             }
         };
         let (mut context, mut stream) = (ptr::null_mut(), ptr::null_mut());
@@ -149,7 +184,13 @@ impl Context {
     pub fn wait(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "cuda.kernel", || "a kernel has failed".into())
+        let done = unsafe { sys::cuStreamSynchronize(self.stream) };
+        check(done, "cuda.kernel", || "a kernel has failed".into()).map_err(|e| Error { kind: Kind::Kernel, ..e })
+    }
+
+    /// The CUDA version of the driver: 13000 for 13.0.
+    pub fn driver(&self) -> Result<u64> {
+        version()
     }
 
     /// Free and total memory of the device in bytes.
@@ -193,9 +234,9 @@ impl Memory {
                     "{}: {bytes} bytes for {purpose} are not to be had: {free} of {total} bytes are free",
                     context.name
                 );
-                return Err(Error::device("device.memory", problem));
+                return Err(Error::new(Kind::Memory, "device.memory", problem));
             }
-            check(made, "device.memory", || format!("{bytes} bytes for {purpose}"))?;
+            check(made, "cuda.driver", || format!("{bytes} bytes for {purpose}"))?;
         }
         Ok(Self { context: context.clone(), address, bytes })
     }
@@ -270,6 +311,130 @@ impl Drop for Memory {
     }
 }
 
+/// Page-locked memory through which bytes go to the device and back while the next ones are copied into it.
+pub struct Staging {
+    context: Arc<Context>,
+    slots: Vec<Slot>,
+    next: usize,
+}
+
+/// A part of [`Staging`], and when the device has read it.
+struct Slot {
+    bytes: *mut u8,
+    free: Event,
+}
+
+// SAFETY: the memory belongs to the slot; `Event` may be used from any thread.
+unsafe impl Send for Slot {}
+
+impl Staging {
+    const SLOTS: usize = 4;
+    const BYTES: usize = 16 << 20;
+
+    /// With memory of its own. Errors: `cuda.pinned`.
+    pub fn new(context: &Arc<Context>) -> Result<Self> {
+        let mut staging = Self { context: context.clone(), slots: Vec::new(), next: 0 };
+        for _ in 0..Self::SLOTS {
+            let (free, mut bytes) = (Event::new(context)?, ptr::null_mut());
+            // SAFETY: the address lives through the call.
+            let made = unsafe { sys::cuMemHostAlloc(&mut bytes, Self::BYTES, 0) };
+            check(made, "cuda.pinned", || format!("{} bytes of page-locked memory", Self::BYTES))?;
+            free.record()?;
+            staging.slots.push(Slot { bytes: bytes.cast(), free });
+        }
+        Ok(staging)
+    }
+
+    /// Copies parts that follow one another in `memory`, each with its offset, with as few transfers as they fill slots.
+    /// What lies between two parts is overwritten.
+    ///
+    /// # Panics
+    /// If a part begins before the end of the one in front, or outside the memory: a defect of the caller.
+    pub fn upload<'b>(&mut self, memory: &Memory, parts: impl IntoIterator<Item = (u64, &'b [u8])>) -> Result<()> {
+        // Where the open slot goes, and how much of it is filled.
+        let (mut start, mut filled) = (0u64, 0usize);
+        for (mut offset, mut bytes) in parts {
+            while !bytes.is_empty() {
+                let gap = offset.checked_sub(start + filled as u64).expect("parts follow one another");
+                if filled > 0 && filled as u64 + gap >= Self::BYTES as u64 {
+                    self.send(memory, start, filled)?;
+                    filled = 0;
+                }
+                if filled == 0 {
+                    start = offset;
+                    self.slots[self.next].free.wait()?;
+                }
+                let at = (offset - start) as usize;
+                let (now, later) = bytes.split_at(bytes.len().min(Self::BYTES - at));
+                // SAFETY: the slot has that many bytes, and the device has read what was there.
+                let slot = unsafe { std::slice::from_raw_parts_mut(self.slots[self.next].bytes.add(at), now.len()) };
+                slot.par_chunks_mut(1 << 20)
+                    .zip(now.par_chunks(1 << 20))
+                    .for_each(|(to, from)| to.copy_from_slice(from));
+                filled = at + now.len();
+                (offset, bytes) = (offset + now.len() as u64, later);
+            }
+        }
+        if filled > 0 { self.send(memory, start, filled) } else { Ok(()) }
+    }
+
+    /// Puts the copy of the open slot on the stream and opens the next one.
+    fn send(&mut self, memory: &Memory, offset: u64, bytes: usize) -> Result<()> {
+        self.context.enter()?;
+        let (to, slot) = (memory.inside(offset, bytes), &self.slots[self.next]);
+        // SAFETY: the destination is inside the memory; the slot keeps its content until `free` has passed.
+        let done = unsafe { sys::cuMemcpyHtoDAsync_v2(to, slot.bytes.cast(), bytes, self.context.stream) };
+        check(done, "cuda.copy", || format!("{bytes} bytes to the device"))?;
+        slot.free.record()?;
+        self.next = (self.next + 1) % self.slots.len();
+        Ok(())
+    }
+
+    /// Copies from the device, after all that is on the stream.
+    ///
+    /// # Panics
+    /// If the range is outside: a defect of the caller.
+    pub fn download(&mut self, memory: &Memory, offset: u64, target: &mut [u8]) -> Result<()> {
+        let (count, end) = (self.slots.len(), target.len());
+        let start = |chunk: usize| (chunk * Self::BYTES).min(end);
+        let chunks = end.div_ceil(Self::BYTES);
+        // As many chunks are on their way as there are slots.
+        for turn in 0..chunks + count {
+            if let Some(chunk) = turn.checked_sub(count).filter(|chunk| *chunk < chunks) {
+                let slot = &self.slots[chunk % count];
+                slot.free.wait()?;
+                let length = start(chunk + 1) - start(chunk);
+                // SAFETY: the slot has that many bytes, and the device has written them.
+                let from = unsafe { std::slice::from_raw_parts(slot.bytes, length) };
+                let to = start(chunk);
+                target[to..to + length].copy_from_slice(from);
+            }
+            if turn < chunks {
+                let (slot, length) = (&self.slots[turn % count], start(turn + 1) - start(turn));
+                slot.free.wait()?;
+                let from = memory.inside(offset + start(turn) as u64, length);
+                // SAFETY: the source is inside the memory, the slot large enough and not in use.
+                let done = unsafe { sys::cuMemcpyDtoHAsync_v2(slot.bytes.cast(), from, length, self.context.stream) };
+                check(done, "cuda.copy", || format!("{length} bytes from the device"))?;
+                slot.free.record()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            let _ = self.context.wait();
+            for slot in &self.slots {
+                // SAFETY: allocated by `new`, not used afterwards. A failure would leak it, nothing more.
+                let _ = unsafe { sys::cuMemFreeHost(slot.bytes.cast()) };
+            }
+        }
+    }
+}
+
 /// Machine code on a device.
 pub struct Code {
     context: Arc<Context>,
@@ -338,7 +503,7 @@ impl Drop for Code {
 /// Room for a parameter, aligned as strictly as any is.
 #[derive(Clone, Copy)]
 #[repr(C, align(128))]
-struct Slot([u8; 128]);
+struct Param([u8; 128]);
 
 /// A launch with all its addresses.
 pub struct Ready {
@@ -347,7 +512,7 @@ pub struct Ready {
     block: u32,
     cluster: u32,
     shared: u32,
-    slots: Vec<Slot>,
+    slots: Vec<Param>,
     /// The slot that each parameter begins at.
     starts: Vec<usize>,
 }
@@ -359,7 +524,7 @@ impl Ready {
         for param in params {
             starts.push(slots.len());
             slots.extend(param.chunks(128).map(|chunk| {
-                let mut slot = Slot([0; 128]);
+                let mut slot = Param([0; 128]);
                 slot.0[..chunk.len()].copy_from_slice(chunk);
                 slot
             }));
@@ -494,9 +659,17 @@ impl Event {
         check(done, "cuda.driver", || "cuEventRecord".into())
     }
 
+    /// Until it has passed.
+    pub fn wait(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the event exists.
+        let done = unsafe { sys::cuEventSynchronize(self.event) };
+        check(done, "cuda.kernel", || "a kernel has failed".into()).map_err(|e| Error { kind: Kind::Kernel, ..e })
+    }
+
     /// Seconds from an earlier event to this one, once both have passed.
     pub fn since(&self, earlier: &Self) -> Result<f64> {
-        self.context.wait()?;
+        self.wait()?;
         let mut milliseconds = 0f32;
         // SAFETY: both events were recorded on one stream and have passed.
         let done = unsafe { sys::cuEventElapsedTime_v2(&mut milliseconds, earlier.event, self.event) };
@@ -561,4 +734,18 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
     // SAFETY: written by the driver; 128 plain bytes.
     let bytes = unsafe { std::slice::from_raw_parts(encoded.as_ptr().cast::<u8>(), size_of::<sys::CUtensorMap>()) };
     Ok(bytes.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_drivers_are_told_what_is_needed() {
+        assert!(new_enough(13000, 13000).is_ok() && new_enough(13010, 12080).is_ok());
+        assert!(new_enough(13000, 13030).is_ok(), "minor versions are compatible");
+        let error = new_enough(12040, 13000).unwrap_err();
+        assert_eq!((error.code, error.exit_code()), ("cuda.old_driver", 11));
+        assert!(error.to_string().contains("CUDA 12.4; CUDA 13.0 is needed, which is driver 580"), "{error}");
+    }
 }

@@ -2,20 +2,25 @@
 
 #![allow(unsafe_code)] // launches
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use lite3r_ir::Tensor;
 
 use super::{
-    Arch, SM_80, SM_89, SM_90A,
-    driver::{self, Code, Context, Event, Function, Graph, Memory, Ready},
+    Arch, DRIVER, SM_80, SM_89, SM_90A,
+    driver::{self, Code, Context, Event, Function, Graph, Memory, Ready, Staging},
     launch::{Arg, Base, Launch, Pointer},
-    lower, nvrtc,
+    lower, nvrtc, tallies, tally,
 };
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, StepRun, Target, Trust},
-    plan::{ALIAS, ALIGN, Buffer, Entry, Place, Plan, Step},
+    backend::{Device, Executable, Probe, STEPWISE, StepRun, Tally, Target, Trust},
+    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+    weights::Weight,
 };
 
 /// A device of this machine.
@@ -59,38 +64,43 @@ struct Loaded {
     arena: Memory,
     weights: Memory,
     offsets: Vec<u64>,
-    /// Whether steps run one by one, each awaited, so that one that fails is named (`LITE3R_SYNC=1`).
+    staging: Staging,
+    /// Whether steps run one by one, each awaited, so that one that fails is named.
     stepwise: bool,
     /// What the functions of the launches are of.
-    _code: HashMap<String, Code>,
+    code: HashMap<String, Code>,
+    times: Vec<(&'static str, Duration)>,
 }
 
 impl Loaded {
     fn new(context: &Arc<Context>, plan: Arc<Plan>, trust: Trust) -> Result<Self> {
-        let lowered = lowered(&plan, context.arch())?;
-        let is_code = |index: usize| plan.header().modules.values().any(|m| *m as usize == index);
-        let mut offsets = Vec::with_capacity(plan.header().weights.len());
-        let mut end = 0u64;
-        for (index, weight) in plan.header().weights.iter().enumerate() {
-            offsets.push(end);
-            let bytes = if is_code(index) { 0 } else { weight.ty.bytes().map_or(0, |b| b as u64) };
-            end += bytes.next_multiple_of(ALIGN);
+        let mut times = Vec::new();
+        let mut begun = Instant::now();
+        let mut part = |name: &'static str| {
+            times.push((name, begun.elapsed()));
+            begun = Instant::now();
+        };
+        if let (Some(needed), true) = (plan.header().limits.get(DRIVER), trust != Trust::Nobody) {
+            driver::new_enough(context.driver()?, *needed)?;
         }
-        let arena = plan.entries().iter().map(|e| e.arena_bytes).max().unwrap_or(0);
-        let arena = Memory::new(context, arena, "the values of a run")?;
+        let lowered = lowered(&plan, context.arch())?;
+        part("lowering");
+        let code = load_code(context, &plan, &lowered, trust)?;
+        part("code");
+        let (offsets, end) = fit::weights(plan.header());
+        let (free, total) = context.memory()?;
+        plan.check_memory(free).map_err(|mut e| {
+            e.problems.iter_mut().for_each(|p| *p = format!("{} ({total} bytes): {p}", context.name()));
+            e
+        })?;
+        let arena = Memory::new(context, plan.device_bytes() - end, "the values of a run")?;
         let weights = Memory::new(context, end, "the weights")?;
         // What a kernel reads before anyone wrote it shows as NaN.
         arena.fill(0xff)?;
-        let mut cubins: HashMap<u32, Vec<u8>> = HashMap::new();
-        plan.weights.stream(&mut |index, bytes| {
-            if is_code(index) {
-                cubins.insert(index as u32, bytes.as_slice().to_vec());
-                return Ok(());
-            }
-            weights.write(offsets[index], bytes.as_slice())
-        })?;
-        context.wait()?;
-        let code = load_code(context, &plan, &lowered, &cubins, trust)?;
+        let mut staging = Staging::new(context)?;
+        part("memory");
+        upload(&mut staging, &plan, &weights, &offsets)?;
+        part("weights");
 
         let mut functions: HashMap<(String, &'static str), Function> = HashMap::new();
         let mut launches = Vec::with_capacity(lowered.len());
@@ -116,91 +126,110 @@ impl Loaded {
             }
             launches.push(ready);
         }
-        let stepwise = std::env::var_os("LITE3R_SYNC").is_some_and(|v| v == "1");
-        let mut loaded = Self {
-            plan,
-            context: context.clone(),
-            launches,
-            graphs: Vec::new(),
-            arena,
-            weights,
-            offsets,
-            stepwise,
-            _code: code,
-        };
+        let stepwise = std::env::var_os(STEPWISE).is_some_and(|v| v == "1");
         let overlap = std::env::var_os("LITE3R_OVERLAP").is_none_or(|v| v != "0");
-        for entry in 0..loaded.launches.len() {
-            let graph = Graph::capture(context, || {
-                (0..loaded.launches[entry].len()).try_for_each(|step| loaded.launch(entry, step, overlap))
-            })?;
-            loaded.graphs.push(graph);
+        let mut graphs = Vec::with_capacity(launches.len());
+        for (entry, steps) in plan.entries().iter().zip(&launches) {
+            graphs.push(Graph::capture(context, || {
+                entry.steps.iter().zip(steps).try_for_each(|(step, calls)| launch(context, step, calls, overlap))
+            })?);
         }
-        Ok(loaded)
+        part("graphs");
+        context.wait()?;
+        part("waiting");
+        let context = context.clone();
+        Ok(Self { plan, context, launches, graphs, arena, weights, offsets, staging, stepwise, code, times })
     }
 
-    /// Puts a step on the stream; with `overlap`, it may begin while the one in front still runs.
-    fn launch(&self, entry: usize, step: usize, overlap: bool) -> Result<()> {
-        for ready in &self.launches[entry][step] {
-            // SAFETY: the parameters come from the row that names the kernel; operands, results and scratch are where
-            // the checked plan puts them, in memory that lives as long as `self`, and so does the code.
-            unsafe { ready.launch(&self.context, overlap) }
-                .map_err(|e| at(&self.plan.entries()[entry].steps[step], e))?;
-        }
-        Ok(())
-    }
-
-    fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
+    fn write(&mut self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
         for (port, tensor) in entry.inputs.iter().zip(inputs) {
             if let Place::Arena(offset) = entry.buffers[port.buffer as usize].place {
-                self.arena.write(offset, tensor.bytes())?;
+                self.staging.upload(&self.arena, [(offset, tensor.bytes())])?;
             }
         }
         Ok(())
     }
 
-    fn tensor(&self, entry: &Entry, buffer: u32) -> Result<Tensor> {
+    fn tensor(&mut self, entry: &Entry, buffer: u32) -> Result<Tensor> {
         let Buffer { ty, place } = &entry.buffers[buffer as usize];
         let mut bytes = vec![0; ty.bytes().unwrap_or(0)];
-        match place {
-            Place::Weight(index) => self.weights.read(self.offsets[*index as usize], &mut bytes)?,
-            Place::Arena(offset) => self.arena.read(*offset, &mut bytes)?,
-        }
+        let (memory, offset) = match place {
+            Place::Weight(index) => (&self.weights, self.offsets[*index as usize]),
+            Place::Arena(offset) => (&self.arena, *offset),
+        };
+        self.staging.download(memory, offset, &mut bytes)?;
         let shape = ty.dims().unwrap_or_default();
         Ok(Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("a checked plan gives every value its size"))
+    }
+
+    fn tensors(&mut self, entry: &Entry, buffers: &[u32]) -> Result<Vec<Tensor>> {
+        buffers.iter().map(|n| self.tensor(entry, *n)).collect()
+    }
+
+    /// Runs every step by itself and waits for it; `after` may put more on the stream, and its time counts.
+    fn run_stepwise(
+        &mut self,
+        index: usize,
+        after: &mut dyn FnMut(&mut Self, StepRun<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let plan = self.plan.clone();
+        let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
+        for (i, step) in plan.entries()[index].steps.iter().enumerate() {
+            begin.record()?;
+            launch(&self.context, step, &self.launches[index][i], false)?;
+            end.record()?;
+            let time = Duration::from_secs_f64(end.since(&begin).map_err(|e| at(step, e))?);
+            after(self, StepRun { index: i, step, time })?;
+        }
+        Ok(())
+    }
+
+    /// Runs steps one after the other with an event between any two, without waiting: the device does not idle while
+    /// the host prepares the next launch.
+    fn run_timed(&mut self, index: usize, seen: &mut dyn FnMut(StepRun<'_>)) -> Result<()> {
+        let plan = self.plan.clone();
+        let steps = &plan.entries()[index].steps;
+        let events = (0..=steps.len()).map(|_| Event::new(&self.context)).collect::<Result<Vec<_>>>()?;
+        events[0].record()?;
+        for ((step, calls), event) in steps.iter().zip(&self.launches[index]).zip(&events[1..]) {
+            launch(&self.context, step, calls, false)?;
+            event.record()?;
+        }
+        self.context.wait()?;
+        for (i, (step, pair)) in steps.iter().zip(events.windows(2)).enumerate() {
+            let time = Duration::from_secs_f64(pair[1].since(&pair[0])?);
+            seen(StepRun { index: i, step, time });
+        }
+        Ok(())
     }
 }
 
 impl Executable for Loaded {
-    fn run(&mut self, index: usize, inputs: &[&Tensor], mut probe: Probe<'_>) -> Result<Vec<Tensor>> {
+    fn run(&mut self, index: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>> {
         let plan = self.plan.clone();
         let entry = &plan.entries()[index];
         self.write(entry, inputs)?;
-        if matches!(probe, Probe::Nothing) && !self.stepwise {
-            self.graphs[index].launch()?;
-            self.context.wait().map_err(|mut e| {
-                e.problems.push("`LITE3R_SYNC=1` runs kernels one by one and names the one that fails".into());
-                e
-            })?;
-        } else {
-            let (begin, end) = (Event::new(&self.context)?, Event::new(&self.context)?);
-            for (i, step) in entry.steps.iter().enumerate() {
-                begin.record()?;
-                self.launch(index, i, false)?;
-                end.record()?;
-                let time = end.since(&begin).map_err(|e| at(step, e))?;
-                let seen_step = StepRun { index: i, step, time: Duration::from_secs_f64(time) };
-                match &mut probe {
-                    Probe::Nothing => {}
-                    Probe::Times(seen) => seen(seen_step),
-                    Probe::Values(seen) => {
-                        let tensors =
-                            |all: &[u32]| all.iter().map(|n| self.tensor(entry, *n)).collect::<Result<Vec<_>>>();
-                        seen(seen_step, &tensors(&step.operands)?, &tensors(&step.results)?);
-                    }
-                }
+        match probe {
+            Probe::Nothing if !self.stepwise => {
+                self.graphs[index].launch()?;
+                self.context.wait().map_err(|mut e| {
+                    e.problems.push(format!("`{STEPWISE}=1` runs kernels one by one and names the one that fails"));
+                    e
+                })?;
             }
+            Probe::Nothing => self.run_stepwise(index, &mut |_, _| Ok(()))?,
+            Probe::Times(seen) if !self.stepwise => self.run_timed(index, seen)?,
+            Probe::Times(seen) => self.run_stepwise(index, &mut |_, step| {
+                seen(step);
+                Ok(())
+            })?,
+            Probe::Values(seen) => self.run_stepwise(index, &mut |own, run| {
+                let operands = own.tensors(entry, &run.step.operands)?;
+                seen(run, &operands, &own.tensors(entry, &run.step.results)?);
+                Ok(())
+            })?,
         }
-        entry.outputs.iter().map(|port| self.tensor(entry, port.buffer)).collect()
+        self.tensors(entry, &entry.outputs.iter().map(|port| port.buffer).collect::<Vec<_>>())
     }
 
     fn time(&mut self, index: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {
@@ -219,9 +248,85 @@ impl Executable for Loaded {
         Ok(times)
     }
 
+    fn check(
+        &mut self,
+        index: usize,
+        inputs: &[&Tensor],
+        seen: &mut (dyn FnMut(StepRun<'_>, &[Tally]) + Send),
+    ) -> Result<Vec<Tensor>> {
+        let plan = self.plan.clone();
+        let entry = &plan.entries()[index];
+        let mut kernels = HashMap::new();
+        for dtype in tallies(entry) {
+            let key = tally(dtype).key();
+            let code = self.code.get(&key).ok_or_else(|| {
+                Error::bad_file("plan.kernel", format!("the plan lacks module `{key}`: compile the model again"))
+            })?;
+            kernels.insert(dtype, code.function("tally", 0)?);
+        }
+        let counts = Memory::new(&self.context, 3 * size_of::<u64>() as u64, "counts of what is not finite")?;
+        self.write(entry, inputs)?;
+        self.run_stepwise(index, &mut |own, run| {
+            let count = |n: &u32| {
+                let Buffer { ty, place } = &entry.buffers[*n as usize];
+                let elements = ty.elements().unwrap_or(0) as u64;
+                let (Some(function), Place::Arena(offset)) = (kernels.get(&ty.dtype), *place) else {
+                    return Ok(Tally { elements, ..Tally::default() });
+                };
+                counts.fill(0)?;
+                let mut launch = Launch::over(tally(ty.dtype), "tally", elements, Vec::new());
+                launch.grid[0] = launch.grid[0].max(1);
+                let params =
+                    [own.arena.address() + offset, counts.address(), elements].map(|v| v.to_le_bytes().to_vec());
+                // SAFETY: the parameters are those of `tally`: a tensor of its element type where the checked plan puts
+                // it, three counts, and how many elements there are.
+                unsafe { Ready::new(*function, &launch, &params).launch(&own.context, false) }?;
+                let mut found = [0u64; 3];
+                counts.read(0, bytemuck::bytes_of_mut(&mut found))?;
+                let [nan, infinite, saturated] = found;
+                Ok(Tally { elements, nan, infinite, saturated })
+            };
+            let found = run.step.results.iter().map(count).collect::<Result<Vec<_>>>()?;
+            seen(run, &found);
+            Ok(())
+        })?;
+        self.tensors(entry, &entry.outputs.iter().map(|port| port.buffer).collect::<Vec<_>>())
+    }
+
+    fn load_times(&self) -> &[(&'static str, Duration)] {
+        &self.times
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.arena.bytes() + self.weights.bytes()
     }
+}
+
+/// Puts a step on the stream; with `overlap`, it may begin while the one in front still runs.
+fn launch(context: &Context, step: &Step, calls: &[Ready], overlap: bool) -> Result<()> {
+    for ready in calls {
+        // SAFETY: the parameters come from the row that names the kernel; operands, results and scratch are where the
+        // checked plan puts them, in memory that lives as long as the launches, and so does the code.
+        unsafe { ready.launch(context, overlap) }.map_err(|e| at(step, e))?;
+    }
+    Ok(())
+}
+
+/// Brings the weights to the device.
+fn upload(staging: &mut Staging, plan: &Plan, weights: &Memory, offsets: &[u64]) -> Result<()> {
+    let is_code = |index: usize| plan.header().modules.values().any(|m| *m as usize == index);
+    // What lies in a file goes in one sweep; what is computed follows, value by value.
+    let held = plan.weights.held.iter().enumerate();
+    let held = held.filter_map(|(index, weight)| Some((index, weight.as_ref()?)));
+    let held: Vec<_> = held.filter(|(index, _)| !is_code(*index)).collect();
+    staging.upload(weights, held.iter().map(|(index, weight)| (offsets[*index], weight.bytes())))?;
+    if held.len() + plan.header().modules.len() == plan.weights.held.len() {
+        return Ok(());
+    }
+    plan.weights.stream(&mut |index, bytes| match bytes {
+        Bytes::Held(_) => Ok(()),
+        Bytes::Computed(bytes) => staging.upload(weights, [(offsets[index], bytes.as_slice())]),
+    })
 }
 
 /// An error of a step with the operation and where it comes from.
@@ -264,27 +369,34 @@ fn lowered(plan: &Plan, arch: Arch) -> Result<Vec<Vec<Vec<Launch>>>> {
     }
 }
 
-/// Loads the machine code of all launches.
+/// Loads the machine code of all launches, and of tallies as far as the plan carries it.
 fn load_code(
     context: &Arc<Context>,
     plan: &Plan,
     lowered: &[Vec<Vec<Launch>>],
-    cubins: &HashMap<u32, Vec<u8>>,
     trust: Trust,
 ) -> Result<HashMap<String, Code>> {
+    let launched = lowered.iter().flatten().flatten().map(|launch| (launch.module.clone(), true));
+    let tallied = plan.entries().iter().flat_map(tallies).map(|dtype| (tally(dtype), false));
     let (mut code, mut problems) = (HashMap::new(), Vec::new());
-    for launch in lowered.iter().flatten().flatten() {
-        let key = launch.module.key();
+    for (module, needed) in launched.chain(tallied) {
+        let key = module.key();
         if code.contains_key(&key) {
             continue;
         }
-        let carried = plan.header().modules.get(&key).and_then(|index| cubins.get(index));
+        let index = plan.header().modules.get(&key);
+        let carried = index.and_then(|index| plan.weights.held[*index as usize].as_ref()).map(Weight::bytes);
+        let compiled;
         let cubin = match (trust, carried) {
-            (Trust::Nobody, _) => nvrtc::cubin(&launch.module, context.arch())?,
-            (_, None) => {
+            (Trust::Nobody, _) => {
+                compiled = nvrtc::cubin(&module, context.arch())?;
+                &compiled
+            }
+            (_, None) if needed => {
                 problems.push(format!("the plan lacks module `{key}`: compile the model again"));
                 continue;
             }
+            (_, None) => continue,
             (Trust::Own, Some(cubin)) if !nvrtc::is_own(cubin) => {
                 return Err(Error::bad_file(
                     "plan.trust",
@@ -292,9 +404,9 @@ fn load_code(
                      compiles this program's own sources instead",
                 ));
             }
-            (_, Some(cubin)) => cubin.clone(),
+            (_, Some(cubin)) => cubin,
         };
-        code.insert(key.clone(), Code::new(context, &cubin, &key)?);
+        code.insert(key.clone(), Code::new(context, cubin, &key)?);
     }
     match problems.is_empty() {
         true => Ok(code),

@@ -40,7 +40,7 @@ use launch::{Arg, Base, Lowered, Module, Pointer};
 use lite3r_ir::{DType, Op, ValueType};
 use rayon::prelude::*;
 
-use super::{Choice, Gap, Request, Target};
+use super::{Ceilings, Choice, Gap, Request, Target};
 use crate::{
     Error, Result,
     plan::{ALIAS, Entry, Step},
@@ -64,6 +64,21 @@ impl Arch {
             Self::Sm80 => "sm_80",
             Self::Sm89 => "sm_89",
             Self::Sm90a => "sm_90a",
+        }
+    }
+
+    /// The best of a card of this generation.
+    pub const fn ceilings(self) -> Ceilings {
+        match self {
+            Self::Sm80 => {
+                Ceilings { fp8: 312e12, half: 312e12, f32: 19.5e12, bytes: 1.56e12, source: "A100 40 GB, as published" }
+            }
+            Self::Sm89 => {
+                Ceilings { fp8: 362e12, half: 181e12, f32: 91.6e12, bytes: 0.864e12, source: "L40, as published" }
+            }
+            Self::Sm90a => {
+                Ceilings { fp8: 1736e12, half: 850e12, f32: 60e12, bytes: 4.1e12, source: "H200, as measured" }
+            }
         }
     }
 }
@@ -128,6 +143,16 @@ impl Target for Cuda {
         self.name
     }
 
+    /// The version of CUDA that a driver must know to run what the compiler of this machine makes.
+    fn limits(&self) -> BTreeMap<String, u64> {
+        let version = nvrtc::version().ok().and_then(|(major, _)| u64::try_from(major).ok());
+        version.map(|major| (DRIVER.to_string(), major * 1000)).into_iter().collect()
+    }
+
+    fn ceilings(&self) -> Option<Ceilings> {
+        Some(self.arch.ceilings())
+    }
+
     fn prefers_bf16(&self) -> bool {
         true
     }
@@ -144,6 +169,7 @@ impl Target for Cuda {
                 let lowered = lower(entry, step, self.arch).map_err(|e| Error::unsupported("plan.gap", e))?;
                 wanted.extend(lowered.launches.into_iter().map(|l| (l.module.key(), l.module)));
             }
+            wanted.extend(tallies(entry).map(tally).map(|module| (module.key(), module)));
         }
         let wanted: Vec<(String, Module)> = wanted.into_iter().collect();
         wanted.into_par_iter().map(|(key, module)| Ok((key, nvrtc::cubin(&module, self.arch)?))).collect()
@@ -152,6 +178,23 @@ impl Target for Cuda {
     fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
         rows().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
     }
+}
+
+/// The limit of plans that the driver must meet: its version of CUDA, 13000 for 13.0.
+pub const DRIVER: &str = "cuda_driver";
+
+/// The module that tallies tensors of an element type, see [`super::Tally`].
+pub fn tally(dtype: DType) -> Module {
+    Module::new("tally.cu").element("TX", dtype)
+}
+
+/// The element types of results that are tallied.
+pub fn tallies(entry: &Entry) -> impl Iterator<Item = DType> {
+    let results = entry.steps.iter().flat_map(|s| &s.results).map(|n| entry.buffers[*n as usize].ty.dtype);
+    let mut all: Vec<DType> = results.filter(|dtype| dtype.is_float()).collect();
+    all.sort_by_key(|dtype| dtype.name());
+    all.dedup();
+    all.into_iter()
 }
 
 /// The first row that takes a request and what it launches, or why the last row of its operation refused.

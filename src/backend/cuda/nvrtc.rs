@@ -24,6 +24,7 @@ macro_rules! sources {
 pub const FILES: &[(&str, &str)] = sources![
     "qkv_heads.cu",
     "elementwise.cu",
+    "tally.cu",
     "gemm.cu",
     "gemm_mma.cu",
     "gemm_wgmma.cu",
@@ -142,7 +143,7 @@ pub fn version() -> Result<(i32, i32)> {
     if !is_present() {
         let problem = "kernels cannot be compiled: NVRTC (libnvrtc.so.12 or .13) was not found; install the CUDA \
                        toolkit or the wheel nvidia-cuda-nvrtc, and put its folder on LD_LIBRARY_PATH";
-        return Err(Error::device("cuda.nvrtc", problem));
+        return Err(Error::new(Kind::Compiler, "cuda.nvrtc", problem));
     }
     let (mut major, mut minor) = (0, 0);
     // SAFETY: both point to integers that live through the call.
@@ -154,7 +155,9 @@ pub fn version() -> Result<(i32, i32)> {
 pub fn compile(module: &Module, arch: Arch) -> Result<Cubin> {
     version()?;
     let key = module.key();
-    let text = |s: &str| CString::new(s).map_err(|_| Error::device("cuda.compile", format!("{key}: a zero byte")));
+    let text = |s: &str| {
+        CString::new(s).map_err(|_| Error::new(Kind::Compiler, "cuda.compile", format!("{key}: a zero byte")))
+    };
     let (code, name) = (text(source(module)?)?, text(module.file)?);
     let headers: Vec<CString> = HEADERS.iter().map(|(_, t)| text(t)).collect::<Result<_>>()?;
     let names: Vec<CString> = HEADERS.iter().map(|(n, _)| text(n)).collect::<Result<_>>()?;
@@ -183,7 +186,7 @@ pub fn compile(module: &Module, arch: Arch) -> Result<Cubin> {
     let done = unsafe { sys::nvrtcCompileProgram(program.0, options.len() as i32, options.as_ptr()) };
     let log = program.log()?;
     if done != nvrtcResult::NVRTC_SUCCESS {
-        return Err(Error::device("cuda.compile", format!("{key} for {}:\n{log}", arch.name())));
+        return Err(Error::new(Kind::Compiler, "cuda.compile", format!("{key} for {}:\n{log}", arch.name())));
     }
     Ok(Cubin { bytes: program.cubin()?, log })
 }
@@ -223,6 +226,6 @@ impl Drop for Program {
 fn check(result: nvrtcResult, call: &str) -> Result<()> {
     match result {
         nvrtcResult::NVRTC_SUCCESS => Ok(()),
-        error => Err(Error::device("cuda.nvrtc", format!("{call}: {error:?}"))),
+        error => Err(Error::new(Kind::Compiler, "cuda.nvrtc", format!("{call}: {error:?}"))),
     }
 }
