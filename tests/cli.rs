@@ -188,6 +188,49 @@ fn errors_name_what_is_wrong() {
 }
 
 #[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = Folder::new();
+    let plan = folder.text("p.l3r");
+    succeeds(COMPILE, &[&model("vggt_ts17"), "-o", &plan, "-q"]);
+    for args in
+        [&["inspect", &plan, "--cost", "--ir"][..], &["inspect", &plan, "--json"], &["bench", &plan, "--runs", "1"]]
+    {
+        let mut command = Command::new(LITE3R);
+        command.args(args).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("the program ends");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{args:?}: {errors}");
+    }
+}
+
+#[test]
+fn faults_of_the_device_have_codes_of_their_own() {
+    let folder = Folder::new();
+    let plan = folder.text("p.l3r");
+    let clean = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).env_remove("LD_LIBRARY_PATH").output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, errors) =
+        clean(COMPILE, &[&model("vggt_ts17"), "-o", &plan, "-q", "--target", "cuda:sm_90a", "--precision", "bf16"]);
+    match code {
+        Some(0) => eprintln!("skipped: NVRTC is installed for the whole system"),
+        code => assert!(code == Some(13) && errors.contains("[cuda.nvrtc]"), "{code:?}: {errors}"),
+    }
+    succeeds(COMPILE, &[&model("vggt_ts17"), "-o", &plan, "-q"]);
+    let input = format!("images=@{}/in_images.npy", fixture("vggt_ts17"));
+    let (code, errors) = clean(LITE3R, &["run", &plan, "--device", "cuda:0", "--input", &input]);
+    match errors.contains("[cuda.no_driver]") {
+        false => eprintln!("skipped: there is a driver: {errors}"),
+        true => assert_eq!(code, Some(10), "{errors}"),
+    }
+    let (code, errors) = clean(LITE3R, &["run", &plan, "--input", &input, "--check-finite", "--time"]);
+    assert!(code == Some(0) && errors.contains("steps are finite") && errors.contains("plan"), "{errors}");
+}
+
+#[test]
 fn help_teaches() {
     let compile = succeeds(COMPILE, &["--help"]);
     assert!(compile.contains("Examples:") && compile.contains("Exit codes:"), "{compile}");

@@ -99,15 +99,15 @@ fn print(common: &Common, rows: &[Row], nodes: &[NodeRow], skipped: &[String]) -
     if common.json {
         return super::print_json(&serde_json::json!({ "outputs": rows, "nodes": nodes, "skipped": skipped }));
     }
-    println!("{:<12} {:<24} error", "case", "output");
-    rows.iter().for_each(|r| println!("{:<12} {:<24} {:.3e}", r.case, r.output, r.error));
+    super::say!("{:<12} {:<24} error", "case", "output");
+    rows.iter().for_each(|r| super::say!("{:<12} {:<24} {:.3e}", r.case, r.output, r.error));
     if !skipped.is_empty() && !common.quiet {
-        println!("{} cases have sizes that the plan has no entry for: {}", skipped.len(), skipped.join(", "));
+        super::say!("{} cases have sizes that the plan has no entry for: {}", skipped.len(), skipped.join(", "));
     }
     if !nodes.is_empty() {
-        println!("\n{:>5} {:<28} {:<10} origin", "step", "kernel", "error");
+        super::say!("\n{:>5} {:<28} {:<10} origin", "step", "kernel", "error");
         let worst = nodes.iter().take(40);
-        worst.for_each(|n| println!("{:>5} {:<28} {:<10.2e} {}", n.step, n.kernel, n.error, n.origin));
+        worst.for_each(|n| super::say!("{:>5} {:<28} {:<10.2e} {}", n.step, n.kernel, n.error, n.origin));
     }
     Ok(())
 }

@@ -35,7 +35,7 @@ Examples:
   What the compiler sees, and why an attention was not recognised:
     lite3r-compile model.onnx --target cpu --bind S=4 --emit ir --explain
 
-Exit codes: 0 ok, 2 usage, 3 unsupported model, 4 bad file, 5 device or memory, 6 accuracy gate.";
+Exit codes: 0 ok, 2 usage, 3 unsupported model, 4 bad file, 5 device, 6 accuracy gate, 13 compiler of kernels.";
 
 /// Compiles an exported backbone to a plan that `lite3r` runs.
 #[derive(Parser, Debug)]
@@ -191,7 +191,7 @@ pub fn main(args: Args) -> Result<()> {
     let mut watch = |bindings: &Bindings, step: &Step, graph: &Graph| {
         spinner.set_message(format!("{}: {} nodes", step.pass, step.nodes));
         if args.print_after.iter().any(|n| n == step.pass) {
-            spinner.suspend(|| println!("// after {}{}\n{}", step.pass, step.options, readable(graph)));
+            spinner.suspend(|| super::say!("// after {}{}\n{}", step.pass, step.options, readable(graph)));
         }
         if let Some(Err(error)) = dump.as_mut().map(|d| d.write(bindings, step, graph)) {
             failed = Some(error);
@@ -218,7 +218,7 @@ fn emit_ir(args: &Args, compiled: &Compiled) -> Result<()> {
     let text: String = compiled.entries.iter().map(|e| readable(&e.graph)).collect::<Vec<_>>().join("\n");
     match &args.output {
         Some(path) => atomic::write_bytes(path, text.as_bytes())?,
-        None => println!("{text}"),
+        None => super::say!("{text}"),
     }
     if !args.common.quiet {
         eprint!("{}", describe(args, compiled));
@@ -244,9 +244,9 @@ fn emit_plan(args: &Args, compiled: &Compiled, target: &dyn backend::Target) -> 
             let steps = entry.steps.len();
             let peak = super::bytes(entry.peak_bytes() + plan.weight_bytes());
             let arena = super::bytes(entry.arena_bytes);
-            println!("entry {:<12} {steps} steps, arena {arena}, peak with weights {peak}", bound(&entry.bindings));
+            super::say!("entry {:<12} {steps} steps, arena {arena}, peak with weights {peak}", bound(&entry.bindings));
         }
-        println!("{} {} for {}", path.display(), super::bytes(file_bytes), plan.header().target);
+        super::say!("{} {} for {}", path.display(), super::bytes(file_bytes), plan.header().target);
     }
     Ok(())
 }

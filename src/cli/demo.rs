@@ -78,7 +78,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         return super::print_json(&serde_json::json!({ "report": report_path, "runs": rows }));
     }
     print(&table);
-    println!("\n{}", report_path.display());
+    super::say!("\n{}", report_path.display());
     Ok(())
 }
 
@@ -140,6 +140,6 @@ fn print(table: &Table) {
     };
     for row in std::iter::once(&table.columns).chain(&table.rows) {
         let cells: Vec<String> = row.iter().enumerate().map(|(i, cell)| format!("{cell:<w$}", w = width(i))).collect();
-        println!("{}", cells.join("  ").trim_end());
+        super::say!("{}", cells.join("  ").trim_end());
     }
 }

@@ -23,11 +23,11 @@ pub fn main(common: &Common) -> Result<()> {
         ));
         return super::print_json(&serde_json::json!({ "devices": devices, "missing": missing }));
     }
-    println!("cpu     target cpu, {cores} cores, vectors: {lanes}");
+    super::say!("cpu     target cpu, {cores} cores, vectors: {lanes}");
     for Cuda { name, target, card, memory } in &cuda {
-        println!("{name:<7} target {target}, {card}, {}", super::bytes(*memory));
+        super::say!("{name:<7} target {target}, {card}, {}", super::bytes(*memory));
     }
-    missing.iter().for_each(|why| println!("-       {why}"));
+    missing.iter().for_each(|why| super::say!("-       {why}"));
     Ok(())
 }
 

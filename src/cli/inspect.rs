@@ -30,20 +30,20 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         return super::print_json(&view);
     }
     let meta = plan.meta();
-    println!("{} for {}, family {:?}", view.producer, view.target, meta.family);
+    super::say!("{} for {}, family {:?}", view.producer, view.target, meta.family);
     if let Some(images) = &meta.images {
         let (height, width) = images.size;
         let normalised = if images.normalised_in_graph { "in the graph" } else { "by the runner" };
-        println!("images `{}` {height}x{width}, {}, normalised {normalised}", images.name, images.preprocess);
+        super::say!("images `{}` {height}x{width}, {}, normalised {normalised}", images.name, images.preprocess);
     }
-    meta.provenance.iter().for_each(|(key, value)| println!("{key}: {value}"));
-    println!("{} weights, {}", view.weights.len(), bytes(view.weight_bytes));
+    meta.provenance.iter().for_each(|(key, value)| super::say!("{key}: {value}"));
+    super::say!("{} weights, {}", view.weights.len(), bytes(view.weight_bytes));
     for (entry, source) in view.entries.iter().zip(plan.entries()) {
         let bindings: Vec<String> = entry.bindings.iter().map(|(s, n)| format!("{s}={n}")).collect();
-        println!("\nentry {}", if bindings.is_empty() { "as exported".into() } else { bindings.join(",") });
-        entry.inputs.iter().for_each(|(name, ty)| println!("  in  {name}: {ty}"));
-        entry.outputs.iter().for_each(|(name, ty)| println!("  out {name}: {ty}"));
-        println!(
+        super::say!("\nentry {}", if bindings.is_empty() { "as exported".into() } else { bindings.join(",") });
+        entry.inputs.iter().for_each(|(name, ty)| super::say!("  in  {name}: {ty}"));
+        entry.outputs.iter().for_each(|(name, ty)| super::say!("  out {name}: {ty}"));
+        super::say!(
             "  {} steps, {:.2} GFLOP, arena {}, peak of a run {}",
             entry.steps.len(),
             entry.flops / 1e9,
@@ -51,12 +51,12 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
             bytes(entry.peak_bytes)
         );
         for (kernel, (steps, flops)) in &entry.kernels {
-            println!("  {kernel:<28} {steps:>5}  {:>10.3} GFLOP", flops / 1e9);
+            super::say!("  {kernel:<28} {steps:>5}  {:>10.3} GFLOP", flops / 1e9);
         }
         if args.cost {
-            println!("  step kernel                         MFLOP        MB    live MB  origin");
+            super::say!("  step kernel                         MFLOP        MB    live MB  origin");
             for (i, step) in entry.steps.iter().enumerate() {
-                println!(
+                super::say!(
                     "  {i:>4} {:<26} {:>10.2} {:>9.2} {:>10.2}  {}",
                     step.kernel,
                     step.flops / 1e6,
@@ -67,7 +67,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
             }
         }
         if args.ir {
-            println!("{}", source.ir);
+            super::say!("{}", source.ir);
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! The command lines: what `lite3r-compile` and `lite3r` understand, print and exit with.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 ok, 2 usage, 3 unsupported model, 4
-//! bad file, 5 device or memory, 6 accuracy gate.
+//! bad file, 5 device, 6 accuracy gate, 10 no driver, 11 old driver, 12 other architecture, 13 compiler of kernels, 14
+//! out of memory, 15 failed kernel, 16 result that is not finite. A reader that goes away early is no error.
 
 pub mod bench;
 pub mod compare;
@@ -12,12 +13,21 @@ pub mod inspect;
 pub mod progress;
 pub mod run;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::{Error, Kind, Result};
+
+/// A line of results. A reader that has gone (`lite3r bench PLAN | head`) wants no more, so nothing is said about it.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use say;
 
 /// What every command takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,6 +57,9 @@ pub fn start<A: Parser>(common: impl Fn(&A) -> &Common, main: impl FnOnce(A) -> 
     match main(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
+            if let Some(code) = (error.code == "cuda.kernel").then(run_step_by_step).flatten() {
+                return code.into();
+            }
             report(&error, json);
             error.exit_code().into()
         }
@@ -56,16 +69,35 @@ pub fn start<A: Parser>(common: impl Fn(&A) -> &Common, main: impl FnOnce(A) -> 
 fn report(error: &Error, json: bool) {
     if json {
         let value = serde_json::json!({ "error": { "code": error.code, "problems": error.problems } });
-        println!("{value}");
+        say!("{value}");
     }
-    eprintln!("error{error}");
+    warn(format_args!("error{error}"));
+}
+
+/// A line on standard error, if anyone reads it.
+fn warn(text: std::fmt::Arguments<'_>) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A graph does not tell which of its kernels has failed, and after that the process can use the device no more. So the
+/// same command runs once more, step by step, to name the operation and the node; its exit code if that fails too.
+fn run_step_by_step() -> Option<u8> {
+    let stepwise = crate::backend::STEPWISE;
+    if std::env::var_os(stepwise).is_some() {
+        return None;
+    }
+    warn(format_args!("a kernel has failed; running step by step to name it ({stepwise}=1)"));
+    let program = std::env::current_exe().ok()?;
+    let status = Command::new(program).args(std::env::args_os().skip(1)).env(stepwise, "1").status().ok()?;
+    status.code().filter(|code| *code != 0).map(|code| code as u8)
 }
 
 /// Prints a value as JSON, indented.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::usage("cli.json", format!("the result cannot be written as JSON: {e}")))?;
-    println!("{text}");
+    say!("{text}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::{
         Da3Method, Family, Fit, Formats, Method, Picture, Prepared, Preprocess, Reconstruction, VggtMode, load_images,
         load_masks, preprocess, write_all,
     },
-    session::{self, Session},
+    session::{self, Saturated, Session},
 };
 
 const EXAMPLES: &str = "\
@@ -63,6 +63,13 @@ pub struct Args {
     /// Write every output of the model as it is
     #[arg(long, value_name = "FILE.npz")]
     save_outputs: Option<PathBuf>,
+    /// Look at the results of every step: the first NaN or infinity is an error that names the operation and the node;
+    /// FP8 codes at the largest magnitude are counted. Slow
+    #[arg(long)]
+    check_finite: bool,
+    /// Print what each part of loading takes
+    #[arg(long)]
+    time: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -103,9 +110,15 @@ impl DeviceArgs {
 /// Carries the command out.
 pub fn main(args: &Args, common: &Common) -> Result<()> {
     let mut session = Session::open(&args.plan, &args.device.options())?;
+    if args.time {
+        session
+            .load_times()
+            .iter()
+            .for_each(|(part, time)| eprintln!("{part:<10} {:>9.1} ms", time.as_secs_f64() * 1e3));
+    }
     if !args.input.is_empty() {
         let inputs = read_inputs(&args.input)?;
-        let (outputs, seconds) = run(&mut session, &inputs, common)?;
+        let (outputs, seconds) = run(&mut session, &inputs, args, common)?;
         return finish_tensors(args, common, &outputs, seconds);
     }
     if args.images.is_empty() {
@@ -124,7 +137,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     }
     let prepared = prepare(&pictures, &input, args.preprocess.as_deref())?;
     let inputs = BTreeMap::from([(input.name.clone(), prepared.tensor.clone())]);
-    let (outputs, seconds) = run(&mut session, &inputs, common)?;
+    let (outputs, seconds) = run(&mut session, &inputs, args, common)?;
     if let Some(path) = &args.save_outputs {
         npy::save_archive(path, &outputs)?;
     }
@@ -145,11 +158,11 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     }
     if !common.quiet {
         let peak = super::bytes(session.allocated_bytes());
-        println!("{} views in {seconds:.2} s, {peak} allocated", reconstruction.views.len());
+        super::say!("{} views in {seconds:.2} s, {peak} allocated", reconstruction.views.len());
         if reconstruction.dropped > 0 {
-            println!("{} values of depth or confidence were not finite and are left out", reconstruction.dropped);
+            super::say!("{} values of depth or confidence were not finite and are left out", reconstruction.dropped);
         }
-        println!("{} files in {}", files.len(), folder.display());
+        super::say!("{} files in {}", files.len(), folder.display());
     }
     Ok(())
 }
@@ -157,9 +170,18 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
 fn run(
     session: &mut Session,
     inputs: &BTreeMap<String, Tensor>,
+    args: &Args,
     common: &Common,
 ) -> Result<(BTreeMap<String, Tensor>, f64)> {
     let entry = session.entry_for(inputs)?;
+    if args.check_finite {
+        let start = Instant::now();
+        let (outputs, saturated) = session.check_finite(entry, inputs)?;
+        if !common.quiet {
+            eprint!("{}", finite(session.plan().entries()[entry].steps.len(), &saturated));
+        }
+        return Ok((outputs, start.elapsed().as_secs_f64()));
+    }
     let steps = session.plan().entries()[entry].steps.len() as u64;
     // A GPU is done before a bar could move, and watching its steps would slow it down.
     let bar = progress::bar(common.quiet || session.plan().header().target != "cpu", steps, "running");
@@ -174,6 +196,16 @@ fn run(
     Ok((outputs, start.elapsed().as_secs_f64()))
 }
 
+/// What a check has found where everything is finite.
+pub fn finite(steps: usize, saturated: &[Saturated]) -> String {
+    let mut text = format!("the results of all {steps} steps are finite\n");
+    for Saturated { step, op, origin, codes, of } in saturated {
+        let share = 100.0 * *codes as f64 / *of as f64;
+        text += &format!("step {step}, {op} at `{origin}`: {codes} of {of} FP8 codes at the limit ({share:.4} %)\n");
+    }
+    text
+}
+
 fn finish_tensors(args: &Args, common: &Common, outputs: &BTreeMap<String, Tensor>, seconds: f64) -> Result<()> {
     if let Some(path) = &args.save_outputs {
         npy::save_archive(path, outputs)?;
@@ -184,8 +216,8 @@ fn finish_tensors(args: &Args, common: &Common, outputs: &BTreeMap<String, Tenso
         return super::print_json(&serde_json::json!({ "seconds": seconds, "outputs": types }));
     }
     if !common.quiet {
-        types.iter().for_each(|(name, ty)| println!("{name}: {ty}"));
-        println!("{seconds:.2} s");
+        types.iter().for_each(|(name, ty)| super::say!("{name}: {ty}"));
+        super::say!("{seconds:.2} s");
     }
     Ok(())
 }
