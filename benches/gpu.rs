@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! cargo bench --features cuda --bench gpu -- compile [--arch sm_90a]     every module of every case, into the cache
-//! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3]
+//! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3] [--small]
 //! ```
 //!
 //! `check` runs every case of every operation on every row that takes it: results in poisoned memory against the
-//! evaluation in f64 within the operation's own tolerance, and repeats bit for bit.
+//! evaluation in f64 within the operation's own tolerance, and repeats bit for bit. With `--small` it takes the two
+//! smallest cases of every row, in one process: for `tools/sanitize.sh`.
 
 use std::{collections::BTreeMap, process::ExitCode};
 
@@ -43,12 +44,18 @@ enum Command {
         /// Only rows whose names contain this
         #[arg(long, default_value = "")]
         only: String,
+        /// Only the two smallest cases of every row
+        #[arg(long)]
+        small: bool,
     },
     /// Hold every row against the reference
     Check {
         /// Only rows whose names contain this
         #[arg(long, default_value = "")]
         only: String,
+        /// Only the two smallest cases of every row
+        #[arg(long)]
+        small: bool,
         /// Runs that must agree bit for bit
         #[arg(long, default_value_t = 3)]
         repeats: usize,
@@ -87,8 +94,9 @@ impl Target for Only {
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
-        Command::Compile { only } => compile(&only),
+        Command::Compile { only, small } => compile(&only, small),
         Command::Check { repeats, row: Some(row), from, .. } => return check_row(&row, from, repeats),
+        Command::Check { only, repeats, small: true, .. } => return check_small(&only, repeats),
         Command::Check { only, repeats, row: None, .. } => check(&only, repeats),
     };
     match done {
@@ -171,14 +179,26 @@ fn pairs(only: &str) -> Vec<(Case, &'static Kernel)> {
     pairs
 }
 
-fn compile(only: &str) -> Result<bool> {
+/// The two smallest cases of every row.
+fn small_pairs(only: &str) -> Vec<(Case, &'static Kernel)> {
+    let mut rows: BTreeMap<&str, Vec<(Case, &'static Kernel)>> = BTreeMap::new();
+    pairs(only).into_iter().for_each(|pair| rows.entry(pair.1.name).or_default().push(pair));
+    let size = |case: &Case| case.inputs.iter().map(Tensor::len).sum::<usize>();
+    rows.values_mut().for_each(|cases| cases.sort_by_key(|(case, _)| size(case)));
+    rows.into_values().flat_map(|cases| cases.into_iter().take(2)).collect()
+}
+
+fn compile(only: &str, small: bool) -> Result<bool> {
     let mut modules = BTreeMap::new();
-    for (case, kernel) in pairs(only) {
+    for (case, kernel) in if small { small_pairs(only) } else { pairs(only) } {
         let operands = types(&case);
         let results = case.op.infer(&operands).expect("was inferred before");
         let request = Request { op: &case.op, operands: &operands, results: &results };
         let lowered = (kernel.lower)(&request, Arch::Sm90a).expect("was lowered before");
         modules.extend(lowered.launches.into_iter().map(|l| (l.module.key(), l.module)));
+    }
+    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_float()) {
+        modules.insert(cuda::tally(dtype).key(), cuda::tally(dtype));
     }
     println!("{} modules", modules.len());
     let modules: Vec<_> = modules.into_values().collect();
@@ -263,6 +283,23 @@ fn check(only: &str, repeats: usize) -> Result<bool> {
     }
     println!("{} rows: {}", rows.len(), if good { "all hold" } else { "some do not hold" });
     Ok(good)
+}
+
+/// The two smallest cases of every row, all in this process.
+fn check_small(only: &str, repeats: usize) -> ExitCode {
+    let _held = cuda::exec::CudaDevice::new(0, Trust::Plan);
+    let (mut cases, mut problems) = (0, Vec::new());
+    for (case, kernel) in small_pairs(only) {
+        let problem = match run(&case, kernel, repeats) {
+            Ok(runs) => judge(&case, kernel, &runs).1,
+            Err(error) => Some(error.to_string()),
+        };
+        cases += 1;
+        problems.extend(problem.map(|problem| format!("WRONG {} {}: {problem}", kernel.name, case.name)));
+    }
+    println!("{cases} cases, {} wrong", problems.len());
+    problems.iter().for_each(|p| println!("{p}"));
+    if problems.is_empty() && cases > 0 { ExitCode::SUCCESS } else { 6.into() }
 }
 
 /// What a process says last that a kernel has taken down: the number of the case follows.
