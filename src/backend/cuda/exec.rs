@@ -127,7 +127,8 @@ impl Loaded {
             launches.push(ready);
         }
         let stepwise = std::env::var_os(STEPWISE).is_some_and(|v| v == "1");
-        let overlap = std::env::var_os("LITE3R_OVERLAP").is_none_or(|v| v != "0");
+        // Off by default: measured on whole models it costs time, see `benches/README.md`.
+        let overlap = std::env::var_os("LITE3R_OVERLAP").is_some_and(|v| v == "1");
         let mut graphs = Vec::with_capacity(launches.len());
         for (entry, steps) in plan.entries().iter().zip(&launches) {
             graphs.push(Graph::capture(context, || {
