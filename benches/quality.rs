@@ -33,6 +33,7 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "dense f32", attention: None, precision: "f32" },
     Variant { name: "dense bf16", attention: None, precision: "bf16" },
     Variant { name: "dense fp8", attention: None, precision: "fp8" },
+    Variant { name: "dense fp8 narrow", attention: None, precision: "fp8{activation=auto,rest=bf16,residual=bf16}" },
     Variant {
         name: "64x64 pooled .3",
         attention: Some("global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),

@@ -110,34 +110,46 @@ pub enum Precision {
     /// Products in bf16, sums and the residual stream in f32.
     Bf16,
     /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
-    /// all other products in bf16, `rest=f32` leaves them.
+    /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well.
     Fp8(AttrMap),
-    /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` as
-    /// above.
+    /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` and
+    /// `residual` as above.
     Fp8w(AttrMap),
 }
 
 impl Precision {
-    /// With `rest` as a target prefers it where it is not said.
+    /// With `rest` as a target prefers it where it is not said, and with it the residual stream beside FP8 activations,
+    /// whose rounding is coarser.
     pub fn for_target(mut self, target: &dyn Target) -> Self {
+        let coarse = matches!(self, Self::Fp8(_));
         if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
             && target.prefers_bf16()
             && attrs.iter().all(|(name, _)| name != "rest")
         {
-            attrs.push(("rest".into(), Attr::Word("bf16".into())));
+            let bf16 = |name: &str| (name.to_string(), Attr::Word("bf16".into()));
+            attrs.push(bf16("rest"));
+            if coarse && attrs.iter().all(|(name, _)| name != "residual") {
+                attrs.push(bf16("residual"));
+            }
         }
         self
     }
 
-    /// The options of the pass, and whether all other products are computed in bf16. Errors: the words of a usage error.
-    pub(super) fn rest(attrs: &AttrMap) -> Result<(AttrMap, bool), String> {
-        let (rest, own): (AttrMap, AttrMap) = attrs.iter().cloned().partition(|(name, _)| name == "rest");
-        match rest.as_slice() {
-            [] => Ok((own, false)),
-            [(_, Attr::Word(word))] if word == "f32" => Ok((own, false)),
-            [(_, Attr::Word(word))] if word == "bf16" => Ok((own, true)),
-            _ => Err("`rest` must be f32 or bf16".into()),
+    /// The options of the pass, and whether all other products and the residual stream are bf16. Errors: the words of a
+    /// usage error.
+    pub(super) fn rest(attrs: &AttrMap) -> Result<(AttrMap, [bool; 2]), String> {
+        let mut own = attrs.clone();
+        let mut bf16 = [false; 2];
+        for (name, is_bf16) in ["rest", "residual"].into_iter().zip(&mut bf16) {
+            let (named, others): (AttrMap, AttrMap) = own.into_iter().partition(|(n, _)| n == name);
+            own = others;
+            *is_bf16 = match named.as_slice() {
+                [] => false,
+                [(_, Attr::Word(word))] if word == "f32" || word == "bf16" => word == "bf16",
+                _ => return Err(format!("`{name}` must be f32 or bf16")),
+            };
         }
+        Ok((own, bf16))
     }
 }
 
@@ -336,6 +348,18 @@ mod tests {
         assert!("bf16{x=1}".parse::<Precision>().unwrap_err().contains("no options"));
         assert_eq!("first".parse(), Ok(ReferenceView::View(0)));
         assert!("last".parse::<ReferenceView>().is_err());
+    }
+
+    #[test]
+    fn what_is_not_e4m3_is_read_apart() {
+        let rest = |text: &str| match text.parse() {
+            Ok(Precision::Fp8(attrs)) => Precision::rest(&attrs).map(|(own, bf16)| (own.len(), bf16)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(rest("fp8{weight=row}"), Ok((1, [false; 2])));
+        assert_eq!(rest("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, [true; 2])));
+        assert_eq!(rest("fp8{rest=bf16,residual=f32}"), Ok((0, [true, false])));
+        assert!(rest("fp8{residual=f16}").unwrap_err().contains("`residual`"));
     }
 
     #[test]

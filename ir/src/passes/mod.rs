@@ -5,6 +5,7 @@
 
 pub mod attention_kinds;
 pub mod bf16;
+pub mod bf16_residual;
 pub mod canonicalize;
 pub mod chosen_attentions;
 pub mod cse;
@@ -48,6 +49,7 @@ use crate::{
 pub const ALL: &[&Pass] = &[
     &attention_kinds::ATTENTION_KINDS,
     &bf16::BF16,
+    &bf16_residual::BF16_RESIDUAL,
     &canonicalize::CANONICALIZE,
     &cse::CSE,
     &dce::DCE,
