@@ -2,17 +2,18 @@
 //
 // A block takes 16 columns of y and 8 * TILES rows. Its warps walk along K in turn, weights straight from memory into
 // the fragments of mma.sync: 16 bytes a lane of one row of w, and as many columns of x. Which column of K stands where
-// in a fragment does not matter as long as both operands agree. Elements of f32 are sums of three bf16, and products
-// below 2^-24 are left out. The sums of all warps are added in their order.
+// in a fragment does not matter as long as both operands agree. Where blocks are few, what comes next is on its way
+// while a stage is multiplied; where they are many, one block waits while another multiplies. Elements of f32 are sums of three bf16, and products below 2^-24 are left out. The sums of all warps are
+// added in their order.
 //
 // Macros: TX, TW elements of x and w: MATH or float; MATH bf16_t or half_t, and bf16_t where one of them is float; WARPS,
-// TILES; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, XSCALE and WSCALE NONE.
+// TILES; AHEAD 1 to read a stage ahead; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, XSCALE and WSCALE NONE.
 #include "epilogue.cuh"
 #include "mma.cuh"
 #include "vectors.cuh"
 
-// Columns of K of a lane, of four lanes, and of all warps at a time.
-const int OWN = 16 / sizeof(TW), STEP = 4 * OWN, ROUND = WARPS * STEP, ROUNDS = 4;
+// Columns of K of a lane, of four lanes, of all warps, and of a stage: ROUNDS of them.
+const int OWN = 16 / sizeof(TW), STEP = 4 * OWN, ROUND = WARPS * STEP, ROUNDS = AHEAD ? 2 : 4, STAGE = ROUNDS * ROUND;
 
 // How an element is a sum of words of MATH, and OWN elements as they lie in memory as words of two each.
 template <class T> struct Terms {
@@ -38,45 +39,77 @@ template <> struct Terms<float> {
     }
 };
 
-// Read once: not kept in the L1 cache, which holds x.
-DEVICE Neighbours<TW, OWN> load_once(const TW* p) {
-    union { uint4 bytes; Neighbours<TW, OWN> elements; } to;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-        : "=r"(to.bytes.x), "=r"(to.bytes.y), "=r"(to.bytes.z), "=r"(to.bytes.w) : "l"(p));
+// Neighbours, where the program says: loads do not move behind the products in front of which they stand. What is read
+// ONCE is not kept in the L1 cache.
+template <bool ONCE, class T> DEVICE Neighbours<T, OWN> load_now(const T* p) {
+    union { uint4 bytes[OWN * sizeof(T) / 16]; Neighbours<T, OWN> elements; } to;
+#pragma unroll
+    for (int i = 0; i < OWN * sizeof(T) / 16; i++) {
+        uint4& part = to.bytes[i];
+        if (ONCE)
+            asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                : "=r"(part.x), "=r"(part.y), "=r"(part.z), "=r"(part.w) : "l"((const uint4*)p + i));
+        else
+            asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+                : "=r"(part.x), "=r"(part.y), "=r"(part.z), "=r"(part.w) : "l"((const uint4*)p + i));
+    }
     return to.elements;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * WARPS) product_few(
+// What a warp reads at once; x where there is room for it.
+struct Stage {
+    Neighbours<TW, OWN> w[ROUNDS][2];
+    Neighbours<TX, OWN> x[ROUNDS];
+};
+
+// Reading ahead takes registers; many blocks share a multiprocessor.
+#if AHEAD
+#define BOUNDS __launch_bounds__(32 * WARPS, 1)
+#else
+#define BOUNDS __launch_bounds__(32 * WARPS)
+#endif
+
+extern "C" __global__ void BOUNDS product_few(
     const TX* __restrict__ x, const TW* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
     const TRESIDUAL* __restrict__ residual, const u32 m, const u32 n, const u32 k)
 {
     wait_for_launch_before();
     const u32 warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const u32 first_n = blockIdx.x * 16, first_m = blockIdx.y * 8 * TILES;
-    float sums[TILES][4] = {};
-    for (u32 first = warp * STEP; first < k; first += ROUNDS * ROUND) {
-        Neighbours<TW, OWN> raw[ROUNDS][2];
-#pragma unroll
-        for (int round = 0; round < ROUNDS; round++)
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const u32 column = first_n + half * 8 + g, at = first + round * ROUND + t * OWN;
-                raw[round][half] = {};
-                if (column < n && at < k) raw[round][half] = load_once(w + (i64)column * k + at);
-            }
+    const bool holds_x = AHEAD && TILES == 1;
+    auto load_x = [&](u32 tile, u32 at) {
+        const u32 row = first_m + tile * 8 + g;
+        Neighbours<TX, OWN> own = {};
+        if (row < m && at < k) {
+            const TX* from = x + (i64)row * k + at;
+            own = holds_x ? load_now<false>(from) : *(const Neighbours<TX, OWN>*)from;
+        }
+        return own;
+    };
+    auto fetch = [&](Stage& stage, u32 first) {
 #pragma unroll
         for (int round = 0; round < ROUNDS; round++) {
             const u32 at = first + round * ROUND + t * OWN;
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const u32 column = first_n + half * 8 + g;
+                stage.w[round][half] = {};
+                if (column < n && at < k) stage.w[round][half] = load_now<true>(w + (i64)column * k + at);
+            }
+            if (holds_x) stage.x[round] = load_x(0, at);
+        }
+    };
+    float sums[TILES][4] = {};
+    auto multiply = [&](const Stage& stage, u32 first) {
+#pragma unroll
+        for (int round = 0; round < ROUNDS; round++) {
             u32 a[2][Terms<TW>::COUNT][OWN / 2];
-            Terms<TW>::of(a[0], raw[round][0]);
-            Terms<TW>::of(a[1], raw[round][1]);
+            Terms<TW>::of(a[0], stage.w[round][0]);
+            Terms<TW>::of(a[1], stage.w[round][1]);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                const u32 row = first_m + tile * 8 + g;
-                Neighbours<TX, OWN> own = {};
-                if (row < m && at < k) own = *(const Neighbours<TX, OWN>*)(x + (i64)row * k + at);
                 u32 b[Terms<TX>::COUNT][OWN / 2];
-                Terms<TX>::of(b, own);
+                Terms<TX>::of(b, holds_x ? stage.x[round] : load_x(tile, first + round * ROUND + t * OWN));
 #pragma unroll
                 for (int i = 0; i < Terms<TW>::COUNT; i++)
 #pragma unroll
@@ -88,7 +121,28 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) product_few(
                         }
             }
         }
+    };
+    u32 first = warp * STEP;
+    Stage even;
+#if AHEAD
+    // Two stages in turn; one beyond K reads nothing. Synchronising keeps reads in front of products.
+    Stage odd;
+    fetch(even, first);
+    for (; first < k; first += 2 * STAGE) {
+        fetch(odd, first + STAGE);
+        __syncwarp();
+        multiply(even, first);
+        if (first + STAGE >= k) break;
+        fetch(even, first + 2 * STAGE);
+        __syncwarp();
+        multiply(odd, first + STAGE);
     }
+#else
+    for (; first < k; first += STAGE) {
+        fetch(even, first);
+        multiply(even, first);
+    }
+#endif
 
     // Rows padded so that the lanes of a warp write to different banks.
     __shared__ float parts[WARPS][8 * TILES][20];

@@ -40,14 +40,15 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     }
     let tiles = product.m.div_ceil(8).clamp(1, MOST_TILES);
     let columns = product.n.div_ceil(16);
-    // Few blocks take many warps to have as much on its way.
-    let warps = if columns < 2 * PROCESSORS { 16 } else { 8 };
+    // Few blocks take many warps, and read ahead, to have as much on its way as many.
+    let (warps, ahead) = if columns < 2 * PROCESSORS { (16, 1) } else { (8, 0) };
     let module = Module::new("gemv.cu")
         .element("TX", x)
         .element("TW", w)
         .element("MATH", math)
         .define("WARPS", warps)
-        .define("TILES", tiles);
+        .define("TILES", tiles)
+        .define("AHEAD", ahead);
     let sizes = [product.m, product.n, product.k].map(|size| Arg::of(size as u32));
     let [_, _, bias, residual] = product.scale_args();
     Ok(Launch {
