@@ -118,18 +118,24 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// With `rest` as a target prefers it where it is not said, and with it the residual stream beside FP8 activations,
-    /// whose rounding is coarser.
+    /// With what a target of tensor cores prefers where it is not said: `rest=bf16`, and beside FP8 activations, whose
+    /// rounding is coarser, `residual=bf16`, and `activation=auto`, scales that tiles of products can give.
     pub fn for_target(mut self, target: &dyn Target) -> Self {
-        let coarse = matches!(self, Self::Fp8(_));
+        let activations = matches!(self, Self::Fp8(_));
         if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
             && target.prefers_bf16()
-            && attrs.iter().all(|(name, _)| name != "rest")
         {
-            let bf16 = |name: &str| (name.to_string(), Attr::Word("bf16".into()));
-            attrs.push(bf16("rest"));
-            if coarse && attrs.iter().all(|(name, _)| name != "residual") {
-                attrs.push(bf16("residual"));
+            let says = |attrs: &AttrMap, name: &str| attrs.iter().any(|(n, _)| n == name);
+            let narrow = !says(attrs, "rest");
+            let wanted = [
+                ("rest", "bf16", narrow),
+                ("residual", "bf16", narrow && activations),
+                ("activation", "auto", activations),
+            ];
+            for (name, word, _) in wanted.into_iter().filter(|(.., wanted)| *wanted) {
+                if !says(attrs, name) {
+                    attrs.push((name.into(), Attr::Word(word.into())));
+                }
             }
         }
         self
