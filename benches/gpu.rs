@@ -3,11 +3,15 @@
 //! ```text
 //! cargo bench --features cuda --bench gpu -- compile [--arch sm_90a]     every module of every case, into the cache
 //! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3] [--small]
+//! cargo bench --features cuda --bench gpu -- time [--only NAME] [--torch python3]
 //! ```
 //!
 //! `check` runs every case of every operation on every row that takes it: results in poisoned memory against the
 //! evaluation in f64 within the operation's own tolerance, and repeats bit for bit. With `--small` it takes the two
 //! smallest cases of every row, in one process: for `tools/sanitize.sh`.
+
+#[path = "gpu/time.rs"]
+mod time;
 
 use std::{collections::BTreeMap, process::ExitCode};
 
@@ -39,6 +43,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Time kernels on the shapes of the models
+    Time(time::Args),
     /// Compile what `check` needs
     Compile {
         /// Only rows whose names contain this
@@ -94,6 +100,7 @@ impl Target for Only {
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
+        Command::Time(args) => time::main(&args),
         Command::Compile { only, small } => compile(&only, small),
         Command::Check { repeats, row: Some(row), from, .. } => return check_row(&row, from, repeats),
         Command::Check { only, repeats, small: true, .. } => return check_small(&only, repeats),
@@ -206,12 +213,16 @@ fn compile(only: &str, small: bool) -> Result<bool> {
     Ok(true)
 }
 
+/// A case that this program has got wrong.
+fn failed(error: &dyn std::fmt::Display) -> lite3r::Error {
+    lite3r::Error::unsupported("bench.case", error.to_string())
+}
+
 /// A row on a case.
 fn run(case: &Case, kernel: &'static Kernel, repeats: usize) -> Result<Vec<Vec<Tensor>>> {
     let mut graph = Graph::new("case");
     let inputs: Vec<_> =
         case.inputs.iter().enumerate().map(|(i, t)| graph.input(format!("x{i}"), t.value_type())).collect();
-    let failed = |e: &dyn std::fmt::Display| lite3r::Error::unsupported("bench.case", e.to_string());
     let results = Builder::new(&mut graph, "case").ops(case.op.clone(), &inputs).map_err(|e| failed(&e))?;
     let names: Vec<String> = (0..results.len()).map(|i| format!("y{i}")).collect();
     names.iter().zip(results).for_each(|(name, value)| graph.output(name, value));

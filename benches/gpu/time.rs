@@ -1,0 +1,204 @@
+//! Kernels on the shapes of the models, in CUDA graphs, beside torch on the same device.
+//!
+//! A case is an operation, a few times in a graph: what one takes is the time of the graph by their number. Peers come
+//! from `tools/torch_peers.py`, which times the same shapes under the same names, name, tab and microseconds a line.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use lite3r::{
+    Error, Result,
+    backend::{Trust, cuda::SM_90A},
+    eval::depth::median,
+    plan::{EntrySource, Meta, Plan, build},
+    rng::Stream,
+    session::{Options, Session},
+    weights,
+};
+use lite3r_ir::{
+    Bindings, Builder, DType, Graph, Tensor, ValueType,
+    passes::{self, ALL, pipeline},
+    text,
+};
+use rayon::prelude::*;
+
+use super::failed;
+
+/// What is timed, and beside what.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only cases whose names contain this
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Time the peers too, with this Python
+    #[arg(long, value_name = "PYTHON")]
+    torch: Option<PathBuf>,
+    /// The script that times the peers
+    #[arg(long, value_name = "FILE", default_value = "tools/torch_peers.py")]
+    peers: PathBuf,
+}
+
+/// One line of the table.
+struct Case {
+    /// The same as the peer's.
+    name: String,
+    /// Floating-point operations; of dense attention where keys are left out.
+    flops: f64,
+    /// An operation as IR text writes it.
+    op: String,
+    inputs: Vec<ValueType>,
+    /// Passes that run over the graph.
+    passes: String,
+    copies: usize,
+}
+
+/// Times every case and prints the table.
+pub fn main(args: &Args) -> Result<bool> {
+    let mut cases = cases();
+    cases.retain(|case| case.name.contains(&args.only));
+    // Machine code is made by all cores at once, before anything is timed.
+    let plans: Vec<Result<Plan>> = cases.par_iter().map(plan).collect();
+    let peers = match &args.torch {
+        Some(python) => peers(python, args)?,
+        None => BTreeMap::new(),
+    };
+    println!("| case | us | TFLOP/s | torch us | torch / ours |\n| --- | --- | --- | --- | --- |");
+    let mut good = true;
+    for (case, plan) in cases.iter().zip(plans) {
+        match plan.and_then(|plan| seconds(plan, case.copies)) {
+            Ok(s) => {
+                let us = s * 1e6;
+                let peer = peers.get(&case.name).map_or("| ".into(), |p| format!("{p:.1} | {:.2}", p / us));
+                println!("| {} | {us:.1} | {:.0} | {peer} |", case.name, case.flops / s / 1e12);
+            }
+            Err(error) => {
+                good = false;
+                println!("| {} | {error} | | | |", case.name);
+            }
+        }
+    }
+    Ok(good)
+}
+
+/// Linear layers, attention dense and sparse, convolutions.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let of = |dtype: DType, shape: &[usize]| ValueType::new(dtype, shape.iter().copied());
+    let (e, b, f) = (DType::F8E4M3, DType::BF16, DType::F32);
+    for m in [1374, 2748, 10992, 43968] {
+        for (k, n) in [(1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024)] {
+            let mut add = |what: &str, op: &str, inputs: Vec<ValueType>| {
+                let (name, flops) = (format!("linear {what} {m}x{k}->{n}"), 2.0 * (m * k * n) as f64);
+                let copies = if m > 10_000 { 4 } else { 16 };
+                cases.push(Case { name, flops, op: op.into(), inputs, passes: String::new(), copies });
+            };
+            let codes = || vec![of(e, &[m, k]), of(f, &[m, 1]), of(e, &[n, k]), of(f, &[n, 1]), of(f, &[n])];
+            let residual = |dtype| [codes(), vec![of(dtype, &[m, n])]].concat();
+            add("e4m3", "scaled_linear {bias=true,out=bf16}", codes());
+            if n == 4096 {
+                let op = "scaled_linear {activation=gelu,bias=true,out=bf16,quantize=columns256}";
+                add("e4m3 GELU to e4m3", op, codes());
+            }
+            if n == 1024 {
+                add("e4m3 + bf16 residual", "scaled_linear {bias=true,residual=true,out=bf16}", residual(b));
+                add("e4m3 + f32 residual", "scaled_linear {bias=true,residual=true,out=f32}", residual(f));
+            }
+            add("bf16", "linear {bias=true}", vec![of(b, &[m, k]), of(b, &[n, k]), of(f, &[n])]);
+        }
+    }
+    let attention = |name: String, items: usize, n: usize, passes: String| Case {
+        name,
+        flops: 4.0 * (items * 16 * n * n * 64) as f64,
+        op: "attention {scale=0.125,kind=global}".into(),
+        inputs: vec![of(b, &[items, 16, n, 64]); 3],
+        passes,
+        copies: if n > 10_000 { 1 } else { 8 },
+    };
+    for (items, n) in [(2, 1374), (1, 2748), (1, 10_992), (1, 43_968)] {
+        cases.push(attention(format!("attention bf16 {items}x{n}"), items, n, String::new()));
+    }
+    for n in [10_992, 43_968] {
+        for (what, options) in [
+            ("64x64 pooled + linear", "block_k=64,form=add"),
+            ("64x64 pooled", "block_k=64,form=sparse"),
+            ("64x16 sub16 centroids", "block_k=16,router=sub16,form=centroid"),
+        ] {
+            for keep in ["0.3", "0.2", "0.1", "0.05"] {
+                let pass = format!("sla{{keep={keep},{options}}}");
+                cases.push(attention(format!("SLA {what} {n} keep {keep}"), 1, n, pass));
+            }
+        }
+    }
+    for (size, input, output) in [(148, 256, 256), (296, 256, 128), (518, 128, 32), (37, 256, 256)] {
+        cases.push(Case {
+            name: format!("conv 3x3 {input}->{output} 2x{size}x{size}"),
+            flops: 36.0 * (size * size * input * output) as f64,
+            op: "conv2d {pads=[1,1,1,1],layout=nhwc,bias=true}".into(),
+            inputs: vec![of(b, &[2, size, size, input]), of(b, &[output, 3, 3, input]), of(f, &[output])],
+            passes: String::new(),
+            copies: 8,
+        });
+    }
+    cases
+}
+
+fn plan(case: &Case) -> Result<Plan> {
+    let op = text::parse_op(&case.op).map_err(|e| failed(&e))?;
+    let mut graph = Graph::new("case");
+    let inputs: Vec<_> =
+        case.inputs.iter().enumerate().map(|(i, ty)| graph.input(format!("x{i}"), ty.clone())).collect();
+    for copy in 0..case.copies {
+        let results = Builder::new(&mut graph, format!("copy{copy}")).ops(op.clone(), &inputs);
+        for (i, value) in results.map_err(|e| failed(&e))?.into_iter().enumerate() {
+            graph.output(format!("y{copy}_{i}"), value);
+        }
+    }
+    for selected in pipeline::select(&case.passes, ALL).map_err(|e| failed(&e))? {
+        passes::run(selected.pass, &mut graph, &selected.options).map_err(|e| failed(&e))?;
+    }
+    let weights = weights::random(&graph, 1);
+    let source = EntrySource { bindings: Bindings::new(), graph };
+    build(&[source], &weights, &SM_90A, Meta::default())
+}
+
+/// The median of what one copy takes.
+fn seconds(plan: Plan, copies: usize) -> Result<f64> {
+    let mut session = Session::new(plan, &Options { trust: Trust::Plan, ..Options::default() })?;
+    let entry = &session.plan().entries()[0];
+    let ports = entry.inputs.iter().zip(1..);
+    let inputs: BTreeMap<String, Tensor> =
+        ports.map(|(port, seed)| (port.name.clone(), random(&entry.buffers[port.buffer as usize].ty, seed))).collect();
+    session.time(0, &inputs, 2)?;
+    let times = session.time(0, &inputs, 9)?;
+    Ok(median(times.iter().map(|t| t.as_secs_f64())) / copies as f64)
+}
+
+/// Numbers between -1 and 1, the same ones every 2^20: what is multiplied takes as much power as other numbers do, and
+/// large tensors are made in no time.
+fn random(ty: &ValueType, seed: u64) -> Tensor {
+    let mut rng = Stream::new(&[seed]);
+    let shape = ty.dims().expect("cases have fixed shapes");
+    let count: usize = shape.iter().product();
+    let period = count.min(1 << 20);
+    let values: Vec<f32> = (0..period).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect();
+    let part = Tensor::from_f32(&[period], values).cast(ty.dtype);
+    let bytes: Vec<u8> = part.bytes().iter().copied().cycle().take(count * ty.dtype.size()).collect();
+    Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("as many bytes as the shape has")
+}
+
+/// What the peers take, in microseconds.
+fn peers(python: &PathBuf, args: &Args) -> Result<BTreeMap<String, f64>> {
+    let missing = |e: std::io::Error| Error::device("bench.peers", format!("{}: {e}", python.display()));
+    let mut command = Command::new(python);
+    command.arg(&args.peers).args(["--only", &args.only]).stderr(Stdio::inherit());
+    let output = command.output().map_err(missing)?;
+    if !output.status.success() {
+        let text = format!("{} {} failed: {}", python.display(), args.peers.display(), output.status);
+        return Err(Error::device("bench.peers", text));
+    }
+    let line = |line: &str| line.split_once('\t').and_then(|(name, us)| Some((name.to_string(), us.parse().ok()?)));
+    Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(line).collect())
+}
