@@ -1,9 +1,6 @@
 //! `cuda/gemm_wgmma.cu`: matrix products on Hopper, operands by the copy engine, tiles chosen by shape.
 
-use lite3r_ir::{
-    DType,
-    ops::{activation::Activation, quantize::Granularity},
-};
+use lite3r_ir::{DType, ops::quantize::Granularity};
 
 use super::{
     Arch, Kernel,
@@ -65,10 +62,6 @@ impl Tile {
     /// Bytes of the ring and its barriers.
     pub fn ring(self) -> usize {
         self.stages * ((self.m + self.n) * 128 + 16)
-    }
-
-    fn shared(self) -> usize {
-        self.ring() + self.groups() * 2 * 64 * 128
     }
 
     /// Tiles of a result.
@@ -296,16 +289,11 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
 mod tests {
     use lite3r_ir::{
         Op, ValueType,
-        ops::{Linear, ScaledLinear},
+        ops::{Linear, ScaledLinear, activation::Activation},
     };
 
     use super::*;
     use crate::backend::cuda::conformance;
-
-    #[test]
-    fn rings_fit_into_shared_memory() {
-        TILES.iter().for_each(|t| assert!(t.shared() <= 232_448, "{t:?}: {}", t.shared()));
-    }
 
     #[test]
     fn panels_and_stages_fit_into_shared_memory() {
