@@ -1,8 +1,8 @@
-// y = act(x * w + b) + residual over images [N, C, H, W], any geometry, in f32 arithmetic: a product of weights and
+// y = act(x * w + b) + residual over images in planes or pixels, any geometry, in f32 arithmetic: a product of weights and
 // columns that are gathered while they are read. One tile of output channels x pixels a block.
 //
-// Macros: TX the elements of x and w; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without scales; KERNEL_H,
-// KERNEL_W the taps; TILE_M x TILE_N the tile of a block, PER_M x PER_N that of a thread.
+// Macros: TX the elements of x and w; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without scales; PIXELS,
+// KERNEL_H, KERNEL_W as convolution.cuh says; TILE_M x TILE_N the tile of a block, PER_M x PER_N that of a thread.
 #include "convolution.cuh"
 #include "epilogue.cuh"
 
@@ -86,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
         for (u32 j = 0; j < PER_N; j++) {
             const u32 pixel = part.first_pixel + spread<PER_N, TILE_N>(thread_n, j);
             if (output < c.outputs && pixel < pixels) {
-                const i64 at = part.y + (i64)output * pixels + pixel;
+                const i64 at = result_at(part, output, pixel, c);
                 store(y + at, epilogue.of(sums[i][j], 0, part.group * c.outputs + output, at));
             }
         }

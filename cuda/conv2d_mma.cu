@@ -1,10 +1,11 @@
-// y = act(x * w + b) + residual over images [N, C, H, W] of 16-bit elements, any geometry, on the tensor cores of every
-// architecture: a product of weights and columns that are gathered on the way to shared memory, with f32 sums. One tile
-// of output channels x pixels a block.
+// y = act(x * w + b) + residual over images of 16-bit elements in planes or pixels, any geometry, on the tensor cores of
+// every architecture: a product of weights and columns that are gathered on the way to shared memory, with f32 sums. One
+// tile of output channels x pixels a block. Columns of planes are stored [depth][pixels]; those of pixels [pixels][depth],
+// eight channels a copy.
 //
 // Macros: TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
-// scales; KERNEL_H, KERNEL_W the taps; ALIGNED 1 where rows of weights are whole chunks; TILE_M x TILE_N the tile of a
-// block, WARPS_M x WARPS_N its warps.
+// scales; PIXELS, KERNEL_H, KERNEL_W as convolution.cuh says; ALIGNED 1 where rows of weights, and with PIXELS the
+// channels of a pixel, are whole chunks; TILE_M x TILE_N the tile of a block, WARPS_M x WARPS_N its warps.
 #include "convolution.cuh"
 #include "epilogue.cuh"
 #include "mma.cuh"
@@ -26,12 +27,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
     x += part.x;
     w += part.w;
 
-    // The eight pixels of this thread; windows of those behind the last lie outside of the image.
-    const u32 eight = threadIdx.x % (TILE_N / 8);
-    Window windows[8];
+    // The pixels of this thread: neighbours, or THREADS / 8 apart. Windows of those behind the last lie outside of the
+    // image.
+    const u32 eight = threadIdx.x % (TILE_N / 8), OWN = PIXELS && ALIGNED ? TILE_N * 8 / THREADS : 8;
+    Window windows[OWN];
 #pragma unroll
-    for (u32 i = 0; i < 8; i++) {
-        const u32 pixel = part.first_pixel + eight * 8 + i;
+    for (u32 i = 0; i < OWN; i++) {
+        const u32 pixel = part.first_pixel
+            + (PIXELS && ALIGNED ? threadIdx.x / 8 + i * (THREADS / 8) : eight * 8 + i);
         windows[i] = window_of(pixel, c);
         if (pixel >= pixels) windows[i].y = -(1 << 30);
     }
@@ -54,6 +57,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
                 store_chunk(to_w + swizzle_128(row, at % 8), words);
             }
         }
+#if PIXELS && ALIGNED
+        // A thread copies the same eight channels of several pixels.
+        const u32 k = first_k + threadIdx.x % 8 * 8;
+        const Tap tap = tap_of(k, c);
+#pragma unroll
+        for (u32 row = threadIdx.x / 8, i = 0; i < TILE_N * 8 / THREADS; row += THREADS / 8, i++) {
+            const Place place = place_of(windows[i], tap, c);
+            const bool there = place.inside && k < c.depth;
+            copy_chunk(to_x + swizzle_128(row, threadIdx.x % 8), x + (there ? place.at : 0), there);
+        }
+#else
         // Panels of 64 pixels, a row of the columns each 128 bytes.
 #pragma unroll
         for (u32 row = threadIdx.x / (TILE_N / 8); row < DEPTH; row += THREADS / (TILE_N / 8)) {
@@ -66,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
             }
             store_chunk(to_x + eight / 8 * (DEPTH * 128) + swizzle_128(row, eight % 8), words);
         }
+#endif
         copies_commit();
     };
 
@@ -92,8 +107,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
                 load_matrices(left[i], from_w + swizzle_128(warp_m + i * 16 + lane % 16, step * 2 + lane / 16));
 #pragma unroll
             for (u32 j = 0; j < WARP_N / 16; j++) {
+#if PIXELS && ALIGNED
+                const u32 pixel = warp_n + j * 16 + lane / 16 * 8 + lane % 8;
+                load_matrices(right[j], from_x + swizzle_128(pixel, step * 2 + lane / 8 % 2));
+#else
                 const u32 row = step * 16 + lane % 16, column = (warp_n + j * 16) / 8 + lane / 16;
                 load_matrices_transposed(right[j], from_x + column / 8 * (DEPTH * 128) + swizzle_128(row, column % 8));
+#endif
             }
 #pragma unroll
             for (u32 i = 0; i < WARP_M / 16; i++)
@@ -113,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
                 const u32 output = part.first_output + warp_m + i * 16 + e / 2 * 8 + lane / 4;
                 const u32 pixel = part.first_pixel + warp_n + j * 8 + lane % 4 * 2 + e % 2;
                 if (output < c.outputs && pixel < pixels) {
-                    const i64 at = part.y + (i64)output * pixels + pixel;
+                    const i64 at = result_at(part, output, pixel, c);
                     store(y + at, epilogue.of(sums[i][j][e], 0, part.group * c.outputs + output, at));
                 }
             }

@@ -6,7 +6,7 @@ use lite3r_ir::{
     Value,
     ops::{
         Resize,
-        resize::{Coordinates, Nearest, ResizeMode},
+        resize::{Coordinates, ResizeMode},
     },
 };
 
@@ -53,14 +53,11 @@ impl Filter {
         let factor = |n: usize| (n as f64 + 0.1) / side as f64;
         let antialias = self == Self::Antialiased;
         Resize {
-            mode: ResizeMode::Cubic,
-            coordinates: Coordinates::HalfPixel,
-            size: vec![rows.into(), columns.into()],
             scales: if antialias { Vec::new() } else { vec![factor(rows), factor(columns)] },
             cubic_a: if antialias { -0.5 } else { -0.75 },
             antialias,
             exclude_outside: antialias,
-            nearest: Nearest::RoundPreferFloor,
+            ..Resize::new(ResizeMode::Cubic, Coordinates::HalfPixel, [rows.into(), columns.into()])
         }
     }
 }

@@ -7,7 +7,7 @@ use lite3r_ir::{
     ops::{
         Add, Clip, Concat, Constant, Conv2d, ConvTranspose2d, Expand, LayerNorm, Linear, Mul, Relu, Reshape, Resize,
         Slice, Transpose,
-        resize::{Coordinates, Nearest, ResizeMode},
+        resize::{Coordinates, ResizeMode},
     },
 };
 
@@ -161,16 +161,7 @@ impl<'g> Scope<'g> {
 
     /// Bilinear, corners on corners.
     pub(super) fn bilinear(&mut self, x: Value, (rows, columns): (usize, usize)) -> Built {
-        let op = Resize {
-            mode: ResizeMode::Linear,
-            coordinates: Coordinates::AlignCorners,
-            size: vec![rows.into(), columns.into()],
-            scales: Vec::new(),
-            cubic_a: -0.75,
-            antialias: false,
-            exclude_outside: false,
-            nearest: Nearest::RoundPreferFloor,
-        };
+        let op = Resize::new(ResizeMode::Linear, Coordinates::AlignCorners, [rows.into(), columns.into()]);
         self.op(op, &[x])
     }
 

@@ -49,6 +49,13 @@ pub struct Gap {
     pub clause: String,
 }
 
+/// How a target likes the convolutions of dense heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DenseHeads {
+    /// Whether the channels of a pixel lie side by side: what tensor cores read.
+    pub channels_last: bool,
+}
+
 /// The compile side of a backend.
 pub trait Target {
     /// As `--target` and plan headers write it: `cpu`, `cuda:sm_90a`, `wgsl`.
@@ -62,6 +69,11 @@ pub trait Target {
     /// Whether bf16 is what products are best computed in where nobody says: tensor cores have no f32.
     fn prefers_bf16(&self) -> bool {
         false
+    }
+
+    /// What is best for dense heads.
+    fn dense_heads(&self) -> DenseHeads {
+        DenseHeads::default()
     }
 
     /// The kernel for a request, or why there is none.

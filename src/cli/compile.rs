@@ -156,6 +156,7 @@ impl Args {
             views_axis: self.views,
             attention: self.attention.clone(),
             precision: self.precision.clone().for_target(target),
+            heads: target.dense_heads(),
             reference_view: self.reference_view,
             outputs: self.outputs.clone(),
             passes: self.passes.clone(),

@@ -9,7 +9,10 @@ use lite3r_ir::{
     text::parse_calls,
 };
 
-use crate::{Error, Result, backend::Target};
+use crate::{
+    Error, Result,
+    backend::{DenseHeads, Target},
+};
 
 /// Everything about a compilation but the model itself.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,8 @@ pub struct Options {
     pub attention: Vec<AttentionRule>,
     /// What products compute in.
     pub precision: Precision,
+    /// How dense heads are computed; a matter of the target.
+    pub heads: DenseHeads,
     /// Which view the model takes as its reference.
     pub reference_view: ReferenceView,
     /// Which outputs are kept; all if empty.

@@ -78,6 +78,9 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         let options = rule.into_iter().filter(|(n, _)| n != "layout").collect();
         selected.push(Selected { pass: &passes::sla::SLA, options: PassOptions(options) });
     }
+    if options.heads.channels_last {
+        selected.extend(named("channels_last,layout,dce")?);
+    }
     selected.extend(named(FUSION)?);
     match &options.precision {
         Precision::F32 => {}

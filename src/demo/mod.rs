@@ -68,6 +68,7 @@ impl Variant {
             bind: vec![compile::options::Bind { symbol: "S".into(), values: vec![views] }],
             attention: attention.into_iter().collect(),
             precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target),
+            heads: target.dense_heads(),
             ..Options::default()
         };
         let model = Model::Onnx { path: model.into(), random_weights: None };

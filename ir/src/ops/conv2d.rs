@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Case, Cost, OpDef, Tolerance, activation::Activation, traffic};
+use super::{Case, Cost, OpDef, Tolerance, activation::Activation, images::ImageLayout, traffic};
 use crate::{
     dim::Dim,
     tensor::Tensor,
@@ -11,7 +11,7 @@ use crate::{
 
 crate::attributes! {
     /// y = act(x ∗ w + b) + residual with zero padding: x [N, I, H, W], w [O, I/groups, kh, kw], b [O], residual like
-    /// y.
+    /// y; or, with `layout=nhwc`, x [N, H, W, I] and w [O, kh, kw, I/groups].
     pub struct Conv2d {
         /// Rows and columns between neighbours.
         pub strides: Vec<usize> = [1, 1],
@@ -21,6 +21,8 @@ crate::attributes! {
         pub dilations: Vec<usize> = [1, 1],
         /// Channel groups.
         pub groups: usize = 1usize,
+        /// How x, w, residual and y lie in memory.
+        pub layout: ImageLayout = ImageLayout::Planes,
         /// Applied to the sum with its bias.
         pub activation: Activation = Activation::None,
         /// Whether there is a bias operand.
@@ -38,6 +40,7 @@ impl Conv2d {
             pads: vec![pad; 4],
             dilations: vec![1, 1],
             groups: 1,
+            layout: ImageLayout::Planes,
             activation: Activation::None,
             bias,
             residual: false,
@@ -50,15 +53,16 @@ impl OpDef for Conv2d {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [x, w, extra @ ..] = inputs else { return Err("takes x and w at least".into()) };
-        let ([n, i, h, ww], [o, ig, kh, kw]) = (x.shape.as_slice(), w.shape.as_slice()) else {
-            return Err(format!("takes x [N,I,H,W] and w [O,I,kh,kw], not {x} and {w}"));
+        let Some(([n, i, h, ww], [o, ig, kh, kw])) = self.layout.planes(&x.shape).zip(self.layout.planes(&w.shape))
+        else {
+            return Err(format!("takes x [N,I,H,W] and w [O,I,kh,kw] as {}, not {x} and {w}", self.layout.word()));
         };
         if x.dtype != w.dtype || !x.dtype.is_float() {
             return Err(format!("x and w must share a floating-point type, not {x} and {w}"));
         }
         let lists =
             [&self.strides, &self.dilations].iter().all(|l| l.len() == 2 && !l.contains(&0)) && self.pads.len() == 4;
-        if !lists || self.groups == 0 || ig.clone() * Dim::from(self.groups) != *i {
+        if !lists || self.groups == 0 || ig * Dim::from(self.groups) != i {
             return Err(format!(
                 "{} groups of {w} do not fit {x}, or strides, pads, dilations are malformed",
                 self.groups
@@ -72,7 +76,7 @@ impl OpDef for Conv2d {
                 padded.checked_sub(reach).ok_or_else(|| format!("a kernel of {reach} does not fit {padded} pixels"))?;
             Ok(Dim::from(room / self.strides[axis] + 1))
         };
-        let y = x.with_shape([n.clone(), o.clone(), along(h, kh, 0)?, along(ww, kw, 1)?]);
+        let y = x.with_shape(self.layout.shape([n, o.clone(), along(&h, &kh, 0)?, along(&ww, &kw, 1)?]));
         let (bias, residual) = (self.bias as usize, self.residual as usize);
         if extra.len() != bias + residual
             || self.bias && extra[0].shape != [o.clone()]
@@ -85,14 +89,13 @@ impl OpDef for Conv2d {
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
-        let (&[_, channels, h, w], &[o, ig, kh, kw], &[_, _, oh, ow]) =
-            (inputs[0].shape(), inputs[1].shape(), &shape[..])
-        else {
-            return Err("takes images".into());
-        };
-        let (x, k) = (inputs[0].to_f64(), inputs[1].to_f64());
+        let sizes = |shape: &[usize]| self.layout.planes(shape).ok_or("takes images");
+        let (from, taps, to) = (sizes(inputs[0].shape())?, sizes(inputs[1].shape())?, sizes(&shape)?);
+        let ([_, channels, h, w], [o, ig, kh, kw], [_, _, oh, ow]) = (from, taps, to);
+        let planes = |tensor: &Tensor, size| self.layout.to_planes(tensor.to_f64(), size);
+        let (x, k) = (planes(inputs[0], from), planes(inputs[1], taps));
         let bias = self.bias.then(|| inputs[2].to_f64());
-        let residual = self.residual.then(|| inputs[inputs.len() - 1].to_f64());
+        let residual = self.residual.then(|| planes(inputs[inputs.len() - 1], to));
         let mut y = vec![0.0; shape.iter().product()];
         y.par_chunks_mut((oh * ow).max(1)).enumerate().for_each(|(plane, out)| {
             let (image, oc) = (plane / o, plane % o);
@@ -115,7 +118,7 @@ impl OpDef for Conv2d {
                 *value = self.activation.apply(sum) + residual.as_ref().map_or(0.0, |r| r[plane * oh * ow + i]);
             }
         });
-        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &y)])
+        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &self.layout.of_planes(y, to))])
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -136,6 +139,8 @@ impl OpDef for Conv2d {
         let dilated = Self { dilations: vec![2, 2], ..Self::same(2, false) };
         let fused = Self { activation: Activation::Relu, residual: true, ..Self::same(1, true) };
         let grouped = Self { groups: 2, dilations: vec![2, 1], ..Self::same(1, false) };
+        let pixels = |op: &Self| Self { layout: ImageLayout::Pixels, ..op.clone() };
+        let halving = Self { strides: vec![2, 2], ..fused.clone() };
         vec![
             Case::known(
                 "border",
@@ -160,7 +165,48 @@ impl OpDef for Conv2d {
                 fused.clone(),
                 vec![wave(&[1, 4, 5, 6], 1), wave(&[4, 4, 3, 3], 2), wave(&[4], 3), wave(&[1, 4, 5, 6], 4)],
             ),
+            Case::new("pixels_grouped_dilated", pixels(&grouped), vec![wave(&[1, 6, 5, 4], 1), wave(&[6, 3, 3, 2], 2)]),
             Case::new("grouped_dilated", grouped, vec![wave(&[1, 4, 6, 5], 1), wave(&[6, 2, 3, 3], 2)]),
+            Case::new(
+                "pixels_fused",
+                pixels(&fused),
+                vec![wave(&[2, 5, 7, 3], 1), wave(&[5, 3, 3, 3], 2), wave(&[5], 3), wave(&[2, 5, 7, 5], 4)],
+            ),
+            Case::new(
+                "pixels_bf16",
+                pixels(&fused),
+                vec![bf16(&[2, 19, 21, 72], 1), bf16(&[136, 3, 3, 72], 2), wave(&[136], 3), bf16(&[2, 19, 21, 136], 4)],
+            ),
+            Case::new(
+                "pixels_bf16_wide",
+                pixels(&Self::same(1, true)),
+                vec![bf16(&[1, 37, 37, 64], 1), bf16(&[256, 3, 3, 64], 2), bf16(&[256], 3)],
+            ),
+            Case::new(
+                "pixels_bf16_narrow",
+                pixels(&Self { activation: Activation::Relu, ..Self::same(1, true) }),
+                vec![bf16(&[3, 33, 30, 128], 1), bf16(&[32, 3, 3, 128], 2), wave(&[32], 3)],
+            ),
+            Case::new(
+                "pixels_bf16_residual_f32",
+                pixels(&fused),
+                vec![bf16(&[1, 9, 8, 64], 1), bf16(&[64, 3, 3, 64], 2), wave(&[64], 3), wave(&[1, 9, 8, 64], 4)],
+            ),
+            Case::new(
+                "pixels_bf16_stride_2",
+                pixels(&halving),
+                vec![bf16(&[2, 37, 35, 64], 1), bf16(&[128, 3, 3, 64], 2), wave(&[128], 3), bf16(&[2, 19, 18, 128], 4)],
+            ),
+            Case::new(
+                "pixels_bf16_odd",
+                pixels(&Self::same(1, false)),
+                vec![bf16(&[1, 5, 6, 9], 1), bf16(&[7, 3, 3, 9], 2)],
+            ),
+            Case::new(
+                "pixels_bf16_pointwise",
+                pixels(&Self::same(0, true)),
+                vec![bf16(&[2, 9, 7, 64], 1), bf16(&[48, 1, 1, 64], 2), wave(&[48], 3)],
+            ),
             Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
             Case::new("bf16", Self::same(1, false), vec![bf16(&[1, 8, 6, 6], 1), bf16(&[4, 8, 3, 3], 2)]),
             Case::new(

@@ -13,6 +13,7 @@ use crate::{
 pub mod activation;
 pub mod blocks;
 pub mod elementwise;
+pub mod images;
 pub mod reduce;
 pub mod shape_rules;
 pub mod special;

@@ -1,6 +1,9 @@
-//! `resize(x) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize.
+//! `resize(x, …) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize, and what is
+//! added to them.
 
-use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, traffic};
+use super::{
+    Case, Cost, OpDef, Tolerance, activation::Activation, images::ImageLayout, shape_rules::strides_for, traffic,
+};
 use crate::{
     dim::Dim,
     tensor::Tensor,
@@ -48,7 +51,8 @@ crate::word_enum! {
 }
 
 crate::attributes! {
-    /// The last two dimensions of x at another resolution.
+    /// y = act(x at another resolution + addends): x [.., H, W] or, with `layout=nhwc`, [N, H, W, C]; addends have the
+    /// dimensions of y or ones.
     pub struct Resize {
         /// Which neighbours count.
         pub mode: ResizeMode,
@@ -66,14 +70,46 @@ crate::attributes! {
         pub exclude_outside: bool = false,
         /// How `nearest` rounds.
         pub nearest: Nearest = Nearest::RoundPreferFloor,
+        /// How x and y lie in memory.
+        pub layout: ImageLayout = ImageLayout::Planes,
+        /// Applied to the sum.
+        pub activation: Activation = Activation::None,
+        /// How many operands behind x are added.
+        pub addends: usize = 0usize,
     }
 }
 
 impl Resize {
+    /// Between pixels as `mode` and `coordinates` say, and nothing else said.
+    pub fn new(mode: ResizeMode, coordinates: Coordinates, size: impl IntoIterator<Item = Dim>) -> Self {
+        Self {
+            mode,
+            coordinates,
+            size: size.into_iter().collect(),
+            scales: Vec::new(),
+            cubic_a: -0.75,
+            antialias: false,
+            exclude_outside: false,
+            nearest: Nearest::RoundPreferFloor,
+            layout: ImageLayout::Planes,
+            activation: Activation::None,
+            addends: 0,
+        }
+    }
+
     /// Along one axis (0: height, 1: width): for every result pixel, the source pixels with their weights.
     pub fn weights(&self, axis: usize, from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
         let scale = self.scales.get(axis).copied().unwrap_or(to as f64 / from as f64);
         (0..to).map(|i| self.pixel(i as f64, from, to, scale)).collect()
+    }
+
+    /// Images, channels, rows, columns; in planes, whatever stands before rows and columns counts as channels.
+    pub fn sizes(&self, shape: &[usize]) -> Result<[usize; 4], String> {
+        match (self.layout, shape) {
+            (ImageLayout::Planes, [outer @ .., h, w]) => Ok([1, outer.iter().product(), *h, *w]),
+            (ImageLayout::Pixels, [n, h, w, c]) => Ok([*n, *c, *h, *w]),
+            _ => Err("takes images".into()),
+        }
     }
 
     fn pixel(&self, i: f64, from: usize, to: usize, scale: f64) -> Vec<(usize, f64)> {
@@ -120,34 +156,46 @@ impl OpDef for Resize {
     const NAME: &'static str = "resize";
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
-        let [x] = operands(inputs)?;
-        let Some((outer, [_, _])) = x.shape.split_last_chunk::<2>() else {
-            return Err(format!("takes images, not {x}"));
-        };
+        let [x, addends @ ..] = inputs else { return Err("takes x at least".into()) };
         if self.size.len() != 2 || !matches!(self.scales.len(), 0 | 2) || !x.dtype.is_float() {
             return Err(format!("needs two sizes, no or two scales, and floating-point images, not {x}"));
         }
+        let shape = match (self.layout, x.shape.as_slice()) {
+            (ImageLayout::Planes, [outer @ .., _, _]) => [outer, &self.size].concat(),
+            (ImageLayout::Pixels, [n, _, _, c]) => {
+                vec![n.clone(), self.size[0].clone(), self.size[1].clone(), c.clone()]
+            }
+            _ => return Err(format!("takes images {}, not {x}", self.layout.word())),
+        };
         if self.scales.iter().any(|s| *s <= 0.0 || !s.is_finite()) {
             return Err(format!("scales must be positive: {:?}", self.scales));
         }
-        Ok(vec![x.with_shape([outer, &self.size].concat())])
+        let fits = |a: &ValueType| {
+            a.dtype.is_float()
+                && a.shape.len() == shape.len()
+                && a.shape.iter().zip(&shape).all(|(a, y)| a == y || a.is_one())
+        };
+        if addends.len() != self.addends || !addends.iter().all(fits) {
+            return Err(format!(
+                "{} addends like {} do not fit the operands behind x",
+                self.addends,
+                x.with_shape(shape)
+            ));
+        }
+        Ok(vec![x.with_shape(shape)])
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
-        let (Some((outer, &[h, w])), Some((_, &[oh, ow]))) =
-            (inputs[0].shape().split_last_chunk::<2>(), shape.split_last_chunk::<2>())
-        else {
-            return Err("takes images".into());
-        };
+        let (from, to) = (self.sizes(inputs[0].shape())?, self.sizes(&shape)?);
+        let ([_, planes, h, w], [.., oh, ow]) = (from, to);
         if h == 0 || w == 0 {
             return Err("takes images with pixels".into());
         }
         let (rows, columns) = (self.weights(0, h, oh), self.weights(1, w, ow));
-        let x = inputs[0].to_f64();
-        let planes: usize = outer.iter().product();
-        let mut y = Vec::with_capacity(planes * oh * ow);
-        for plane in x.chunks(h * w).take(planes) {
+        let x = self.layout.to_planes(inputs[0].to_f64(), from);
+        let mut y = Vec::with_capacity(to.iter().product());
+        for plane in x.chunks(h * w).take(from[0] * planes) {
             let narrow: Vec<f64> = (0..h)
                 .flat_map(|r| {
                     columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>())
@@ -157,6 +205,19 @@ impl OpDef for Resize {
                 y.extend((0..ow).map(|c| taps.iter().map(|(i, k)| narrow[i * ow + c] * k).sum::<f64>()));
             }
         }
+        let mut y = self.layout.of_planes(y, to);
+        for addend in &inputs[1..] {
+            let (values, strides) = (addend.to_f64(), strides_for(addend.shape(), &shape));
+            for (i, y) in y.iter_mut().enumerate() {
+                let (mut rest, mut at) = (i, 0);
+                for (size, stride) in shape.iter().zip(&strides).rev() {
+                    at += rest % size * stride;
+                    rest /= size;
+                }
+                *y += values[at];
+            }
+        }
+        y.iter_mut().for_each(|y| *y = self.activation.apply(*y));
         Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &y)])
     }
 
@@ -174,17 +235,10 @@ impl OpDef for Resize {
     }
 
     fn cases() -> Vec<Case> {
-        let to = |mode, coordinates, h: usize, w: usize| Self {
-            mode,
-            coordinates,
-            size: vec![h.into(), w.into()],
-            scales: vec![],
-            cubic_a: -0.75,
-            antialias: false,
-            exclude_outside: false,
-            nearest: Nearest::RoundPreferFloor,
-        };
+        let to = |mode, coordinates, h: usize, w: usize| Self::new(mode, coordinates, [h.into(), w.into()]);
         let wave = |shape: &[usize]| Tensor::wave(DType::F32, shape, 1);
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        let pixels = |op: Self| Self { layout: ImageLayout::Pixels, ..op };
         let ramp = Tensor::from_f32(&[1, 2], vec![0.0, 3.0]);
         use {
             Coordinates::*,
@@ -212,6 +266,25 @@ impl OpDef for Resize {
             ),
             Case::new("nearest", to(ResizeMode::Nearest, Asymmetric, 6, 5), vec![wave(&[1, 1, 3, 4])]),
             Case::new("one_pixel", to(Linear, AlignCorners, 3, 1), vec![wave(&[1, 2, 1, 1])]),
+            Case::new(
+                "planes_summed",
+                Self { addends: 1, activation: Activation::Relu, ..to(Linear, AlignCorners, 9, 13) },
+                vec![wave(&[2, 3, 5, 7]), Tensor::wave(DType::F32, &[2, 3, 9, 13], 2)],
+            ),
+            Case::new(
+                "pixels_summed",
+                Self { addends: 1, activation: Activation::Relu, ..pixels(to(Linear, AlignCorners, 9, 13)) },
+                vec![bf16(&[2, 5, 7, 24], 1), bf16(&[2, 9, 13, 24], 2)],
+            ),
+            Case::new(
+                "pixels_strips",
+                Self { addends: 2, ..pixels(to(Linear, AlignCorners, 65, 63)) },
+                vec![bf16(&[1, 33, 35, 16], 1), wave(&[1, 1, 63, 16]), wave(&[1, 65, 1, 16])],
+            ),
+            Case::new("pixels_f32", pixels(to(Linear, AlignCorners, 3, 9)), vec![wave(&[2, 5, 4, 8])]),
+            Case::new("pixels_odd", pixels(to(Linear, AlignCorners, 3, 9)), vec![bf16(&[2, 5, 4, 3], 1)]),
+            Case::new("pixels_cubic", pixels(to(Cubic, HalfPixel, 9, 9)), vec![bf16(&[1, 5, 4, 8], 1)]),
+            Case::new("pixels_one", pixels(to(Linear, AlignCorners, 1, 1)), vec![bf16(&[1, 5, 4, 8], 1)]),
         ]
     }
 }

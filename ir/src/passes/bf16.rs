@@ -2,20 +2,21 @@
 //!
 //! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and what
 //! is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
-//! residual stream is never rounded; attentions and convolutions give bf16, cast back to f32. Then casts that meet go:
-//! a movement between two casts is done in bf16, and a linear layer or norm whose result is only read as bf16 gives
-//! bf16 itself; so does the joint projection of an attention, whose heads are normalised and rotated in f32. Bias and
-//! residual stay f32.
+//! residual stream is never rounded; attentions, convolutions and resizes give bf16, cast back to f32. Then casts that
+//! meet go: movements and elementwise operations between what is read as bf16 alone and what is bf16 already are done in
+//! bf16, and a linear layer or norm whose result is only read as bf16 gives bf16 itself; so does the joint projection of
+//! an attention, whose heads are normalised and rotated in f32. Bias and the residual of linear layers stay f32;
+//! convolutions and resizes add bf16.
 //!
 //! Camera heads stay f32 but for the weights of their linear layers, which are read again and again for a few tokens.
 //! `exclude=["…"]` leaves what has one of these parts in its name in f32 altogether, `include=["…"]` makes of a camera
 //! head what the rest is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Effect, Options, Pass, PassError, Report,
-    dce::DCE,
+    dce::{DCE, weight_time},
     named::{Names, Weights},
 };
 use crate::{
@@ -44,14 +45,17 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     let (mut products, mut weights_alone, mut wide) = (0, 0, 0);
     for id in graph.topological() {
         let operands = graph.operands(id);
-        let Some(read) = narrow_operands(graph.op(id)) else { continue };
+        if reads_bf16(graph.op(id), 0).is_none() {
+            continue;
+        }
         let f32s = operands.first().is_some_and(|v| graph.ty(*v).dtype == DType::F32);
         if !f32s || operands.iter().all(|v| weights.is_known(*v)) {
             continue;
         }
         let own = weights.names(graph, id);
         if wide_names.excluded(&own).is_none() {
-            rewrite(graph, id, read, &mut narrow)?;
+            let op = graph.op(id).clone();
+            rewrite(graph, id, |i| reads_bf16(&op, i) == Some(true), &mut narrow)?;
             products += 1;
         } else if names.excluded(&own).is_none() && narrows_weights(graph, id, &weights) {
             rewrite(graph, id, |i| i == 1, &mut narrow)?;
@@ -77,14 +81,15 @@ fn narrows_weights(graph: &Graph, id: NodeId, weights: &Weights) -> bool {
     matches!(graph.op(id), Op::Linear(_)) && weights.is_known(graph.operands(id)[1])
 }
 
-/// Which operands an operation reads as bf16; `None` for what this pass does not touch.
-fn narrow_operands(op: &Op) -> Option<fn(usize) -> bool> {
+/// Whether an operation reads an operand as bf16; `None` for what this pass does not touch.
+fn reads_bf16(op: &Op, operand: usize) -> Option<bool> {
     match op {
-        Op::Linear(_) | Op::Conv2d(_) | Op::ConvTranspose2d(_) => Some(|i| i < 2),
-        Op::WeightScaledLinear(_) | Op::Quantize(_) | Op::SplitHeads(SplitHeads { parts: 3, .. }) => Some(|i| i == 0),
-        Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) => Some(|_| true),
-        Op::BlockAttention(_) => Some(|i| !(3..=4).contains(&i)),
-        Op::LinearAttention(_) => Some(|i| i < 3),
+        Op::Linear(_) | Op::ConvTranspose2d(_) => Some(operand < 2),
+        Op::Conv2d(op) => Some(operand < 2 || operand > 2 || !op.bias),
+        Op::WeightScaledLinear(_) | Op::Quantize(_) | Op::SplitHeads(SplitHeads { parts: 3, .. }) => Some(operand == 0),
+        Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) | Op::Resize(_) => Some(true),
+        Op::BlockAttention(_) => Some(!(3..=4).contains(&operand)),
+        Op::LinearAttention(_) => Some(operand < 3),
         _ => None,
     }
 }
@@ -92,7 +97,7 @@ fn narrow_operands(op: &Op) -> Option<fn(usize) -> bool> {
 fn rewrite(
     graph: &mut Graph,
     id: NodeId,
-    read: fn(usize) -> bool,
+    read: impl Fn(usize) -> bool,
     narrow: &mut HashMap<Value, Value>,
 ) -> Result<(), PassError> {
     let operands = graph.operands(id);
@@ -156,30 +161,69 @@ fn as_bf16(patch: &mut Patch<'_>, value: Value, narrow: &mut HashMap<Value, Valu
     Ok(made)
 }
 
-/// cast(product {out=f32}) {to=bf16} = product {out=bf16}, where nobody else reads the product.
+/// A cast to bf16 goes up through movements and elementwise operations that nobody else reads, where everything above
+/// is bf16 already or a product or norm that can give bf16; nothing is rounded twice as coarsely for it.
 fn sink(graph: &mut Graph) -> Result<usize, PassError> {
+    let fixed = weight_time(graph);
     let casts: Vec<NodeId> =
         graph.node_ids().filter(|id| matches!(graph.op(*id), Op::Cast(Cast { to: DType::BF16 }))).collect();
     let mut sunk = 0;
     for cast in casts {
         let x = graph.operands(cast)[0];
-        if x.slot != 0 || graph.use_count(x) != 1 || graph.ty(x).dtype != DType::F32 {
+        if fixed.contains(&cast) || is_cast(graph, x) || !narrows(graph, &fixed, x, 8) {
             continue;
         }
-        let mut op = graph.op(x.node).clone();
-        match &mut op {
-            Op::Linear(Linear { out, .. })
-            | Op::WeightScaledLinear(WeightScaledLinear { out, .. })
-            | Op::LayerNorm(LayerNorm { out, .. }) => *out = Some(DType::BF16),
-            Op::ScaledLinear(ScaledLinear { out, .. }) => *out = DType::BF16,
-            _ => continue,
-        }
-        let operands = graph.operands(x.node);
         let mut patch = Patch::new(graph, "bf16_sink", x);
-        let new = patch.wire(op, &operands)?;
+        let new = narrowed(&mut patch, &fixed, x)?;
         patch.shunt(Value { node: cast, slot: 0 }, new)?;
         patch.apply();
         sunk += 1;
     }
     Ok(sunk)
+}
+
+/// Whether an f32 value is a cast of a bf16 one.
+fn is_cast(graph: &Graph, value: Value) -> bool {
+    matches!(graph.op(value.node), Op::Cast(_)) && graph.ty(graph.operands(value.node)[0]).dtype == DType::BF16
+}
+
+/// Whether `narrowed` makes a value without another pass over it. Looks `depth` operations up.
+fn narrows(graph: &Graph, fixed: &HashSet<NodeId>, value: Value, depth: usize) -> bool {
+    if fixed.contains(&value.node) || is_cast(graph, value) {
+        return true;
+    }
+    if depth == 0 || value.slot != 0 || graph.use_count(value) != 1 || graph.ty(value).dtype != DType::F32 {
+        return false;
+    }
+    match graph.op(value.node) {
+        Op::Linear(_) | Op::WeightScaledLinear(_) | Op::ScaledLinear(_) | Op::LayerNorm(_) => true,
+        Op::Reshape(_) | Op::Transpose(_) | Op::Relu(_) | Op::Add(_) => {
+            graph.operands(value.node).iter().all(|v| narrows(graph, fixed, *v, depth - 1))
+        }
+        _ => false,
+    }
+}
+
+/// A value that [`narrows`], in bf16.
+fn narrowed(patch: &mut Patch<'_>, fixed: &HashSet<NodeId>, value: Value) -> Result<Value, PatchError> {
+    let operands = patch.graph().operands(value.node);
+    if fixed.contains(&value.node) {
+        return patch.wire(Cast { to: DType::BF16 }, &[value]);
+    }
+    let mut op = patch.graph().op(value.node).clone();
+    match &mut op {
+        Op::Cast(_) => return Ok(operands[0]),
+        Op::Linear(Linear { out, .. })
+        | Op::WeightScaledLinear(WeightScaledLinear { out, .. })
+        | Op::LayerNorm(LayerNorm { out, .. }) => *out = Some(DType::BF16),
+        Op::ScaledLinear(ScaledLinear { out, .. }) => *out = DType::BF16,
+        _ => {
+            let mut inputs = Vec::with_capacity(operands.len());
+            for operand in operands {
+                inputs.push(narrowed(patch, fixed, operand)?);
+            }
+            return patch.wire(op, &inputs);
+        }
+    }
+    patch.wire(op, &operands)
 }

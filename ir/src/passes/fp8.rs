@@ -10,7 +10,7 @@
 //! `weight`: `row` or `tensor`. `exclude=["…"]` leaves what has one of these parts in its name, `include=["…"]`
 //! overrules the pass's own list.
 //!
-//! Wide by default: the patch embedding, camera heads, the last convolutions of DPT heads, layers whose K is not a
+//! Wide by default: the patch embedding, camera heads, DPT heads, layers whose K is not a
 //! multiple of 16 (a tensor core reads 16 bytes of a row at once). Norms, softmax, RoPE and the projection of sparse
 //! attention are not linear layers and stay as they are. Bias, activation and residual go along, so `fuse` may run
 //! before. LayerScale must have been folded into the weights before, or scales are taken of the wrong rows. A run of
@@ -38,7 +38,8 @@ pub const FP8: Pass = Pass {
 };
 
 /// Parts of the names of what is wide by default.
-pub const WIDE: [&str; 5] = ["patch_embed.proj", "camera_head", "cam_dec", "cam_enc", "output_conv"];
+pub const WIDE: [&str; 7] =
+    ["patch_embed.proj", "camera_head", "cam_dec", "cam_enc", "projects.", "resize_layers.", "scratch."];
 
 crate::word_enum! {
     /// Whether numbers are stored in 8 bits or only rounded to them.

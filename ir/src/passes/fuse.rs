@@ -1,10 +1,13 @@
 //! `fuse`: small operations are gathered into the products that make their operands.
 //!
 //! One file a fusion, in the order of application: activations first, because a product applies its activation before
-//! it adds its residual. Only a value that nothing else reads is gathered, so nothing is computed twice.
+//! it adds its residual; resizes last, because they add first. Only a value that nothing else reads is gathered, so
+//! nothing is computed twice.
 
 mod activation;
+mod constants;
 mod residual;
+mod resize;
 
 use super::{Effect, Options, Pass, PassError, Report, dce::DCE};
 use crate::graph::Graph;
@@ -12,7 +15,7 @@ use crate::graph::Graph;
 /// The pass.
 pub const FUSE: Pass = Pass {
     name: "fuse",
-    law: "products apply activations and add residuals themselves",
+    law: "products and resizes apply activations and add what is added to them",
     effect: Effect::Reassociates,
     run,
 };
@@ -22,7 +25,11 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     let activations = activation::fuse(graph)?;
     // What is left behind still reads its operands and would pass for a second reader.
     (DCE.run)(graph, &Options::default())?;
+    let constants = constants::fuse(graph)?;
     let residuals = residual::fuse(graph)?;
-    let counts = vec![("activation".into(), activations), ("residual".into(), residuals)];
+    (DCE.run)(graph, &Options::default())?;
+    let resizes = resize::fuse(graph)?;
+    let counts = [("activation", activations), ("constant", constants), ("residual", residuals), ("resize", resizes)];
+    let counts = counts.map(|(what, n)| (what.to_string(), n)).into();
     Ok(Report { counts, notes: Vec::new() })
 }

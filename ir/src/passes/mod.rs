@@ -7,6 +7,7 @@ pub mod attention_kinds;
 pub mod bf16;
 pub mod bf16_residual;
 pub mod canonicalize;
+pub mod channels_last;
 pub mod chosen_attentions;
 pub mod cse;
 pub mod dce;
@@ -51,6 +52,7 @@ pub const ALL: &[&Pass] = &[
     &bf16::BF16,
     &bf16_residual::BF16_RESIDUAL,
     &canonicalize::CANONICALIZE,
+    &channels_last::CHANNELS_LAST,
     &cse::CSE,
     &dce::DCE,
     &fold::FOLD,

@@ -208,8 +208,8 @@ proptest::proptest! {
             dilations: vec![dilation, dilation],
             groups,
             activation: Activation::Silu,
-            bias: true,
             residual,
+            ..Conv2d::same(0, true)
         };
         let x = [2, i * groups, h, w];
         let weights = [o * groups, i, kernel, kernel];

@@ -6,7 +6,10 @@
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
-use lite3r_ir::{DType, Op, ValueType, ops::Conv2d};
+use lite3r_ir::{
+    DType, Op, ValueType,
+    ops::{Conv2d, images::ImageLayout},
+};
 
 use super::{
     Arg, ArgMut, Kernel,
@@ -21,7 +24,13 @@ pub const CONV2D: Kernel = Kernel {
     name: "conv2d.gemm",
     op: "conv2d",
     dtypes: FLOATS,
-    accepts: all_floats,
+    accepts: |request| {
+        all_floats(request)?;
+        match request.op {
+            Op::Conv2d(op) if op.layout == ImageLayout::Pixels => Err("takes images in planes".into()),
+            _ => Ok(()),
+        }
+    },
     lane: |request| match request.op {
         Op::Conv2d(op) => {
             let dims = |t: Option<&ValueType>| t.and_then(ValueType::dims).unwrap_or_default();

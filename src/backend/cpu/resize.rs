@@ -3,7 +3,10 @@
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
-use lite3r_ir::{Op, ops::Resize};
+use lite3r_ir::{
+    Op,
+    ops::{Resize, activation::Activation, images::ImageLayout},
+};
 
 use super::{
     Arg, ArgMut, Kernel,
@@ -21,6 +24,13 @@ pub const RESIZE: Kernel = Kernel {
     dtypes: FLOATS,
     accepts: |request| {
         all_floats(request)?;
+        match request.op {
+            Op::Resize(op) if op.layout == ImageLayout::Pixels => return Err("takes images in planes".into()),
+            Op::Resize(op) if op.addends > 0 || op.activation != Activation::None => {
+                return Err("takes nothing besides x".into());
+            }
+            _ => {}
+        }
         match request.operands[0].elements() {
             Some(0) => Err("takes images with pixels".into()),
             _ => Ok(()),

@@ -1,6 +1,9 @@
 //! `cuda/conv2d.cu` and `cuda/conv2d_mma.cu`: convolutions of any geometry on every architecture.
 
-use lite3r_ir::{DType, Op, ops::Conv2d};
+use lite3r_ir::{
+    DType, Op,
+    ops::{Conv2d, images::ImageLayout},
+};
 
 use super::{
     Arch, Kernel, dims,
@@ -37,6 +40,7 @@ pub struct Geometry {
     planes: usize,
     /// Rows and columns of taps.
     pub kernel: [usize; 2],
+    layout: ImageLayout,
     /// Bias, activation, residual.
     pub epilogue: Epilogue,
 }
@@ -47,14 +51,18 @@ impl Geometry {
         let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
         floats(request)?;
         let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
-        let (&[images, _, h, width], &[outputs, channels, kh, kw], &[_, _, oh, ow]) = (&x[..], &w[..], &y[..]) else {
-            return Err("takes images".into());
-        };
-        let Conv2d { strides, pads, dilations, groups, activation, bias, residual } = op;
+        let planes = |shape: &[usize]| op.layout.planes(shape).ok_or("takes images");
+        let ([images, _, h, width], [outputs, channels, kh, kw], [_, _, oh, ow]) =
+            (planes(&x)?, planes(&w)?, planes(&y)?);
+        let Conv2d { strides, pads, dilations, groups, activation, bias, residual, layout } = op;
         // Positions within an image are 32-bit numbers with room for padding.
         let most = 1 << 30;
         let reach = |i: usize| [h, width][i] + pads[i] + pads[i + 2] + strides[i];
-        if [channels * h * width, channels * kh * kw, oh * ow, reach(0), reach(1)].iter().any(|size| *size >= most) {
+        let beside = if *layout == ImageLayout::Pixels { *groups } else { 1 };
+        if [beside * channels * h * width, channels * kh * kw, oh * ow, reach(0), reach(1)]
+            .iter()
+            .any(|size| *size >= most)
+        {
             return Err("takes images of less than 2^30 elements a group".into());
         }
         let pair = |of: &[usize]| [of[0] as u32, of[1] as u32];
@@ -73,7 +81,16 @@ impl Geometry {
             bias: bias.then_some(2),
             residual: residual.then_some(2 + usize::from(*bias)),
         };
-        Ok(Self { sizes, planes: images * groups, kernel: [kh, kw], epilogue })
+        Ok(Self { sizes, planes: images * groups, kernel: [kh, kw], layout: *layout, epilogue })
+    }
+
+    /// Whether eight elements side by side, of weights and of what lies innermost in images, can be copied at once.
+    fn whole_chunks(&self) -> bool {
+        let side_by_side = match self.layout {
+            ImageLayout::Planes => self.sizes.depth as usize,
+            ImageLayout::Pixels => self.sizes.depth as usize / (self.kernel[0] * self.kernel[1]),
+        };
+        side_by_side.is_multiple_of(8)
     }
 
     fn tiles(&self, (tile_m, tile_n): (u32, u32)) -> Result<u32, String> {
@@ -89,6 +106,7 @@ impl Geometry {
     fn define(&self, module: Module, request: &Request<'_>) -> Module {
         let module = module
             .element("TX", request.operands[0].dtype)
+            .define("PIXELS", i32::from(self.layout == ImageLayout::Pixels))
             .define("KERNEL_H", self.kernel[0])
             .define("KERNEL_W", self.kernel[1])
             .define("XSCALE", "NONE")
@@ -115,7 +133,7 @@ fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         _ => ((128, 128), (2, 4)),
     };
     let module = Module::new("conv2d_mma.cu")
-        .define("ALIGNED", i32::from(geometry.sizes.depth % 8 == 0))
+        .define("ALIGNED", i32::from(geometry.whole_chunks()))
         .define("TILE_M", tile.0)
         .define("TILE_N", tile.1)
         .define("WARPS_M", warps.0)

@@ -3,7 +3,7 @@
 //! Images are laid out into scratch memory some at a time, so that it does not grow with their number; a pointwise
 //! convolution whose planes and weights are whole chunks of 16 bytes reads its operands as they are.
 
-use lite3r_ir::{DType, Op};
+use lite3r_ir::{DType, Op, ops::images::ImageLayout};
 
 use super::{
     Arch, Kernel,
@@ -88,6 +88,9 @@ fn tile_for(outputs: usize, images: usize, columns: usize, slices: usize) -> Opt
 
 fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
+    if op.layout != ImageLayout::Planes {
+        return Err("takes images in planes".into());
+    }
     let geometry = Geometry::of(request)?;
     let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
     let (&[images, channels, height, width], &[outputs, _, kh, kw], &[_, _, oh, ow]) = (&x[..], &w[..], &y[..]) else {

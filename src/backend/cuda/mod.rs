@@ -40,7 +40,7 @@ use launch::{Arg, Base, Lowered, Module, Pointer};
 use lite3r_ir::{DType, Op, ValueType};
 use rayon::prelude::*;
 
-use super::{Ceilings, Choice, Gap, Request, Target};
+use super::{Ceilings, Choice, DenseHeads, Gap, Request, Target};
 use crate::{
     Error, Result,
     plan::{ALIAS, Entry, Step},
@@ -155,6 +155,10 @@ impl Target for Cuda {
 
     fn prefers_bf16(&self) -> bool {
         true
+    }
+
+    fn dense_heads(&self) -> DenseHeads {
+        DenseHeads { channels_last: true }
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {

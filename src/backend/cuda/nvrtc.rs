@@ -35,6 +35,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "movement.cu",
     "softmax.cu",
     "resize.cu",
+    "resize_pixels.cu",
     "conv_transpose2d.cu",
     "indexing.cu",
     "reduce.cu",

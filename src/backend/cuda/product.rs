@@ -194,23 +194,28 @@ impl Product {
     }
 }
 
+/// The function of `cuda/include/activations.cuh` for results of a type: approximate ones for 8 and 16 bits, coarser
+/// ones where operands were `rounded` to 8 bits.
+pub fn activation(activation: Activation, result: DType, rounded: bool) -> &'static str {
+    let fast = result.size() <= 2;
+    match activation {
+        Activation::None => "linear",
+        Activation::Relu => "relu",
+        Activation::Gelu if fast && rounded => "gelu_coarse",
+        Activation::Gelu if fast => "gelu_fast",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh if fast => "gelu_tanh_fast",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::Silu if fast => "silu_fast",
+        Activation::Silu => "silu",
+    }
+}
+
 impl Epilogue {
-    /// The macros of the result, the activation, bias and residual. Results of 8 and 16 bits take approximate
-    /// activations, coarser ones where the operands were `rounded` to 8 bits.
+    /// The macros of the result, the activation, bias and residual, see [`activation`].
     pub fn define(&self, module: Module, request: &Request<'_>, rounded: bool) -> Module {
         let result = request.results[0].dtype;
-        let fast = result.size() <= 2;
-        let activation = match self.activation {
-            Activation::None => "linear",
-            Activation::Relu => "relu",
-            Activation::Gelu if fast && rounded => "gelu_coarse",
-            Activation::Gelu if fast => "gelu_fast",
-            Activation::Gelu => "gelu",
-            Activation::GeluTanh if fast => "gelu_tanh_fast",
-            Activation::GeluTanh => "gelu_tanh",
-            Activation::Silu if fast => "silu_fast",
-            Activation::Silu => "silu",
-        };
+        let activation = activation(self.activation, result, rounded);
         let of = |operand: Option<usize>| operand.map_or(DType::F32, |i| request.operands[i].dtype);
         module
             .define("ACTIVATION", activation)

@@ -1,17 +1,20 @@
-//! `cuda/resize.cu`: images at another resolution.
+//! `cuda/resize.cu` and `cuda/resize_pixels.cu`: images at another resolution, and what is added to them.
 
 use lite3r_ir::{
-    Op,
+    DType, Op,
     ops::{
         Resize,
+        images::ImageLayout,
         resize::{Coordinates, Nearest, ResizeMode},
+        shape_rules::strides_for,
     },
 };
 
 use super::{
     Arch, Kernel, dims,
     floats::{FLOATS, floats},
-    launch::{Arg, Launch, Lowered, Module, index_type},
+    launch::{Arg, Launch, Lowered, Module, THREADS, index_type},
+    product::activation,
 };
 use crate::backend::Request;
 
@@ -19,7 +22,10 @@ use crate::backend::Request;
 const TAP: usize = 8;
 
 /// The rows of this file.
-pub const KERNELS: &[Kernel] = &[Kernel { name: "resize.taps", op: "resize", dtypes: FLOATS, lower }];
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "resize.pixels", op: "resize", dtypes: &[DType::F16, DType::BF16], lower: pixels },
+    Kernel { name: "resize.taps", op: "resize", dtypes: FLOATS, lower: taps },
+];
 
 /// The operation's attributes, as `cuda/resize.cu` lays them out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -63,17 +69,131 @@ impl AxisLaw {
     }
 }
 
-fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+/// From one image, row, column, channel of an addend to the next, in elements; 0 where it is stretched.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Steps {
+    image: i64,
+    row: i64,
+    column: i64,
+    channel: i64,
+}
+
+/// See `cuda/resize.cu`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Sizes {
+    channels: i64,
+    from: [i64; 2],
+    to: [i64; 2],
+    elements: i64,
+}
+
+/// See `cuda/resize_pixels.cu`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct ChunkSteps {
+    image: u32,
+    row: u32,
+    column: u32,
+}
+
+/// See `cuda/resize_pixels.cu`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct ChunkSizes {
+    chunks: u32,
+    from: [u32; 2],
+    to: [u32; 2],
+}
+
+/// Operands behind x that a kernel adds, at most.
+const ADDENDS: usize = 2;
+
+/// The operation with its images, channels, rows, columns before and after, and the steps of what is added.
+fn parts<'r>(request: &Request<'r>) -> Result<(&'r Resize, [usize; 4], [usize; 4], [Steps; ADDENDS]), String> {
     let Op::Resize(op) = request.op else { return Err("computes resize".into()) };
     floats(request)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
-    let (Some(&[h, w]), Some(&[oh, ow])) = (x.last_chunk(), y.last_chunk()) else {
-        return Err("takes images".into());
-    };
-    let elements: usize = y.iter().product();
-    if elements > 0 && (h == 0 || w == 0) {
+    let (from, to) = (op.sizes(&x)?, op.sizes(&y)?);
+    if to.iter().product::<usize>() > 0 && (from[2] == 0 || from[3] == 0) {
         return Err("takes images with pixels".into());
     }
+    if op.addends > ADDENDS || op.addends > 0 && y.len() != 4 {
+        return Err(format!("adds up to {ADDENDS} operands to images of four dimensions"));
+    }
+    let mut steps = [Steps::default(); ADDENDS];
+    for (steps, addend) in steps.iter_mut().zip(&request.operands[1..]) {
+        let strides = strides_for(&dims(addend)?, &y);
+        let [image, channel, row, column] = op.layout.planes(&strides).ok_or("takes images")?.map(|s| s as i64);
+        *steps = Steps { image, row, column, channel };
+    }
+    // What stands before rows and columns of planes counts as channels: an addend tells them apart.
+    match (op.layout, y.as_slice()) {
+        (ImageLayout::Planes, &[n, c, ..]) if y.len() == 4 => {
+            Ok((op, [n, c, from[2], from[3]], [n, c, to[2], to[3]], steps))
+        }
+        _ => Ok((op, from, to, steps)),
+    }
+}
+
+/// Bilinear with corners on corners, eight channels at a time.
+fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let (op, from, to, steps) = parts(request)?;
+    let [images, channels, oh, ow] = to;
+    let dtype = request.operands[0].dtype;
+    if op.layout != ImageLayout::Pixels || !channels.is_multiple_of(8) {
+        return Err("takes multiples of eight channels side by side".into());
+    }
+    if op.mode != ResizeMode::Linear || op.coordinates != Coordinates::AlignCorners || op.antialias {
+        return Err("interpolates linearly between aligned corners".into());
+    }
+    let whole = |s: &Steps| s.channel == 1;
+    if dtype.size() != 2 || request.operands.iter().any(|t| t.dtype != dtype) || !steps[..op.addends].iter().all(whole)
+    {
+        return Err("takes f16 or bf16, addends of the same type with all channels".into());
+    }
+    let chunks = channels / 8;
+    let most = |n: usize, limit: usize| n < limit;
+    let products = (from[2] * oh).max(from[3] * ow).max(images * from[2]).max(images * oh);
+    if !most(products, 1 << 31) || !most(ow * chunks, 1 << 31) || !most(oh.max(images), 1 << 16) {
+        return Err("takes images of fewer than 2^16 rows".into());
+    }
+    let narrow = |s: &Steps| -> Result<ChunkSteps, String> {
+        let chunks = |n: i64| u32::try_from(n / 8).map_err(|_| "takes addends of less than 2^35 elements".to_string());
+        Ok(ChunkSteps { image: chunks(s.image)?, row: chunks(s.row)?, column: chunks(s.column)? })
+    };
+    let module = Module::new("resize_pixels.cu")
+        .element("TX", dtype)
+        .define("ADDENDS", op.addends)
+        .define("ACTIVATION", activation(op.activation, request.results[0].dtype, false));
+    let two = |pair: &[usize]| [pair[0] as u32, pair[1] as u32];
+    let sizes = ChunkSizes { chunks: chunks as u32, from: two(&from[2..]), to: two(&to[2..]) };
+    let addend = |i: usize| Arg::maybe((i < op.addends).then_some(1 + i));
+    Ok(Launch {
+        module,
+        function: "resize_pixels",
+        grid: [(ow * chunks).div_ceil(THREADS as usize) as u32, oh as u32, images as u32],
+        block: THREADS,
+        cluster: 1,
+        shared: 0,
+        args: vec![
+            Arg::operand(0),
+            addend(0),
+            addend(1),
+            Arg::result(0),
+            Arg::of(sizes),
+            Arg::of(narrow(&steps[0])?),
+            Arg::of(narrow(&steps[1])?),
+        ],
+    }
+    .into())
+}
+
+fn taps(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let (op, [_, channels, h, w], to, steps) = parts(request)?;
+    let [.., oh, ow] = to;
+    let elements: usize = to.iter().product();
     let law = Law {
         mode: match op.mode {
             ResizeMode::Nearest => 0,
@@ -99,18 +219,28 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     };
     let (down, across) = (AxisLaw::new(op, 0, h, oh), AxisLaw::new(op, 1, w, ow));
     let (rows, columns) = (down.taps(op), across.taps(op));
+    let addend = |i: usize| (i < op.addends).then_some(1 + i);
+    let added = |i: usize| addend(i).map_or(DType::F32, |i| request.operands[i].dtype);
     let module = Module::new("resize.cu")
         .element("TX", request.operands[0].dtype)
         .element("TR", request.results[0].dtype)
+        .element("TA", added(0))
+        .element("TB", added(1))
+        .define("ADDENDS", op.addends)
+        .define("PIXELS", i32::from(op.layout == ImageLayout::Pixels))
+        .define("ACTIVATION", activation(op.activation, request.results[0].dtype, false))
         .define("ROWS", rows)
         .define("COLUMNS", columns)
         .define("INDEX", index_type(elements as u64));
     let second = (oh * rows * TAP).next_multiple_of(256);
     let launch = |function, threads: usize, args| Launch::over(module.clone(), function, threads as u64, args);
     let tables = [Arg::scratch(0), Arg::scratch(second)];
-    let sizes = [h, w, oh, ow, elements].map(|v| Arg::of(v as i64));
+    let two = |h: usize, w: usize| [h as i64, w as i64];
+    let sizes = Sizes { channels: channels as i64, from: two(h, w), to: two(oh, ow), elements: elements as i64 };
     let taps = tables.iter().cloned().chain([Arg::of(law), Arg::of(down), Arg::of(across)]).collect();
-    let gather = [Arg::operand(0), Arg::result(0)].into_iter().chain(tables).chain(sizes).collect();
+    let images = [Arg::operand(0), Arg::maybe(addend(0)), Arg::maybe(addend(1)), Arg::result(0)];
+    let values = [Arg::of(sizes), Arg::of(steps[0]), Arg::of(steps[1])];
+    let gather = images.into_iter().chain(tables).chain(values).collect();
     let count = if elements == 0 { 0 } else { oh + ow };
     Ok(Lowered {
         launches: vec![launch("taps", count, taps), launch("resize", elements, gather)],

@@ -76,7 +76,7 @@ fn same(
 fn conv(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     let Geometry { strides, dilations, pads, groups, bias } = geometry(importer, node)?;
     let activation = Activation::None;
-    let op = ops::Conv2d { strides, pads, dilations, groups, activation, bias, residual: false };
+    let op = ops::Conv2d { strides, pads, dilations, groups, activation, ..ops::Conv2d::same(0, bias) };
     importer.emit_all(op, &node.all()?)
 }
 

@@ -57,9 +57,6 @@ fn resize(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
     };
     let (size, scales) = target(importer, node, &shape)?;
     let op = ops::Resize {
-        mode,
-        coordinates,
-        size,
         // Where corners are aligned, only sizes count.
         scales: if coordinates == Coordinates::AlignCorners { Vec::new() } else { scales },
         // The kernel of the other modes has no parameter, nor do they round.
@@ -70,6 +67,7 @@ fn resize(importer: &mut Importer<'_>, node: &Node<'_>) -> Results {
         antialias: node.int_or("antialias", 0)? != 0,
         exclude_outside: node.int_or("exclude_outside", 0)? != 0,
         nearest: if mode == ResizeMode::Nearest { nearest } else { Nearest::RoundPreferFloor },
+        ..ops::Resize::new(mode, coordinates, size)
     };
     importer.emit_all(op, &[x])
 }

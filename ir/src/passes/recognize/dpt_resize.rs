@@ -54,14 +54,5 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 
 /// Bilinear with aligned corners and nothing else said.
 fn aligned(op: &Resize) -> Resize {
-    Resize {
-        mode: ResizeMode::Linear,
-        coordinates: Coordinates::AlignCorners,
-        size: op.size.clone(),
-        scales: Vec::new(),
-        cubic_a: -0.75,
-        antialias: false,
-        exclude_outside: false,
-        nearest: crate::ops::resize::Nearest::RoundPreferFloor,
-    }
+    Resize::new(ResizeMode::Linear, Coordinates::AlignCorners, op.size.clone())
 }

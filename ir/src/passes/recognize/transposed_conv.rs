@@ -1,6 +1,6 @@
 //! `transposed_conv`: a transposed convolution whose kernel is its stride is a linear layer and a shuffle of pixels.
 //!
-//! Stamps do not overlap, so every pixel [C] of x becomes its own tile [O, kh, kw]: a linear with the weight [O·kh·kw,
+//! Stamps do not overlap, so every pixel [C] of x becomes its own tile [kh, kw, O]: a linear with the weight [kh·kw·O,
 //! C] and the bias repeated over the tile. The tiles are then laid side by side.
 
 use crate::{
@@ -55,17 +55,17 @@ fn rewrite(graph: &mut Graph, id: NodeId) -> Result<(), PatchError> {
 
     let mut patch = Patch::new(graph, "transposed_conv", result(id));
     let pixels = patch.wire(Transpose { perm: vec![0, 2, 3, 1] }, &operands[..1])?;
-    let weight = patch.wire(Transpose { perm: vec![1, 2, 3, 0] }, &operands[1..2])?;
+    let weight = patch.wire(Transpose { perm: vec![2, 3, 1, 0] }, &operands[1..2])?;
     let weight = patch.wire(Reshape { shape: vec![tile.clone(), w[0].clone()] }, &[weight])?;
     let mut inputs = vec![pixels, weight];
     if op.bias {
-        let column = patch.wire(Reshape { shape: vec![o.clone(), 1.into()] }, &operands[2..])?;
-        let repeated = patch.wire(Expand { shape: vec![o.clone(), kh.clone() * kw.clone()] }, &[column])?;
+        let row = patch.wire(Reshape { shape: vec![1.into(), o.clone()] }, &operands[2..])?;
+        let repeated = patch.wire(Expand { shape: vec![kh.clone() * kw.clone(), o.clone()] }, &[row])?;
         inputs.push(patch.wire(Reshape { shape: vec![tile] }, &[repeated])?);
     }
     let tiles = patch.wire(Linear::new(op.bias), &inputs)?;
-    let tiles = patch.wire(Reshape { shape: vec![x[0].clone(), x[2].clone(), x[3].clone(), o, kh, kw] }, &[tiles])?;
-    let shuffled = patch.wire(Transpose { perm: vec![0, 3, 1, 4, 2, 5] }, &[tiles])?;
+    let tiles = patch.wire(Reshape { shape: vec![x[0].clone(), x[2].clone(), x[3].clone(), kh, kw, o] }, &[tiles])?;
+    let shuffled = patch.wire(Transpose { perm: vec![0, 5, 1, 3, 2, 4] }, &[tiles])?;
     let image = patch.wire(Reshape { shape: y }, &[shuffled])?;
     patch.shunt(result(id), image)?;
     patch.apply();

@@ -1,0 +1,57 @@
+// y = act(x at another resolution + addends) for images [N, H, W, C] of 16-bit elements, bilinear with corners on corners.
+//
+// Pixel i of a result lies at i (from - 1) / (to - 1): a quotient of integers, so its neighbours are exact and its weights
+// rounded once. A thread makes eight channels of a pixel; a row of blocks is a row of pixels.
+//
+// Macros: TX the elements, bf16_t or half_t, of x, addends and y; ADDENDS how many there are; ACTIVATION a function of
+// activations.cuh.
+#include "activations.cuh"
+#include "pairs.cuh"
+
+// Chunks of eight channels from one image, row, column of an addend to the next; 0 where it is stretched.
+struct Steps { u32 image, row, column; };
+struct Sizes { u32 chunks, height, width, result_height, result_width; };
+
+struct Neighbours { u32 first; float weight; };
+DEVICE Neighbours neighbours(u32 i, u32 from, u32 to) {
+    if (to == 1) return {0, 0.f};
+    const u32 at = i * (from - 1), first = at / (to - 1);
+    return {first, (float)(at - first * (to - 1)) / (float)(to - 1)};
+}
+
+DEVICE void add_chunk(float (&sums)[8], const uint4& chunk, float weight) {
+    const u32 words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        sums[2 * i] = fmaf(widen(TX{(u16)words[i]}), weight, sums[2 * i]);
+        sums[2 * i + 1] = fmaf(widen(TX{(u16)(words[i] >> 16)}), weight, sums[2 * i + 1]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) resize_pixels(
+    const uint4* __restrict__ x, const uint4* __restrict__ a, const uint4* __restrict__ b, uint4* __restrict__ y,
+    const Sizes s, const Steps of_a, const Steps of_b)
+{
+    wait_for_launch_before();
+    const u32 at = blockIdx.x * 256 + threadIdx.x, j = at / s.chunks, chunk = at - j * s.chunks;
+    const u32 i = blockIdx.y, image = blockIdx.z;
+    if (j >= s.result_width) return;
+    const Neighbours down = neighbours(i, s.height, s.result_height), across = neighbours(j, s.width, s.result_width);
+    const uint4* from = x + ((i64)(image * s.height + down.first) * s.width + across.first) * s.chunks + chunk;
+    const i64 next_row = (i64)s.width * s.chunks;
+    // A neighbour without weight may lie outside, or not be finite.
+    float sums[8] = {};
+    add_chunk(sums, from[0], (1.f - down.weight) * (1.f - across.weight));
+    if (across.weight != 0.f) add_chunk(sums, from[s.chunks], (1.f - down.weight) * across.weight);
+    if (down.weight != 0.f) {
+        add_chunk(sums, from[next_row], down.weight * (1.f - across.weight));
+        if (across.weight != 0.f) add_chunk(sums, from[next_row + s.chunks], down.weight * across.weight);
+    }
+    auto place = [&](const Steps& of) { return (i64)image * of.image + i * of.row + j * of.column + chunk; };
+    if (ADDENDS > 0) add_chunk(sums, a[place(of_a)], 1.f);
+    if (ADDENDS > 1) add_chunk(sums, b[place(of_b)], 1.f);
+#pragma unroll
+    for (u32 k = 0; k < 8; k++) sums[k] = ACTIVATION(sums[k]);
+    y[((i64)(image * s.result_height + i) * s.result_width) * s.chunks + at] = {Pair<TX>::of(sums[0], sums[1]),
+        Pair<TX>::of(sums[2], sums[3]), Pair<TX>::of(sums[4], sums[5]), Pair<TX>::of(sums[6], sums[7])};
+}
