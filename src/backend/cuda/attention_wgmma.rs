@@ -72,6 +72,7 @@ fn map(operand: usize, s: Sizes, tokens: usize, rows: usize) -> Arg {
         dims: [s.d, tokens, s.heads].map(|size| size as u64).to_vec(),
         strides: [s.d * 2, s.d * 2 * tokens].map(|size| size as u64).to_vec(),
         tile: vec![64, rows as u32, 1],
+        steps: vec![1; 3],
         swizzle: Swizzle::B128,
     })
 }

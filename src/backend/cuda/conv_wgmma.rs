@@ -155,6 +155,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             dims: sizes.iter().map(|s| *s as u64).collect(),
             strides: strides.take(sizes.len() - 1).collect(),
             tile: boxes.iter().map(|s| *s as u32).collect(),
+            steps: vec![1; boxes.len()],
             swizzle: Swizzle::B128,
         })
     };

@@ -709,8 +709,9 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
         Swizzle::B64 => Permutation::CU_TENSOR_MAP_SWIZZLE_64B,
         Swizzle::B128 => Permutation::CU_TENSOR_MAP_SWIZZLE_128B,
     };
-    let steps = vec![1u32; map.dims.len()];
-    assert!(map.strides.len() + 1 == map.dims.len() && map.tile.len() == map.dims.len(), "as many sizes as dimensions");
+    let rank = map.dims.len();
+    let fits = map.strides.len() + 1 == rank && map.tile.len() == rank && map.steps.len() == rank;
+    assert!(fits, "as many sizes as dimensions");
     let mut encoded = MaybeUninit::<sys::CUtensorMap>::uninit();
     // SAFETY: the arrays have as many entries as there are dimensions, or one less for strides. The driver writes the
     // whole map or fails.
@@ -723,7 +724,7 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
             map.dims.as_ptr(),
             map.strides.as_ptr(),
             map.tile.as_ptr(),
-            steps.as_ptr(),
+            map.steps.as_ptr(),
             Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
             swizzle,
             Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,

@@ -259,6 +259,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             dims: vec![columns as u64, rows as u64],
             strides: vec![(columns * dtype.size()) as u64],
             tile: vec![128 / dtype.size() as u32, height as u32],
+            steps: vec![1; 2],
             swizzle: Swizzle::B128,
         })
     };

@@ -172,8 +172,10 @@ pub struct TensorMap {
     pub dims: Vec<u64>,
     /// Bytes from one index to the next, of all dimensions but the innermost; multiples of 16.
     pub strides: Vec<u64>,
-    /// The box that one copy moves; at most 256 along each dimension.
+    /// The box that one copy spans; at most 256 along each dimension.
     pub tile: Vec<u32>,
+    /// Elements of the tensor from one element of the box to the next.
+    pub steps: Vec<u32>,
     /// How 16-byte chunks are permuted in shared memory.
     pub swizzle: Swizzle,
 }

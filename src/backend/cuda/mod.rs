@@ -7,6 +7,7 @@ pub mod attention;
 pub mod attention_wgmma;
 pub mod block_mean;
 pub mod conv;
+pub mod conv_pixels;
 pub mod conv_transpose2d;
 pub mod conv_wgmma;
 pub mod driver;
@@ -102,6 +103,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     gemv::KERNELS,
     gemm_wgmma::KERNELS,
     gemm::KERNELS,
+    conv_pixels::KERNELS,
     conv_wgmma::KERNELS,
     conv::KERNELS,
     qkv_heads::KERNELS,

@@ -31,6 +31,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "gemv.cu",
     "conv2d.cu",
     "conv2d_mma.cu",
+    "conv2d_pixels.cu",
     "conv2d_wgmma.cu",
     "movement.cu",
     "softmax.cu",
