@@ -54,6 +54,8 @@ pub struct Gap {
 pub struct DenseHeads {
     /// Whether the channels of a pixel lie side by side: what tensor cores read.
     pub channels_last: bool,
+    /// How many frames they take at a time; all of them if not given.
+    pub frames: Option<usize>,
 }
 
 /// The compile side of a backend.

@@ -89,6 +89,11 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs)?),
     }
     selected.extend(named(FINISH)?);
+    if let Some(frames) = options.heads.frames {
+        let options = PassOptions::default().with("frames", frames);
+        selected.push(Selected { pass: &passes::frame_tiles::FRAME_TILES, options });
+        selected.extend(named("dce")?);
+    }
     Ok(selected)
 }
 

@@ -16,6 +16,7 @@ pub mod fold_layer_norm;
 pub mod fold_layer_scale;
 pub mod fp8;
 pub mod fp8w;
+pub mod frame_tiles;
 pub mod fuse;
 pub mod fuse_heads;
 pub mod fuse_pointwise;
@@ -60,6 +61,7 @@ pub const ALL: &[&Pass] = &[
     &fold_layer_scale::FOLD_LAYER_SCALE,
     &fp8::FP8,
     &fp8w::FP8W,
+    &frame_tiles::FRAME_TILES,
     &fuse::FUSE,
     &fuse_heads::FUSE_HEADS,
     &fuse_pointwise::FUSE_POINTWISE,

@@ -160,7 +160,7 @@ impl Target for Cuda {
     }
 
     fn dense_heads(&self) -> DenseHeads {
-        DenseHeads { channels_last: true }
+        DenseHeads { channels_last: true, frames: Some(8) }
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
