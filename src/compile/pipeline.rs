@@ -30,6 +30,9 @@ pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 /// At the end.
 pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_pointwise,join_slices,pad_products,cse,dce";
 
+/// Full resolution fills a device with one frame.
+pub const LARGE_FRAMES: &str = "frame_tiles{frames=1,bytes=33554432}";
+
 /// What runs on the graph with its symbols.
 pub fn recognition(options: &Options) -> Result<Vec<Selected>> {
     if options.passes.is_some() {
@@ -79,7 +82,7 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         selected.push(Selected { pass: &passes::sla::SLA, options: PassOptions(options) });
     }
     if options.heads.channels_last {
-        selected.extend(named("channels_last,layout,dce")?);
+        selected.extend(named("channels_last,layout,dce,late_slices,dce")?);
     }
     selected.extend(named(FUSION)?);
     match &options.precision {
@@ -90,9 +93,7 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     }
     selected.extend(named(FINISH)?);
     if let Some(frames) = options.heads.frames {
-        let options = PassOptions::default().with("frames", frames);
-        selected.push(Selected { pass: &passes::frame_tiles::FRAME_TILES, options });
-        selected.extend(named("dce")?);
+        selected.extend(named(&format!("frame_tiles{{frames={frames}}},{LARGE_FRAMES},dce"))?);
     }
     Ok(selected)
 }
@@ -162,9 +163,15 @@ mod tests {
 
     #[test]
     fn every_named_pass_exists() {
-        for text in
-            [RECOGNITION, BOUND, EXACT, FUSION, FINISH, "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view"]
-        {
+        for text in [
+            RECOGNITION,
+            BOUND,
+            EXACT,
+            FUSION,
+            FINISH,
+            LARGE_FRAMES,
+            "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view",
+        ] {
             named(text).unwrap();
         }
     }

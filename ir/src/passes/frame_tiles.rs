@@ -1,15 +1,17 @@
-//! `frame_tiles{frames=8}`: dense heads take a few frames at a time, so that their memory does not grow with the views.
+//! `frame_tiles{frames=8,bytes=0}`: dense heads take a few frames at a time, so that their memory does not grow with the
+//! views.
 //!
 //! ```text
 //! head(x[S, …])   →   concat(head(x[0..8]), head(x[8..16]), …)
 //! ```
 //!
-//! A head is what convolutions and resizes of S frames lead to, as far as frames do not mix: the first dimension of
+//! A head is what convolutions and resizes of S frames (that give so many `bytes` a frame) lead to, as far as frames do
+//! not mix: the first dimension of
 //! every value is that of the frames, and no operation looks across it. Upwards it begins where least has to be kept
 //! of all frames: what enlarges a value belongs to it, what shrinks one does not. Tiles differ by one frame at most.
 //! Frames are computed as before, bit for bit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::{
     Effect, Options, Pass, PassError, Report,
@@ -28,35 +30,46 @@ pub const FRAME_TILES: Pass =
     Pass { name: "frame_tiles", law: "dense heads take a few frames at a time", effect: Effect::Exact, run };
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
-    options.only(&["frames"])?;
+    options.only(&["frames", "bytes"])?;
     let most = options.get_or("frames", 8usize)?;
     if most == 0 {
         return Err(PassError::Option("`frames` must be at least 1".into()));
     }
+    let least = options.get_or("bytes", 0usize)?;
     (DCE.run)(graph, &Options::default())?;
     let fixed = weight_time(graph);
-    let seeds = graph.topological().into_iter().filter(|id| !fixed.contains(id) && looks_around(graph, *id));
-    let frames = seeds.filter_map(|id| graph.node(id).types[0].shape.first()?.size()).max().unwrap_or(0);
-    if frames <= most {
-        return Ok(Report::count("tiles", 0));
-    }
-    let head = Head::find(graph, &fixed, frames);
-    let count = frames.div_ceil(most);
-    let bounds: Vec<(usize, usize)> = (0..count).map(|i| (i * frames / count, (i + 1) * frames / count)).collect();
-    let mut parts: HashMap<Value, Vec<Value>> = HashMap::new();
-    for (start, end) in bounds {
-        let tile = head.tile(graph, start, end)?;
-        for exit in &head.exits {
-            parts.entry(*exit).or_default().push(tile[exit]);
+    let seeds: HashMap<NodeId, usize> = graph
+        .node_ids()
+        .filter(|id| !fixed.contains(id) && looks_around(graph, *id))
+        .filter_map(|id| {
+            let y = &graph.node(id).types[0];
+            let frames = y.shape.first()?.size().filter(|frames| *frames > most)?;
+            (y.bytes()? / frames >= least).then_some((id, frames))
+        })
+        .collect();
+    let sizes: BTreeSet<usize> = seeds.values().copied().collect();
+    let (mut tiles, mut operations) = (0, 0);
+    for frames in sizes {
+        let own = seeds.iter().filter(|(_, of)| **of == frames).map(|(id, _)| *id).collect();
+        let head = Head::find(graph, &fixed, &own, frames);
+        let count = frames.div_ceil(most);
+        let mut parts: HashMap<Value, Vec<Value>> = HashMap::new();
+        for i in 0..count {
+            let tile = head.tile(graph, i * frames / count, (i + 1) * frames / count)?;
+            for exit in &head.exits {
+                parts.entry(*exit).or_default().push(tile[exit]);
+            }
         }
+        for exit in &head.exits {
+            let mut patch = Patch::new(graph, "frame_tiles", *exit);
+            let whole = patch.wire(Concat { axis: 0 }, &parts[exit])?;
+            patch.shunt(*exit, whole)?;
+            patch.apply();
+        }
+        tiles += count;
+        operations += head.nodes.len();
     }
-    for exit in &head.exits {
-        let mut patch = Patch::new(graph, "frame_tiles", *exit);
-        let whole = patch.wire(Concat { axis: 0 }, &parts[exit])?;
-        patch.shunt(*exit, whole)?;
-        patch.apply();
-    }
-    let counts = vec![("tiles".into(), count), ("operations of a tile".into(), head.nodes.len())];
+    let counts = vec![("tiles".into(), tiles), ("operations tiled".into(), operations)];
     Ok(Report { counts, notes: Vec::new() })
 }
 
@@ -83,12 +96,12 @@ struct Head {
 }
 
 impl Head {
-    fn find(graph: &Graph, fixed: &HashSet<NodeId>, frames: usize) -> Self {
+    fn find(graph: &Graph, fixed: &HashSet<NodeId>, seeds: &HashSet<NodeId>, frames: usize) -> Self {
         let batch = Batch { graph, fixed, frames };
         let order = graph.topological();
         let mut inside: HashSet<NodeId> = HashSet::new();
         for id in order.iter().filter(|id| !fixed.contains(id)) {
-            let reached = looks_around(graph, *id) || graph.operands(*id).iter().any(|v| inside.contains(&v.node));
+            let reached = seeds.contains(id) || graph.operands(*id).iter().any(|v| inside.contains(&v.node));
             if reached && batch.apart(*id) {
                 inside.insert(*id);
             }
