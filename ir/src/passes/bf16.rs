@@ -85,7 +85,7 @@ fn narrows_weights(graph: &Graph, id: NodeId, weights: &Weights) -> bool {
 fn reads_bf16(op: &Op, operand: usize) -> Option<bool> {
     match op {
         Op::Linear(_) | Op::ConvTranspose2d(_) => Some(operand < 2),
-        Op::Conv2d(op) => Some(operand < 2 || operand > 2 || !op.bias),
+        Op::Conv2d(op) => Some(operand != 2 || !op.bias),
         Op::WeightScaledLinear(_) | Op::Quantize(_) | Op::SplitHeads(SplitHeads { parts: 3, .. }) => Some(operand == 0),
         Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) | Op::Resize(_) => Some(true),
         Op::BlockAttention(_) => Some(!(3..=4).contains(&operand)),
@@ -197,7 +197,7 @@ fn narrows(graph: &Graph, fixed: &HashSet<NodeId>, value: Value, depth: usize) -
     }
     match graph.op(value.node) {
         Op::Linear(_) | Op::WeightScaledLinear(_) | Op::ScaledLinear(_) | Op::LayerNorm(_) => true,
-        Op::Reshape(_) | Op::Transpose(_) | Op::Relu(_) | Op::Add(_) => {
+        Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Relu(_) | Op::Add(_) => {
             graph.operands(value.node).iter().all(|v| narrows(graph, fixed, *v, depth - 1))
         }
         _ => false,

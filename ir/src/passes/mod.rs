@@ -23,6 +23,7 @@ pub mod fuse_pointwise;
 pub mod fuse_quantize;
 pub mod fuse_self_attention;
 pub mod join_slices;
+pub mod late_slices;
 pub mod layout;
 pub mod named;
 pub mod pad_products;
@@ -68,6 +69,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_quantize::FUSE_QUANTIZE,
     &fuse_self_attention::FUSE_SELF_ATTENTION,
     &join_slices::JOIN_SLICES,
+    &late_slices::LATE_SLICES,
     &layout::LAYOUT,
     &pad_products::PAD_PRODUCTS,
     &prune_outputs::PRUNE_OUTPUTS,
