@@ -16,6 +16,7 @@ pub mod linear_attention;
 pub mod math;
 mod memory;
 pub mod movement;
+pub mod pixels;
 pub mod pointwise;
 pub mod qkv_heads;
 pub mod quantize;
@@ -154,8 +155,10 @@ pub const KERNELS: &[Kernel] = &[
     qkv_heads::QKV_HEADS,
     self_attention::SELF_ATTENTION,
     conv::CONV2D,
+    pixels::CONV2D,
     conv_transpose::CONV_TRANSPOSE2D,
     resize::RESIZE,
+    pixels::RESIZE,
     ORACLE,
 ];
 

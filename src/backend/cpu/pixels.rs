@@ -1,0 +1,153 @@
+//! Images whose pixels keep their channels side by side: `conv2d` as products of gathered pixels and weights, `resize` as
+//! sums of whole pixels.
+
+#![allow(unsafe_code)] // tasks write their own parts of one result
+
+use lite3r_ir::{
+    Op, ValueType,
+    ops::{Conv2d, Resize, images::ImageLayout, shape_rules::strides_for},
+};
+
+use super::{
+    Arg, ArgMut, Kernel,
+    floats::{FLOATS, Floats, cast_mut, only, operand, store},
+    gemm::{View, all_floats, multiply},
+    lanes::{self, Shared},
+    math::activate,
+};
+use crate::backend::Request;
+
+/// `conv2d` by tiles of pixels.
+pub const CONV2D: Kernel = Kernel {
+    name: "conv2d.pixels",
+    op: "conv2d",
+    dtypes: FLOATS,
+    accepts: |request| match request.op {
+        Op::Conv2d(op) if op.layout == ImageLayout::Pixels && op.groups == 1 => all_floats(request),
+        _ => Err("takes images whose pixels keep their channels side by side, and one group".into()),
+    },
+    lane: |request| {
+        let size = |t: Option<&ValueType>, from: usize| -> usize {
+            t.and_then(ValueType::dims).map_or(0, |dims| dims[from..].iter().product())
+        };
+        let (depth, weights) = (size(request.operands.get(1), 1), size(request.operands.get(1), 0));
+        let outputs = if depth == 0 { 0 } else { weights / depth };
+        (TILE * (depth + 2 * outputs) + weights) * size_of::<f32>()
+    },
+    run: |op, args, results, scratch| match op {
+        Op::Conv2d(op) => conv2d(op, args, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// `resize` by rows of pixels.
+pub const RESIZE: Kernel = Kernel {
+    name: "resize.pixels",
+    op: "resize",
+    dtypes: FLOATS,
+    accepts: |request| {
+        all_floats(request)?;
+        match request.op {
+            Op::Resize(op) if op.layout == ImageLayout::Pixels && request.operands[0].elements() != Some(0) => Ok(()),
+            _ => Err("takes pixels that keep their channels side by side".into()),
+        }
+    },
+    lane: |request| 2 * channels(request) * size_of::<f32>(),
+    run: |op, args, results, scratch| match op {
+        Op::Resize(op) => resize(op, args, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// Pixels of a convolution a task.
+const TILE: usize = 64;
+
+fn channels(request: &Request<'_>) -> usize {
+    request.results.first().and_then(ValueType::dims).and_then(|dims| dims.last().copied()).unwrap_or(0)
+}
+
+fn conv2d(op: &Conv2d, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+    let (x, w, y) = (operand(args, 0)?, operand(args, 1)?, only(results)?);
+    let (&[_, height, width, c], &[outputs, kh, kw, _], &[images, oh, ow, _]) = (x.shape, w.shape, y.shape) else {
+        return Err("takes images".into());
+    };
+    if y.bytes.is_empty() {
+        return Ok(());
+    }
+    let (x, w) = (Floats::of(x)?, Floats::of(w)?);
+    let bias = op.bias.then(|| Floats::of(operand(args, 2)?)).transpose()?;
+    let residual = op.residual.then(|| Floats::of(operand(args, 2 + op.bias as usize)?)).transpose()?;
+    let (depth, pixels, dtype) = (kh * kw * c, images * oh * ow, y.dtype);
+    let lane = (TILE * (depth + 2 * outputs) + outputs * depth) * size_of::<f32>();
+    let out = Shared::new(&mut *y.bytes);
+    lanes::run(pixels.div_ceil(TILE), lane, scratch, |task, memory| {
+        let (first, count) = (task * TILE, TILE.min(pixels - task * TILE));
+        let (columns, rest) = cast_mut::<f32>(memory)?.split_at_mut(TILE * depth);
+        let (products, rest) = rest.split_at_mut(TILE * outputs);
+        let (line, weights) = rest.split_at_mut(TILE * outputs);
+        let taps = columns.chunks_exact_mut(c.max(1)).take(count * kh * kw).enumerate();
+        for (i, tap) in taps.filter(|_| c > 0) {
+            let (pixel, ky, kx) = (first + i / (kh * kw), i / kw % kh, i % kw);
+            let (image, oy, ox) = (pixel / (oh * ow), pixel / ow % oh, pixel % ow);
+            let row = (oy * op.strides[0] + ky * op.dilations[0]).wrapping_sub(op.pads[0]);
+            let column = (ox * op.strides[1] + kx * op.dilations[1]).wrapping_sub(op.pads[1]);
+            match row < height && column < width {
+                true => x.read(((image * height + row) * width + column) * c, tap),
+                false => tap.fill(0.0),
+            }
+        }
+        let weights = View::rows(w.view(0, weights), outputs, depth, depth).t();
+        let products = &mut products[..count * outputs];
+        multiply(View::rows(columns, count, depth, depth), weights, products, outputs, false);
+        if let Some(bias) = &bias {
+            let bias = bias.view(0, &mut line[..outputs]);
+            products.chunks_exact_mut(outputs).for_each(|p| p.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        }
+        activate(op.activation, products);
+        if let Some(residual) = &residual {
+            let residual = residual.view(first * outputs, &mut line[..count * outputs]);
+            products.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+        }
+        let size = outputs * dtype.size();
+        // SAFETY: every task has its own pixels.
+        store(dtype, products, unsafe { out.slice(first * size, count * size) })
+    })
+}
+
+fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+    let (x, y) = (operand(args, 0)?, only(results)?);
+    let (&[_, h, w, c], &[images, oh, ow, _]) = (x.shape, y.shape) else { return Err("takes images".into()) };
+    let x = Floats::of(x)?;
+    let addends: Vec<(Floats<'_>, Vec<usize>)> =
+        args[1..].iter().map(|a| Ok((Floats::of(a)?, strides_for(a.shape, y.shape)))).collect::<Result<_, String>>()?;
+    let (rows, columns) = (op.weights(0, h, oh), op.weights(1, w, ow));
+    let (dtype, size) = (y.dtype, c * y.dtype.size());
+    let out = Shared::new(&mut *y.bytes);
+    lanes::run(images * oh, 2 * c * size_of::<f32>(), scratch, |task, memory| {
+        let (image, i) = (task / oh, task % oh);
+        let (sums, buffer) = cast_mut::<f32>(memory)?.split_at_mut(c);
+        for (j, across) in columns.iter().enumerate() {
+            sums.fill(0.0);
+            for ((row, down), (column, weight)) in rows[i].iter().flat_map(|r| across.iter().map(move |c| (r, c))) {
+                let weight = (down * weight) as f32;
+                let pixel = x.view(((image * h + row) * w + column) * c, buffer);
+                sums.iter_mut().zip(pixel).for_each(|(y, x)| *y += x * weight);
+            }
+            for (addend, strides) in &addends {
+                let first = image * strides[0] + i * strides[1] + j * strides[2];
+                match strides[3] {
+                    0 => {
+                        let mut one = [0.0];
+                        addend.read(first, &mut one);
+                        sums.iter_mut().for_each(|y| *y += one[0]);
+                    }
+                    _ => sums.iter_mut().zip(addend.view(first, buffer)).for_each(|(y, a)| *y += a),
+                }
+            }
+            activate(op.activation, sums);
+            // SAFETY: every row of y belongs to one task.
+            store(dtype, sums, unsafe { out.slice((task * ow + j) * size, size) })?;
+        }
+        Ok(())
+    })
+}
