@@ -1,5 +1,5 @@
-// y = act(x * w + b) + residual over images in planes or pixels, any geometry, in f32 arithmetic: a product of weights and
-// columns that are gathered while they are read. One tile of output channels x pixels a block.
+// y = act(x * w + b) + residual over images in planes or pixels, any geometry, in f32 arithmetic: a product of weights
+// and columns that are gathered while they are read. One tile of output channels x pixels a block.
 //
 // Macros: TX the elements of x and w; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without scales; PIXELS,
 // KERNEL_H, KERNEL_W as convolution.cuh says; TILE_M x TILE_N the tile of a block, PER_M x PER_N that of a thread.

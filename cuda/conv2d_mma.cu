@@ -1,7 +1,7 @@
-// y = act(x * w + b) + residual over images of 16-bit elements in planes or pixels, any geometry, on the tensor cores of
-// every architecture: a product of weights and columns that are gathered on the way to shared memory, with f32 sums. One
-// tile of output channels x pixels a block. Columns of planes are stored [depth][pixels]; those of pixels [pixels][depth],
-// eight channels a copy.
+// y = act(x * w + b) + residual over images of 16-bit elements in planes or pixels, any geometry, on the tensor cores
+// of every architecture: a product of weights and columns that are gathered on the way to shared memory, with f32 sums.
+// One tile of output channels x pixels a block. Columns of planes are stored [depth][pixels]; those of pixels
+// [pixels][depth], eight channels a copy.
 //
 // Macros: TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
 // scales; PIXELS, KERNEL_H, KERNEL_W as convolution.cuh says; ALIGNED 1 where rows of weights, and with PIXELS the

@@ -1,9 +1,9 @@
-// Images at another resolution: y[p, i, j] = act(sum over taps of x[p, rows[i], columns[j]] with their weights + addends).
-// A first kernel makes the taps of both axes by the operation's law, in f64; a second one gathers, in f32.
+// Images at another resolution: y[p, i, j] = act(sum over taps of x[p, rows[i], columns[j]] with their weights +
+// addends). A first kernel makes the taps of both axes by the operation's law, in f64; a second one gathers, in f32.
 //
-// Macros: TX the operand's elements, TR the result's; ROWS and COLUMNS taps an axis; PIXELS 1 where channels lie side by
-// side; ADDENDS how many operands are added, TA and TB their elements; ACTIVATION a function of activations.cuh; INDEX
-// u32 or u64.
+// Macros: TX the operand's elements, TR the result's; ROWS and COLUMNS taps an axis; PIXELS 1 where channels lie side
+// by side; ADDENDS how many operands are added, TA and TB their elements; ACTIVATION a function of activations.cuh;
+// INDEX u32 or u64.
 #include "activations.cuh"
 
 enum Mode { NEAREST, LINEAR, CUBIC };
@@ -82,7 +82,8 @@ extern "C" __global__ void __launch_bounds__(256) resize(
     for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)s.elements; at += (INDEX)gridDim.x * 256u) {
         const INDEX pixel = PIXELS ? at / channels : at, line = pixel / w, j = pixel - line * w;
         const INDEX plane = line / h, i = line - plane * h;
-        const INDEX image = PIXELS ? plane : plane / channels, channel = PIXELS ? at - pixel * channels : plane % channels;
+        const INDEX image = PIXELS ? plane : plane / channels;
+        const INDEX channel = PIXELS ? at - pixel * channels : plane % channels;
         const TX* from = x + (i64)plane * s.height * s.width * pitch + (PIXELS ? channel : 0);
         float sum = 0.f;
 #pragma unroll

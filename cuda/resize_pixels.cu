@@ -1,7 +1,8 @@
-// y = act(x at another resolution + addends) for images [N, H, W, C] of 16-bit elements, bilinear with corners on corners.
+// y = act(x at another resolution + addends) for images [N, H, W, C] of 16-bit elements, bilinear with corners on
+// corners.
 //
-// Pixel i of a result lies at i (from - 1) / (to - 1): a quotient of integers, so its neighbours are exact and its weights
-// rounded once. A thread makes eight channels of a pixel; a row of blocks is a row of pixels.
+// Pixel i of a result lies at i (from - 1) / (to - 1): a quotient of integers, so its neighbours are exact and its
+// weights rounded once. A thread makes eight channels of a pixel; a row of blocks is a row of pixels.
 //
 // Macros: TX the elements, bf16_t or half_t, of x, addends and y; ADDENDS how many there are; ACTIVATION a function of
 // activations.cuh.

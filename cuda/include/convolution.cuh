@@ -1,6 +1,6 @@
 // A convolution as a product for every image and group: weights [outputs, depth] times columns [depth, pixels], row
-// (channel, ky, kx) of the columns being the image shifted by a tap; row (ky, kx, channel) where the channels of a pixel
-// lie side by side.
+// (channel, ky, kx) of the columns being the image shifted by a tap; row (ky, kx, channel) where the channels of a
+// pixel lie side by side.
 //
 // Macros: KERNEL_H, KERNEL_W the taps; PIXELS 1 for images [N, H, W, C] and weights [O, kh, kw, C], 0 for planes.
 #pragma once

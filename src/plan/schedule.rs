@@ -1,8 +1,8 @@
 //! The order of execution, chosen to keep memory low.
 //!
 //! Finding the best order is NP-hard. Four orders are made in about linear time and the one with the lowest peak is
-//! taken: the order of the graph, depth first from the results, the same with tasks first that free more than they fill,
-//! and greedy by the bytes that a task frees.
+//! taken: the order of the graph, depth first from the results, the same with tasks first that free more than they
+//! fill, and greedy by the bytes that a task frees.
 
 use std::{
     cmp::Reverse,

@@ -1,5 +1,5 @@
-//! `resize(x, …) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize, and what is
-//! added to them.
+//! `resize(x, …) {mode, coordinates, size, …}`: images at another resolution, after the ONNX operator Resize, and what
+//! is added to them.
 
 use super::{
     Case, Cost, OpDef, Tolerance, activation::Activation, images::ImageLayout, shape_rules::strides_for, traffic,

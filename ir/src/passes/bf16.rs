@@ -1,12 +1,12 @@
 //! `bf16`: products and attention read bf16; sums, the residual stream, norms, RoPE and softmax stay f32.
 //!
-//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and what
-//! is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum (`out=f32`), so the
-//! residual stream is never rounded; attentions, convolutions and resizes give bf16, cast back to f32. Then casts that
-//! meet go: movements and elementwise operations between what is read as bf16 alone and what is bf16 already are done in
-//! bf16, and a linear layer or norm whose result is only read as bf16 gives bf16 itself; so does the joint projection of
-//! an attention, whose heads are normalised and rotated in f32. Bias and the residual of linear layers stay f32;
-//! convolutions and resizes add bf16.
+//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and
+//! what is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum
+//! (`out=f32`), so the residual stream is never rounded; attentions, convolutions and resizes give bf16, cast back to
+//! f32. Then casts that meet go: movements and elementwise operations between what is read as bf16 alone and what is
+//! bf16 already are done in bf16, and a linear layer or norm whose result is only read as bf16 gives bf16 itself; so
+//! does the joint projection of an attention, whose heads are normalised and rotated in f32. Bias and the residual of
+//! linear layers stay f32; convolutions and resizes add bf16.
 //!
 //! Camera heads stay f32 but for the weights of their linear layers, which are read again and again for a few tokens.
 //! `exclude=["…"]` leaves what has one of these parts in its name in f32 altogether, `include=["…"]` makes of a camera

@@ -9,8 +9,8 @@
 //!
 //! `pixels` and `planes` are transposes. One walk in topological order remembers which planes have pixels already, so
 //! that transposes stay at the borders only: where a network is given images, or asks for planes. Weights are turned
-//! when the plan is made. Images of fewer than eight channels stay as they are, grouped convolutions too: no tensor core
-//! reads their pixels.
+//! when the plan is made. Images of fewer than eight channels stay as they are, grouped convolutions too: no tensor
+//! core reads their pixels.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,5 +1,5 @@
-//! `frame_tiles{frames=8,bytes=0}`: dense heads take a few frames at a time, so that their memory does not grow with the
-//! views.
+//! `frame_tiles{frames=8,bytes=0}`: dense heads take a few frames at a time, so that their memory does not grow with
+//! the views.
 //!
 //! ```text
 //! head(x[S, …])   →   concat(head(x[0..8]), head(x[8..16]), …)

@@ -1,5 +1,5 @@
-//! Images whose pixels keep their channels side by side: `conv2d` as products of gathered pixels and weights, `resize` as
-//! sums of whole pixels.
+//! Images whose pixels keep their channels side by side: `conv2d` as products of gathered pixels and weights, `resize`
+//! as sums of whole pixels.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
@@ -31,7 +31,7 @@ pub const CONV2D: Kernel = Kernel {
             t.and_then(ValueType::dims).map_or(0, |dims| dims[from..].iter().product())
         };
         let (depth, weights) = (size(request.operands.get(1), 1), size(request.operands.get(1), 0));
-        let outputs = if depth == 0 { 0 } else { weights / depth };
+        let outputs = weights.checked_div(depth).unwrap_or(0);
         (TILE * (depth + 2 * outputs) + weights) * size_of::<f32>()
     },
     run: |op, args, results, scratch| match op {

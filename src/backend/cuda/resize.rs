@@ -110,8 +110,16 @@ struct ChunkSizes {
 /// Operands behind x that a kernel adds, at most.
 const ADDENDS: usize = 2;
 
-/// The operation with its images, channels, rows, columns before and after, and the steps of what is added.
-fn parts<'r>(request: &Request<'r>) -> Result<(&'r Resize, [usize; 4], [usize; 4], [Steps; ADDENDS]), String> {
+/// A resize with its sizes: images, channels, rows, columns.
+struct Parts<'r> {
+    op: &'r Resize,
+    from: [usize; 4],
+    to: [usize; 4],
+    /// Of what is added.
+    steps: [Steps; ADDENDS],
+}
+
+fn parts<'r>(request: &Request<'r>) -> Result<Parts<'r>, String> {
     let Op::Resize(op) = request.op else { return Err("computes resize".into()) };
     floats(request)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
@@ -129,17 +137,16 @@ fn parts<'r>(request: &Request<'r>) -> Result<(&'r Resize, [usize; 4], [usize; 4
         *steps = Steps { image, row, column, channel };
     }
     // What stands before rows and columns of planes counts as channels: an addend tells them apart.
-    match (op.layout, y.as_slice()) {
-        (ImageLayout::Planes, &[n, c, ..]) if y.len() == 4 => {
-            Ok((op, [n, c, from[2], from[3]], [n, c, to[2], to[3]], steps))
-        }
-        _ => Ok((op, from, to, steps)),
-    }
+    let (from, to) = match (op.layout, y.as_slice()) {
+        (ImageLayout::Planes, &[n, c, ..]) if y.len() == 4 => ([n, c, from[2], from[3]], [n, c, to[2], to[3]]),
+        _ => (from, to),
+    };
+    Ok(Parts { op, from, to, steps })
 }
 
 /// Bilinear with corners on corners, eight channels at a time.
 fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
-    let (op, from, to, steps) = parts(request)?;
+    let Parts { op, from, to, steps } = parts(request)?;
     let [images, channels, oh, ow] = to;
     let dtype = request.operands[0].dtype;
     if op.layout != ImageLayout::Pixels || !channels.is_multiple_of(8) {
@@ -191,7 +198,7 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
 }
 
 fn taps(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
-    let (op, [_, channels, h, w], to, steps) = parts(request)?;
+    let Parts { op, from: [_, channels, h, w], to, steps } = parts(request)?;
     let [.., oh, ow] = to;
     let elements: usize = to.iter().product();
     let law = Law {
