@@ -11,6 +11,7 @@
 //
 // Macros: TX elements of q, k, v; TY of the result; WIDTH the greater head dimension, rounded up; ROWS; COLUMNS.
 #include "blocks.cuh"
+#include "rows.cuh"
 
 // Minus infinity: the score of no key.
 #define NOTHING __uint_as_float(0xff800000)
@@ -40,7 +41,8 @@ DEVICE void map_features(float* rows, u32 count, u32 stride, u32 d) {
 extern "C" __global__ void __launch_bounds__(256) attend(
     const TX* __restrict__ q, const TX* __restrict__ k, const TX* __restrict__ v, const i32* __restrict__ lists,
     const i32* __restrict__ counts, const TX* __restrict__ centroid_keys, const TX* __restrict__ centroid_values,
-    TY* __restrict__ y, float* __restrict__ lse, const Cut query_cut, const Cut key_cut, const Cut centroid_cut,
+    TY* __restrict__ y, float* __restrict__ lse, const __grid_constant__ Cut query_cut,
+    const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut, const __grid_constant__ Rows rows,
     const u32 query_blocks, const u32 key_blocks, const u32 longest, const u32 centroids, const u32 tiles, const u32 n,
     const u32 m, const u32 d, const u32 e, const float scale)
 {
@@ -201,11 +203,11 @@ extern "C" __global__ void __launch_bounds__(256) attend(
     for (u32 r = 0; r < ROWS; r++) {
         const i32 token = first + down * ROWS + r;
         if (token >= last) continue;
-        const i64 row = head * n + token;
+        TY* const to = y + row_at(rows, (u32)head, token);
         const float under = LINEAR ? total[r] + 1e-6f : slots == 0 ? 1.f : total[r];
 #pragma unroll
         for (u32 c = 0; c < SUMS; c++)
-            if (across + 16 * c < e) store(y + row * e + across + 16 * c, sums[r][c] / under);
-        if (LISTED && across == 0) lse[row] = top[r] + logf(total[r]);
+            if (across + 16 * c < e) store(to + across + 16 * c, sums[r][c] / under);
+        if (LISTED && across == 0) lse[head * n + token] = top[r] + logf(total[r]);
     }
 }

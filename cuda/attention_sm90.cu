@@ -1,46 +1,71 @@
 // Attention on Hopper's tensor cores: bf16 q, k [heads, tokens, WIDTH] and v of the same width, f32 sums, after
-// FlashAttention-3 (Shah et al. 2024). A persistent grid walks over tiles of GROUPS * 64 queries of a head. One warp
-// keeps rings of key and value tiles filled by the copy engine; each of GROUPS warpgroups multiplies 64 queries with a
-// tile of keys while it still adds up the values of the tile before.
+// FlashAttention-3 (Shah et al. 2024). A block holds TEAMS of GROUPS warpgroups; a persistent grid of teams walks over
+// tiles of GROUPS * 64 queries of a head. A warp for every team keeps its rings of key and value tiles filled by the
+// copy engine; each warpgroup multiplies 64 queries with a tile of keys while it still adds up the values of the tile
+// before.
 //
 // LISTED 1: a tile is a query block, at most GROUPS * 64 rows; its keys are those of the blocks in its list, KEYS /
 // `block` boxes a tile of keys, then the centroids outside of the list, each with the logarithm of its number of tokens
-// added to its score. Ragged blocks, boxes left over and centroids of listed blocks are masked by a bias a key.
+// added to its score. Tiles with ragged blocks, with boxes left over and of centroids have a bias a key.
 //
-// Macros: WIDTH 64 or 128; GROUPS; KEYS a tile; STAGES of the rings; LISTED; BLOCKS a processor; PRODUCER, CONSUMER
-// registers a thread.
+// TURNS 1: the warpgroups of a team start their products one after the other, so that the exponentials of one run
+// beside the products of the others.
+//
+// Macros: WIDTH 64 or 128; GROUPS; TEAMS; TURNS; KEYS a tile; STAGES of the rings; LISTED; BLOCKS a processor;
+// PRODUCER, CONSUMER registers a thread.
 #include "activations.cuh"
 #include "blocks.cuh"
 #include "pairs.cuh"
+#include "rows.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"
 
-const u32 PANELS = WIDTH / 64, QUERIES = GROUPS * 64, THREADS = 128 * (GROUPS + 1);
-// Bytes of 64 columns of a tile, and of a tile.
+const u32 PANELS = WIDTH / 64, QUERIES = GROUPS * 64, WORKERS = TEAMS * GROUPS, THREADS = 128 * (WORKERS + 1);
+// Bytes of 64 columns of a tile, of a tile, of a team's rings and of its barriers.
 const u32 QUERY_PANEL = QUERIES * 128, KEY_PANEL = KEYS * 128;
 const u32 QUERY_TILE = QUERY_PANEL * PANELS, KEY_TILE = KEY_PANEL * PANELS;
+const u32 RINGS = 2 * STAGES * KEY_TILE, BARRIERS = 16 + 32 * STAGES;
 // A score that no key has.
 const float MASKED = -1e30f;
+
+// What a centroid adds to its score before the score is scaled, and the key block that it lies in.
+struct Centroid { float bias; u32 block; };
+
+extern "C" __global__ void __launch_bounds__(256) weigh_centroids(
+    Centroid* __restrict__ table, const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut,
+    const u32 centroids, const float scale)
+{
+    wait_for_launch_before();
+    const u32 i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= centroids) return;
+    const Range range = tokens_of(centroid_cut, i);
+    table[i] = {log2f((float)(range.end - range.begin)) / scale, (u32)place_of(key_cut, range.begin).block};
+}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,
     const __grid_constant__ TensorMap map_v, const __grid_constant__ TensorMap map_centroid_k,
     const __grid_constant__ TensorMap map_centroid_v, const i32* __restrict__ lists, const i32* __restrict__ counts,
-    bf16_t* __restrict__ y, float* __restrict__ lse, const __grid_constant__ Cut query_cut,
-    const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut, const u32 block, const u32 longest,
-    const u32 key_blocks, const u32 centroids, const u32 tiles, const u32 total, const u32 n, const u32 m,
-    const float scale)
+    const Centroid* __restrict__ table, bf16_t* __restrict__ y, float* __restrict__ lse,
+    const __grid_constant__ Cut query_cut, const __grid_constant__ Cut key_cut, const Rows places, const u32 block,
+    const u32 longest, const u32 key_blocks, const u32 centroids, const u32 tiles, const u32 total,
+    const u32 n, const u32 m, const float scale)
 {
     extern __shared__ __align__(1024) u8 shared[];
-    const u32 queries = shared_address(shared), keys = queries + QUERY_TILE, values = keys + STAGES * KEY_TILE;
-    const u32 query_full = values + STAGES * KEY_TILE, query_empty = query_full + 8, key_full = query_full + 16;
-    const u32 key_empty = key_full + 8 * STAGES, value_full = key_empty + 8 * STAGES;
-    const u32 value_empty = value_full + 8 * STAGES;
-    // Biases of the keys of each stage, then a bit for every key block of the list.
-    float* biases = (float*)(shared + QUERY_TILE + 2 * STAGES * KEY_TILE + 256);
-    u32* taken = (u32*)(biases + STAGES * KEYS);
     const u32 warp = warp_index(), group = warpgroup_index(), lane = threadIdx.x % 32;
-    if (threadIdx.x == 0) {
+    const u32 team = group == WORKERS ? warp - 4 * WORKERS : group / GROUPS;
+    const u32 queries = shared_address(shared) + team * QUERY_TILE;
+    const u32 keys = shared_address(shared) + TEAMS * QUERY_TILE + team * RINGS, values = keys + STAGES * KEY_TILE;
+    const u32 barriers = TEAMS * (QUERY_TILE + RINGS);
+    const u32 query_full = shared_address(shared) + barriers + team * BARRIERS, query_empty = query_full + 8;
+    const u32 key_full = query_full + 16, key_empty = key_full + 8 * STAGES, value_full = key_empty + 8 * STAGES;
+    const u32 value_empty = value_full + 8 * STAGES;
+    // Biases of the keys of each stage, whether they count, then a bit for every key block of the list.
+    float* const biases = (float*)(shared + barriers + TEAMS * BARRIERS) + team * STAGES * KEYS;
+    u32* const biased = (u32*)(shared + barriers + TEAMS * (BARRIERS + STAGES * KEYS * 4)) + team * STAGES;
+    u32* const taken = (u32*)(shared + barriers + TEAMS * (BARRIERS + STAGES * (KEYS + 1) * 4))
+        + team * ((key_blocks + 31) / 32);
+    if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
         barrier_init(query_full, 1);
         barrier_init(query_empty, 4 * GROUPS);
         for (u32 i = 0; i < STAGES; i++) {
@@ -53,6 +78,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     }
     __syncthreads();
     wait_for_launch_before();
+    const u32 first_tile = blockIdx.x * TEAMS + team, step_tile = gridDim.x * TEAMS;
     const u32 entries = LISTED ? KEYS / block : 1;
     // Tiles of listed blocks, or of all keys, and tiles of centroids.
     auto plain_of = [&](u32 tile) {
@@ -60,13 +86,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     };
     const u32 central = LISTED ? (centroids + KEYS - 1) / KEYS : 0;
 
-    if (group == GROUPS) {
+    if (group == WORKERS) {
 #if PRODUCER
         registers_lower<PRODUCER>();
 #endif
-        if (warp != 4 * GROUPS) return;
+        if (team >= TEAMS) return;
         u32 stage = 0, phase = 0, query_phase = 0;
-        for (u32 tile = blockIdx.x; tile < total; tile += gridDim.x, query_phase ^= 1) {
+        for (u32 tile = first_tile; tile < total; tile += step_tile, query_phase ^= 1) {
             const u32 head = tile / tiles, at = tile - head * tiles, plain = plain_of(tile);
             const i32* list = lists + (i64)tile * longest;
             const u32 count = LISTED ? counts[tile] : 0;
@@ -78,8 +104,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                     copy_box(queries + panel * QUERY_PANEL, &map_q, query_full, panel * 64, first, head, KEEP_LITTLE);
             }
             if (LISTED && central) {
+#pragma unroll 1
                 for (u32 i = lane; i < (key_blocks + 31) / 32; i += 32) taken[i] = 0;
                 __syncwarp();
+#pragma unroll 1
                 for (u32 i = lane; i < count; i += 32) {
                     const u32 bit = (u32)list[i];
                     atomicOr(taken + bit / 32, 1u << bit % 32);
@@ -90,29 +118,36 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 const bool of_centroids = LISTED && i >= plain;
                 // The tail of all keys comes first, where it is masked.
                 i32 from = LISTED ? 0 : (plain - 1 - i) * KEYS;
+                bool mask = false;
+                // Each lane knows the block that it copies, and how many tokens of it there are.
+                u32 there = 0;
+                if (LISTED) {
+                    const u32 entry = i * entries + lane;
+                    from = m;
+                    if (of_centroids) {
+                        from = (i - plain) * KEYS;
+                    } else if (lane < entries && entry < count) {
+                        const Range range = tokens_of(key_cut, list[entry]);
+                        from = range.begin;
+                        there = range.end - range.begin;
+                    }
+                    mask = of_centroids || __any_sync(~0u, lane < entries && there < block);
+                }
                 const u32 full_k = key_full + 8 * stage, full_v = value_full + 8 * stage;
                 barrier_wait(key_empty + 8 * stage, phase ^ 1);
                 if (LISTED) {
-                    // Each lane knows the block that it copies and the biases of four keys.
-                    const u32 entry = i * entries + lane;
-                    from = m;
-                    if (of_centroids) from = (i - plain) * KEYS;
-                    else if (lane < entries && entry < count) from = tokens_of(key_cut, list[entry]).begin;
-                    for (u32 j = lane; j < KEYS; j += 32) {
+                    if (lane == 0) biased[stage] = mask;
+#pragma unroll 1
+                    for (u32 j = lane; mask && j < KEYS; j += 32) {
                         float bias = MASKED;
                         if (of_centroids) {
-                            const u32 centroid = (i - plain) * KEYS + j;
-                            if (centroid < centroids) {
-                                const Range range = tokens_of(centroid_cut, centroid);
-                                const u32 of = place_of(key_cut, range.begin).block;
-                                if (!(taken[of / 32] >> of % 32 & 1)) bias = log2f((float)(range.end - range.begin));
+                            const u32 own = (i - plain) * KEYS + j;
+                            if (own < centroids) {
+                                const Centroid centroid = table[own];
+                                if (!(taken[centroid.block / 32] >> centroid.block % 32 & 1)) bias = centroid.bias;
                             }
-                        } else {
-                            const u32 own = j / block;
-                            if (i * entries + own < count) {
-                                const Range range = tokens_of(key_cut, list[i * entries + own]);
-                                if (range.begin + (i32)(j - own * block) < range.end) bias = 0.f;
-                            }
+                        } else if (j % block < __shfl_sync(~0u, there, j / block)) {
+                            bias = 0.f;
                         }
                         biases[stage * KEYS + j] = bias;
                     }
@@ -141,17 +176,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
 #if PRODUCER
     registers_raise<CONSUMER>();
 #endif
-    // Scores are compared in base 2; with biases they are scaled before.
-    const float slope = LISTED ? 1.f : scale;
     u32 stage = 0, phase = 0, query_phase = 0;
-    for (u32 tile = blockIdx.x; tile < total; tile += gridDim.x, query_phase ^= 1) {
+    const u32 member = group % GROUPS, turn = 1 + team * GROUPS + member;
+    const u32 next_turn = 1 + team * GROUPS + (member + 1) % GROUPS;
+    if (TURNS && member == GROUPS - 1) named_arrive(next_turn, 256);
+    for (u32 tile = first_tile; tile < total; tile += step_tile, query_phase ^= 1) {
         const u32 head = tile / tiles, at = tile - head * tiles, key_tiles = plain_of(tile) + central;
         float sums[WIDTH / 2], scores[KEYS / 2], top[2] = {MASKED, MASKED}, under[2] = {0.f, 0.f}, shrink[2];
         u32 weights[KEYS / 16][4];
 #pragma unroll
         for (u32 i = 0; i < WIDTH / 2; i++) sums[i] = 0.f;
         barrier_wait(query_full, query_phase);
-        const u32 own = queries + group * 64 * 128;
+        const u32 own = queries + member * 64 * 128;
         auto multiply_keys = [&](u32 of) {
 #pragma unroll
             for (u32 step = 0; step < WIDTH / 16; step++)
@@ -166,39 +202,54 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 Wgmma<WIDTH>::bf16<1>(sums, weights[step], b + step * 128, true);
             products_commit();
         };
-        // Exponentials of the scores in place; `shrink` is what sums of before are worth under the new maximum.
-        auto exponentials = [&](u32 of, bool tail) {
+        // Masks scores, and gives the keys back.
+        auto mask = [&](u32 of, bool tail) {
             if (LISTED) {
-                const float* bias = biases + of * KEYS + lane % 4 * 2;
+                if (biased[of]) {
+                    const float* bias = biases + of * KEYS + lane % 4 * 2;
 #pragma unroll
-                for (u32 i = 0; i < KEYS / 2; i += 4) {
-                    const float2 two = *(const float2*)(bias + i * 2);
+                    for (u32 i = 0; i < KEYS / 2; i += 4) {
+                        const float2 two = *(const float2*)(bias + i * 2);
 #pragma unroll
-                    for (u32 j = 0; j < 4; j++) scores[i + j] = fmaf(scores[i + j], scale, j % 2 ? two.y : two.x);
+                        for (u32 j = 0; j < 4; j++) scores[i + j] += j % 2 ? two.y : two.x;
+                    }
                 }
                 __syncwarp();
-                if (lane == 0) barrier_arrive(key_empty + 8 * of);
-            } else if (tail) {
+            } else if (tail && m % KEYS) {
                 const u32 first = (key_tiles - 1) * KEYS + lane % 4 * 2;
 #pragma unroll
                 for (u32 i = 0; i < KEYS / 2; i++)
                     if (first + i / 4 * 8 + i % 2 >= m) scores[i] = MASKED;
             }
-            float most[2] = {top[0], top[1]};
-#pragma unroll
-            for (u32 i = 0; i < KEYS / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], scores[i]);
+            if (lane == 0) barrier_arrive(key_empty + 8 * of);
+        };
+        // Exponentials of the scores in place; `shrink` is what sums of before are worth under the new maximum.
+        auto exponentials = [&] {
+            float base[2];
 #pragma unroll
             for (u32 row = 0; row < 2; row++) {
-                most[row] = lanes_max<4>(most[row]);
-                shrink[row] = exp2_fast((top[row] - most[row]) * slope);
-                top[row] = most[row];
-                under[row] *= shrink[row];
-            }
-            const float base[2] = {top[0] * slope, top[1] * slope};
+                float most[2] = {top[row], MASKED};
 #pragma unroll
-            for (u32 i = 0; i < KEYS / 2; i++) {
-                scores[i] = exp2_fast(fmaf(scores[i], slope, -base[i / 2 % 2]));
-                under[i / 2 % 2] += scores[i];
+                for (u32 i = 2 * row; i < KEYS / 2; i += 4) {
+                    most[0] = fmaxf(most[0], scores[i]);
+                    most[1] = fmaxf(most[1], scores[i + 1]);
+                }
+                const float now = lanes_max<4>(fmaxf(most[0], most[1]));
+                shrink[row] = exp2_fast((top[row] - now) * scale);
+                top[row] = now;
+                base[row] = now * scale;
+            }
+#pragma unroll
+            for (u32 row = 0; row < 2; row++) {
+                float sum[2] = {under[row] * shrink[row], 0.f};
+#pragma unroll
+                for (u32 i = 2 * row; i < KEYS / 2; i += 4)
+#pragma unroll
+                    for (u32 j = 0; j < 2; j++) {
+                        scores[i + j] = exp2_fast(fmaf(scores[i + j], scale, -base[row]));
+                        sum[j] += scores[i + j];
+                    }
+                under[row] = sum[0] + sum[1];
             }
         };
         auto pack_weights = [&] {
@@ -215,8 +266,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             multiply_keys(stage);
             products_wait<0>();
             pin(scores);
-            if (!LISTED && lane == 0) barrier_arrive(key_empty + 8 * stage);
-            exponentials(stage, true);
+            mask(stage, true);
+            exponentials();
             pack_weights();
             for (u32 i = 1; i < key_tiles; i++) {
                 const u32 before = stage, phase_before = phase;
@@ -224,14 +275,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 barrier_wait(key_full + 8 * stage, phase);
                 pin(scores);
                 pin(sums);
+                if (TURNS) named_sync(turn, 256);
                 products_fence();
                 multiply_keys(stage);
                 barrier_wait(value_full + 8 * before, phase_before);
                 multiply_values(before);
+                if (TURNS) named_arrive(next_turn, 256);
                 products_wait<1>();
                 pin(scores);
-                if (!LISTED && lane == 0) barrier_arrive(key_empty + 8 * stage);
-                exponentials(stage, false);
+                mask(stage, false);
+                exponentials();
                 products_wait<0>();
                 pin(sums);
                 if (lane == 0) barrier_arrive(value_empty + 8 * before);
@@ -258,14 +311,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
         for (u32 row = 0; row < 2; row++) {
             under[row] = lanes_sum<4>(under[row]);
             const float over = under[row] > 0.f ? 1.f / under[row] : 0.f;
-            const i32 token = rows.begin + (i32)(group * 64 + warp % 4 * 16 + row * 8 + lane / 4);
-            if (token >= rows.end) continue;
-            const i64 of = (i64)head * n + token;
-            u32* to = (u32*)(y + of * WIDTH) + lane % 4;
+            const i32 token = rows.begin + (i32)(member * 64 + warp % 4 * 16 + row * 8 + lane / 4);
+            bf16_t* const to = y + row_at(places, head, token) + lane % 4 * 8;
 #pragma unroll
-            for (u32 j = 0; j < WIDTH / 8; j++)
-                to[j * 4] = Pair<bf16_t>::of(sums[4 * j + 2 * row] * over, sums[4 * j + 2 * row + 1] * over);
-            if (LISTED && lane % 4 == 0) lse[of] = 0.69314718f * (top[row] + log2f(under[row]));
+            for (u32 part = 0; part < WIDTH / 32; part++) {
+                u32 words[4];
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    const u32 i = 16 * part + 4 * j + 2 * row;
+                    words[j] = Pair<bf16_t>::of(sums[i] * over, sums[i + 1] * over);
+                }
+                transpose_words(words);
+                if (token < rows.end)
+                    *(uint4*)(to + part * 32) = {words[0], words[1], words[2], words[3]};
+            }
+            if (LISTED && lane % 4 == 0 && token < rows.end)
+                lse[(i64)head * n + token] = 0.69314718f * (top[row] * scale + log2f(under[row]));
         }
     }
 }

@@ -6,7 +6,7 @@
 //
 // Macros: TX elements of q, k, v; TW of w; TY of the result; PROJECT 1 where there is w; SOFTMAX 1 where phi is the
 // softmax over the head dimension, 0 where it is elu + 1.
-#include "types.cuh"
+#include "rows.cuh"
 
 // phi of `count` rows of d from global memory, zeros for those that are not there, `stride` floats apart in shared
 // memory. Half a warp takes a row.
@@ -116,8 +116,8 @@ const u32 ROWS = 32;
 
 // ROWS queries of a head, half a warp two of them.
 extern "C" __global__ void __launch_bounds__(256) apply_states(
-    const TX* __restrict__ q, const float* __restrict__ joined, TY* __restrict__ y, const u32 tiles, const u32 n,
-    const u32 d, const u32 e)
+    const TX* __restrict__ q, const float* __restrict__ joined, TY* __restrict__ y, const Rows rows, const u32 tiles,
+    const u32 n, const u32 d, const u32 e)
 {
     wait_for_launch_before();
     extern __shared__ float shared[];
@@ -142,24 +142,26 @@ extern "C" __global__ void __launch_bounds__(256) apply_states(
             a = fmaf(one[i], h, a);
             b = fmaf(two[i], h, b);
         }
-        TY* to = y + (head * n + first + down) * e + column;
+        TY* to = y + row_at(rows, (u32)head, first + down) + column;
         if (down < count) store(to, a / under[0]);
-        if (down + 16 < count) store(to + 16 * e, b / under[1]);
+        if (down + 16 < count) store(to + 16 * rows.token, b / under[1]);
     }
 }
 
 // y = o wᵀ, a row a block.
 extern "C" __global__ void __launch_bounds__(128) project(
-    const float* __restrict__ o, const TW* __restrict__ w, TY* __restrict__ y, const u32 e)
+    const float* __restrict__ o, const TW* __restrict__ w, TY* __restrict__ y, const Rows rows, const u32 n,
+    const u32 e)
 {
     wait_for_launch_before();
     extern __shared__ float shared[];
     const i64 row = blockIdx.x;
+    const u32 head = blockIdx.x / n;
     for (u32 i = threadIdx.x; i < e; i += 128) shared[i] = o[row * e + i];
     __syncthreads();
     for (u32 column = threadIdx.x; column < e; column += 128) {
         float sum = 0.f;
         for (u32 i = 0; i < e; i++) sum = fmaf(shared[i], load(w + column * e + i), sum);
-        store(y + row * e + column, sum);
+        store(y + row_at(rows, head, blockIdx.x - head * n) + column, sum);
     }
 }

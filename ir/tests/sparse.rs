@@ -112,6 +112,7 @@ fn the_logarithm_of_the_sum_is_that_of_dense_attention() {
         runs: Vec::new(),
         centroid: 0,
         kind: AttentionKind::Unknown,
+        merged: false,
     };
     let lse = eval(op, &[&q, &k, &v, &lists[0], &lists[1]]).remove(1).to_f64();
     let (q, k) = (q.to_f64(), k.to_f64());
@@ -168,7 +169,8 @@ fn the_linear_branch_is_the_quadratic_formula() {
         for (map, scope) in
             [(FeatureMap::Elu1, Scope::All), (FeatureMap::Softmax, Scope::Rest), (FeatureMap::Elu1, Scope::Rest)]
         {
-            let op = LinearAttention { map, scope, proj: false, block_q: 64, block_k: 16, runs: Vec::new() };
+            let op =
+                LinearAttention { map, scope, proj: false, block_q: 64, block_k: 16, runs: Vec::new(), merged: false };
             let got = match scope {
                 Scope::All => eval(op, &[&q, &k, &v]),
                 Scope::Rest => eval(op, &[&q, &k, &v, &lists[0], &lists[1]]),
@@ -220,6 +222,7 @@ fn forms_are_assembled_as_written() {
         block_q: 64,
         block_k: 64,
         runs: Vec::new(),
+        merged: false,
     };
     let linear = eval(op, &[&q, &k, &v]).remove(0).to_f64();
     for i in 0..sparse.len() {
@@ -255,6 +258,7 @@ fn centroids_repair_what_sparsity_loses() {
             runs: Vec::new(),
             centroid,
             kind: AttentionKind::Unknown,
+            merged: false,
         };
         let mut inputs = vec![&q, &k, &v, &lists[0], &lists[1]];
         inputs.extend(means.iter().filter(|_| centroid > 0));

@@ -28,7 +28,8 @@ pub const EXACT: &str = "resize_after_conv1x1,dce,fold_layer_norm,dce,fold_layer
 pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 
 /// At the end.
-pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_pointwise,join_slices,pad_products,cse,dce";
+pub const FINISH: &str =
+    "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merge,fuse_pointwise,join_slices,pad_products,cse,dce";
 
 /// Full resolution fills a device with one frame.
 pub const LARGE_FRAMES: &str = "frame_tiles{frames=1,bytes=33554432}";

@@ -27,7 +27,8 @@ crate::word_enum! {
 }
 
 crate::attributes! {
-    /// softmax(scale·q kᵀ) v: q [B, H, N, D], k [B, H, M, D], v [B, H, M, E], result [B, H, N, E]. No mask.
+    /// softmax(scale·q kᵀ) v: q [B, H, N, D], k [B, H, M, D], v [B, H, M, E], result [B, H, N, E], or
+    /// [B, N, H·E] if `merged`. No mask.
     pub struct Attention {
         /// What the products are multiplied by, usually D^(−1/2).
         pub scale: f64,
@@ -40,13 +41,15 @@ crate::attributes! {
         /// special tokens, then one run a view. Empty: as the model orders it. Changes no result; sparse attention
         /// cuts its blocks by it.
         pub runs: Vec<usize> = [],
+        /// Whether the heads of the result stand side by side, as `merge_heads` puts them.
+        pub merged: bool = false,
     }
 }
 
 impl Attention {
     /// Of unknown kind over one view.
     pub fn new(scale: f64) -> Self {
-        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1), runs: Vec::new() }
+        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1), runs: Vec::new(), merged: false }
     }
 }
 
@@ -74,6 +77,25 @@ impl Sizes {
             _ => Err("takes operands of rank 4".into()),
         }
     }
+
+    /// A result, given as [B, H, N, E].
+    pub fn result(&self, dtype: DType, out: &[f64], merged: bool) -> Tensor {
+        let &Self { b, h, n, e, .. } = self;
+        if !merged {
+            return Tensor::from_f64(dtype, &[b, h, n, e], out);
+        }
+        let row = |at: usize| &out[((at / (n * h) * h + at % h) * n + at / h % n) * e..][..e];
+        let out: Vec<f64> = (0..b * n * h).flat_map(|at| row(at).iter().copied()).collect();
+        Tensor::from_f64(dtype, &[b, n, h * e], &out)
+    }
+}
+
+/// The type of a result [B, H, N, E], or that of its heads side by side.
+pub fn merge(out: ValueType, merged: bool) -> ValueType {
+    match (out.shape.as_slice(), merged) {
+        ([b, h, n, e], true) => out.with_shape([b.clone(), n.clone(), h.clone() * e.clone()]),
+        _ => out,
+    }
 }
 
 /// Checks q, k, v of any attention and returns [B, H, N, E].
@@ -97,11 +119,12 @@ impl OpDef for Attention {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [q, k, v] = operands(inputs)?;
-        Ok(vec![infer_qkv(q, k, v)?])
+        Ok(vec![merge(infer_qkv(q, k, v)?, self.merged)])
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
-        let Sizes { b, h, n, m, d, e } = Sizes::of(inputs[0], inputs[1], inputs[2])?;
+        let s = Sizes::of(inputs[0], inputs[1], inputs[2])?;
+        let Sizes { b, h, n, m, d, e } = s;
         let (q, k, v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
         let mut out = vec![0.0; b * h * n * e];
         out.par_chunks_mut(e.max(1)).enumerate().for_each(|(row, o)| {
@@ -114,7 +137,7 @@ impl OpDef for Attention {
                 o.iter_mut().zip(&v[(head * m + j) * e..][..e]).for_each(|(o, v)| *o += p * v);
             }
         });
-        Ok(vec![Tensor::from_f64(results[0].dtype, &[b, h, n, e], &out)])
+        Ok(vec![s.result(results[0].dtype, &out, self.merged)])
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -155,6 +178,13 @@ impl OpDef for Attention {
                 qkv(DType::F32, 1, if n > 1000 { 1 } else { 2 }, n, m, d),
             ));
         }
+        let merged = |scale| Self { merged: true, ..Self::new(scale) };
+        cases.push(Case::new("merged", merged(0.2), qkv(DType::F32, 2, 3, 65, 63, 24)));
+        for (name, n, m, d) in [("merged_bf16", 94, 1374, 64), ("merged_wide", 65, 130, 128), ("merged_few", 3, 70, 64)]
+        {
+            cases.push(Case::new(name, merged(0.125), qkv(DType::BF16, 2, 3, n, m, d)));
+        }
+        cases.push(Case::new("merged_f16", merged(0.125), qkv(DType::F16, 2, 2, 65, 65, 64)));
         cases.push(Case::new("bf16", Self::new(0.125), qkv(DType::BF16, 2, 1, 65, 65, 64)));
         cases.push(Case::new("bf16_1374", Self::new(0.125), qkv(DType::BF16, 1, 2, 1374, 1374, 64)));
         cases.push(Case::new("bf16_wide", Self::new(0.09), qkv(DType::BF16, 1, 2, 130, 257, 128)));

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{
     Case, Cost, OpDef, Tolerance,
-    attention::{AttentionKind, Sizes, infer_qkv},
+    attention::{AttentionKind, Sizes, infer_qkv, merge},
     block_mean::BlockMean,
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
     traffic,
@@ -37,6 +37,8 @@ crate::attributes! {
         pub centroid: usize = 0usize,
         /// What the attention looks over, as `attention` says it; changes no result.
         pub kind: AttentionKind = AttentionKind::Unknown,
+        /// Whether o is [B, N, H·E], the heads side by side.
+        pub merged: bool = false,
     }
 }
 
@@ -74,7 +76,7 @@ impl OpDef for BlockAttention {
             (_, _) => return Err("centroid needs two operands, mean keys and mean values".into()),
         }
         let lse = ValueType::new(DType::F32, out.shape[..3].iter().cloned());
-        Ok(vec![out, lse])
+        Ok(vec![merge(out, self.merged), lse])
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
@@ -121,7 +123,7 @@ impl OpDef for BlockAttention {
         let parts: Vec<_> = (0..s.b * s.h * queries.len()).into_par_iter().map(block).collect();
         let (out, lse): (Vec<Vec<f64>>, Vec<Vec<f64>>) = parts.into_iter().unzip();
         Ok(vec![
-            Tensor::from_f64(results[0].dtype, &[s.b, s.h, s.n, s.e], &out.concat()),
+            s.result(results[0].dtype, &out.concat(), self.merged),
             Tensor::from_f64(DType::F32, &[s.b, s.h, s.n], &lse.concat()),
         ])
     }
@@ -147,6 +149,7 @@ impl OpDef for BlockAttention {
             runs: runs.into(),
             centroid,
             kind: AttentionKind::Unknown,
+            merged: false,
         };
         let inputs = |op: &Self, dtype, n: usize| {
             let wave = |seed| Tensor::wave(dtype, &[1, 2, n, 64], seed);
@@ -174,8 +177,15 @@ impl OpDef for BlockAttention {
             list(1, &[1, 1, 1]),
         ];
         let lse = |v: f32| Tensor::from_f32(&[1, 1, 1], vec![v]);
-        let one =
-            Self { block_q: 1, block_k: 1, scale: 1.0, runs: Vec::new(), centroid: 0, kind: AttentionKind::Unknown };
+        let one = Self {
+            block_q: 1,
+            block_k: 1,
+            scale: 1.0,
+            runs: Vec::new(),
+            centroid: 0,
+            kind: AttentionKind::Unknown,
+            merged: false,
+        };
         let mut cases = vec![
             Case::known("known", one.clone(), known.clone(), vec![line(vec![9.0]), lse(0.0)]),
             Case::known(
@@ -204,8 +214,14 @@ impl OpDef for BlockAttention {
             let op = of(block_k, runs, centroid);
             cases.push(Case::new(name, op.clone(), inputs(&op, DType::BF16, 605)));
         }
-        for (name, dtype) in [("bf16", DType::BF16), ("f16", DType::F16)] {
-            let op = of(16, &[10, 60], 16);
+        for (name, dtype, merged) in [
+            ("bf16", DType::BF16, false),
+            ("f16", DType::F16, false),
+            ("merged", DType::F32, true),
+            ("merged_bf16", DType::BF16, true),
+            ("merged_f16", DType::F16, true),
+        ] {
+            let op = Self { merged, ..of(16, &[10, 60], 16) };
             cases.push(Case::new(name, op.clone(), inputs(&op, dtype, 130)));
         }
         cases

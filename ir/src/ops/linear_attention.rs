@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{
     Case, Cost, OpDef, Tolerance,
-    attention::{Sizes, infer_qkv},
+    attention::{Sizes, infer_qkv, merge},
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
     softmax::softmax,
     traffic,
@@ -49,7 +49,8 @@ crate::attributes! {
     /// q [B, H, N, D], k [B, H, M, D], v [B, H, M, E] to [B, H, N, E]: φ(q)·H / (φ(q)·z + 1e-6) with H = Σⱼ φ(kⱼ)ᵀvⱼ
     /// and z = Σⱼ φ(kⱼ)ᵀ, wide. With `scope=rest` the lists of `block_route` follow v, and a row of query block i sums
     /// the keys outside list i; where none is left the result is zero. With `proj` the last operand is w [E, E],
-    /// shared by heads, and the result is multiplied by wᵀ; a kernel may fold it into H.
+    /// shared by heads, and the result is multiplied by wᵀ; a kernel may fold it into H. If `merged`, the result is
+    /// [B, N, H·E], the heads side by side.
     pub struct LinearAttention {
         /// The feature map.
         pub map: FeatureMap = FeatureMap::Elu1,
@@ -63,6 +64,8 @@ crate::attributes! {
         pub block_k: usize = 64usize,
         /// Lengths of the runs that no block crosses; the last is repeated; for `rest`. Empty: one run.
         pub runs: Vec<usize> = [],
+        /// Whether the heads of the result stand side by side.
+        pub merged: bool = false,
     }
 }
 
@@ -116,7 +119,7 @@ impl OpDef for LinearAttention {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [q, k, v, extra @ ..] = inputs else { return Err("takes q, k and v at least".into()) };
-        let out = infer_qkv(q, k, v)?;
+        let out = merge(infer_qkv(q, k, v)?, self.merged);
         let (lists, w) = extra.split_at(extra.len() - usize::from(self.proj && !extra.is_empty()));
         match (self.scope, lists) {
             (Scope::All, []) => {}
@@ -169,7 +172,7 @@ impl OpDef for LinearAttention {
             out
         };
         let parts: Vec<Vec<f64>> = (0..s.b * s.h).into_par_iter().map(head).collect();
-        Ok(vec![Tensor::from_f64(results[0].dtype, &[s.b, s.h, s.n, s.e], &parts.concat())])
+        Ok(vec![s.result(results[0].dtype, &parts.concat(), self.merged)])
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -184,7 +187,15 @@ impl OpDef for LinearAttention {
     }
 
     fn cases() -> Vec<Case> {
-        let all = |map, proj| Self { map, scope: Scope::All, proj, block_q: 64, block_k: 64, runs: Vec::new() };
+        let all = |map, proj| Self {
+            map,
+            scope: Scope::All,
+            proj,
+            block_q: 64,
+            block_k: 64,
+            runs: Vec::new(),
+            merged: false,
+        };
         let wave = |dtype, n: usize, seed| Tensor::wave(dtype, &[1, 2, n, 64], seed);
         let qkv = |dtype, n| vec![wave(dtype, n, 1), wave(dtype, n, 2), wave(dtype, n, 3)];
         let w = || Tensor::wave(DType::F32, &[64, 64], 4);
@@ -201,6 +212,15 @@ impl OpDef for LinearAttention {
         ] {
             let inputs = if proj { [qkv(DType::F32, n), vec![w()]].concat() } else { qkv(DType::F32, n) };
             cases.push(Case::new(name, all(map, proj), inputs));
+        }
+        for (name, n, map, proj, merged) in [
+            ("bf16_one", 1, FeatureMap::Softmax, false, false),
+            ("bf16_65", 65, FeatureMap::Elu1, false, true),
+            ("bf16_1374", 1374, FeatureMap::Softmax, true, true),
+        ] {
+            let tail = if proj { vec![w()] } else { Vec::new() };
+            let op = Self { merged, ..all(map, proj) };
+            cases.push(Case::new(name, op, [qkv(DType::BF16, n), tail].concat()));
         }
         for (name, n, block_k, runs, proj, dtype) in [
             ("rest_65", 65, 16, &[][..], false, DType::F32),

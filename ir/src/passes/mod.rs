@@ -19,6 +19,7 @@ pub mod fp8w;
 pub mod frame_tiles;
 pub mod fuse;
 pub mod fuse_heads;
+pub mod fuse_merge;
 pub mod fuse_pointwise;
 pub mod fuse_quantize;
 pub mod fuse_self_attention;
@@ -65,6 +66,7 @@ pub const ALL: &[&Pass] = &[
     &frame_tiles::FRAME_TILES,
     &fuse::FUSE,
     &fuse_heads::FUSE_HEADS,
+    &fuse_merge::FUSE_MERGE,
     &fuse_pointwise::FUSE_POINTWISE,
     &fuse_quantize::FUSE_QUANTIZE,
     &fuse_self_attention::FUSE_SELF_ATTENTION,

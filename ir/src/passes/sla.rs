@@ -293,6 +293,7 @@ fn rewrite(graph: &mut Graph, id: NodeId, settings: &Settings, route: BlockRoute
         runs: route.runs.clone(),
         centroid,
         kind: op.kind,
+        merged: false,
     };
     let sparse = patch.wire(sparse, &inputs)?;
     let new = match settings.form {
@@ -334,6 +335,7 @@ fn linear(
         block_q: if rest { route.block_q } else { 64 },
         block_k: if rest { route.block_k } else { 64 },
         runs: if rest { route.runs.clone() } else { Vec::new() },
+        merged: false,
     };
     let operands = [&inputs[..if rest { 5 } else { 3 }], &[w]].concat();
     patch.wire(op, &operands)

@@ -74,13 +74,14 @@ fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scrat
         return Err("takes operands of rank 4".into());
     };
     let (q, k, v, y) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?, only(results)?);
-    let (dtype, size) = (y.dtype, y.dtype.size());
+    let dtype = y.dtype;
     if y.bytes.is_empty() {
         return Ok(());
     }
     let lane = Lane::new(d, e, m, args[0].dtype);
     let blocks = n.div_ceil(QUERIES);
     let out = Shared::new(&mut *y.bytes);
+    let rows = Rows { heads: h, n, e, merged: op.merged };
     lanes::run(b * h * blocks, lane.bytes(), scratch, |task, memory| {
         let (head, first) = (task / blocks, task % blocks * QUERIES);
         let count = QUERIES.min(n - first);
@@ -111,8 +112,50 @@ fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scrat
         }
         state.finish(output, e);
         // SAFETY: every task has its own queries.
-        store(dtype, output, unsafe { out.slice((head * n + first) * e * size, count * e * size) })
+        unsafe { rows.store(dtype, output, &out, head, first) }
     })
+}
+
+/// Where rows of a result lie: [B, H, N, E], or [B, N, H·E] if merged.
+pub struct Rows {
+    /// H.
+    pub heads: usize,
+    /// N.
+    pub n: usize,
+    /// E.
+    pub e: usize,
+    /// Whether the heads of a token stand side by side.
+    pub merged: bool,
+}
+
+impl Rows {
+    /// Rows of a head, counted through all images, from row `first` on, as `dtype`.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else reads or writes them meanwhile.
+    pub unsafe fn store(
+        &self,
+        dtype: DType,
+        values: &[f32],
+        out: &Shared<'_, u8>,
+        head: usize,
+        first: usize,
+    ) -> Result<(), String> {
+        let &Self { heads, n, e, merged } = self;
+        let size = dtype.size();
+        if !merged {
+            // SAFETY: as the caller promises.
+            return store(dtype, values, unsafe { out.slice((head * n + first) * e * size, values.len() * size) });
+        }
+        let (image, own) = (head / heads, head % heads);
+        for (i, row) in values.chunks_exact(e.max(1)).enumerate() {
+            let at = ((image * n + first + i) * heads + own) * e;
+            // SAFETY: as the caller promises.
+            store(dtype, row, unsafe { out.slice(at * size, e * size) })?;
+        }
+        Ok(())
+    }
 }
 
 /// The running maximum and sum of every query of a block.

@@ -15,8 +15,8 @@ use lite3r_ir::{
 
 use super::{
     Arg, ArgMut, Kernel,
-    attention::{KEYS, QUERIES, Softmax},
-    floats::{FLOATS, Floats, cast, cast_mut, operand, store},
+    attention::{KEYS, QUERIES, Rows, Softmax},
+    floats::{FLOATS, Floats, cast, cast_mut, operand},
     gemm::{View, multiply},
     lanes::{self, Shared},
     math::vectorised,
@@ -120,7 +120,7 @@ fn block_attention(
     let parts: Vec<(usize, Range<usize>)> = (queries.tokens.iter().enumerate())
         .flat_map(|(i, t)| t.clone().step_by(QUERIES).map(move |at| (i, at..(at + QUERIES).min(t.end))))
         .collect();
-    let (dtype, size) = (y.dtype, y.dtype.size());
+    let (dtype, places) = (y.dtype, Rows { heads: h, n, e, merged: op.merged });
     let (out, sums) = (Shared::new(&mut *y.bytes), Shared::new(cast_mut::<f32>(lse.bytes)?));
     lanes::run(b * h * parts.len(), lane(d, e), scratch, |task, memory| {
         let (head, (block, rows)) = (task / parts.len(), &parts[task % parts.len()]);
@@ -189,6 +189,6 @@ fn block_attention(
         let sums = unsafe { sums.slice(first, count) };
         sums.iter_mut().zip(state.top.iter().zip(&state.total)).for_each(|(l, (top, total))| *l = top + total.ln());
         // SAFETY: as above.
-        store(dtype, output, unsafe { out.slice(first * e * size, count * e * size) })
+        unsafe { places.store(dtype, output, &out, head, rows.start) }
     })
 }

@@ -19,8 +19,9 @@ use lite3r_ir::{
 
 use super::{
     Arg, ArgMut, Kernel,
+    attention::Rows,
     block_attention::Lists,
-    floats::{FLOATS, Floats, cast_mut, only, operand, store},
+    floats::{FLOATS, Floats, cast_mut, only, operand},
     gemm::{View, multiply},
     lanes::{self, Shared},
     math::{exp, vectorised},
@@ -97,7 +98,7 @@ fn linear_attention(
     };
     let (q, k, v, y) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?, only(results)?);
     let w = op.proj.then(|| Floats::of(operand(args, args.len() - 1)?)).transpose()?;
-    let (dtype, size) = (y.dtype, y.dtype.size());
+    let (dtype, places) = (y.dtype, Rows { heads: h, n, e, merged: op.merged });
     let out = Shared::new(&mut *y.bytes);
     lanes::run(b * h, lane(d, e, keys.len()), scratch, |head, memory| {
         let mut memory = cast_mut::<f32>(memory)?;
@@ -156,9 +157,8 @@ fn linear_attention(
                     let weight: f32 = phi.iter().zip(norm).map(|(a, b)| a * b).sum();
                     out.iter_mut().for_each(|o| *o /= weight + EPS as f32);
                 }
-                let at = (head * n + rows.start) * e * size;
                 // SAFETY: every head belongs to one task.
-                store(dtype, output, unsafe { out.slice(at, rows.len() * e * size) })?;
+                unsafe { places.store(dtype, output, &out, head, rows.start)? };
             }
         }
         Ok(())

@@ -46,9 +46,32 @@ impl Cut {
     }
 }
 
+/// Where rows of a result lie, as `cuda/include/rows.cuh` lays it out.
+#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Rows {
+    image: i64,
+    head: i64,
+    token: i64,
+    heads: u32,
+    unused: u32,
+}
+
+impl Rows {
+    /// [B, H, N, E], or [B, N, H·E] if merged.
+    pub fn of(s: Sizes, merged: bool) -> Self {
+        let heads = s.heads.checked_div(s.images).unwrap_or(0);
+        let (head, token) = if merged { (s.e, heads * s.e) } else { (s.n * s.e, s.e) };
+        let [image, head, token] = [heads * s.n * s.e, head, token].map(|size| size as i64);
+        Self { image, head, token, heads: heads as u32, unused: 0 }
+    }
+}
+
 /// Sizes of q, k and v, checked.
 #[derive(Clone, Copy)]
 pub struct Sizes {
+    /// Batch.
+    pub images: usize,
     /// Batch times heads.
     pub heads: usize,
     /// Queries.
@@ -72,7 +95,7 @@ impl Sizes {
         };
         match d.max(e) {
             width if width > MAX_WIDTH => Err(format!("takes head dimensions up to {MAX_WIDTH}, not {width}")),
-            _ => Ok(Self { heads: b * h, n, m, d, e }),
+            _ => Ok(Self { images: b, heads: b * h, n, m, d, e }),
         }
     }
 }
@@ -110,6 +133,7 @@ pub fn attend(
     keys: Keys,
     lists: Option<&Lists>,
     scale: f64,
+    merged: bool,
     pointers: Vec<Arg>,
 ) -> Result<Launch, String> {
     let none = Cut::new(1, &[], 1)?;
@@ -136,6 +160,7 @@ pub fn attend(
         .define("SOFTMAX", i32::from(keys == Keys::Rest { softmax: true }));
     let mut args = pointers;
     args.extend(cuts.map(Arg::of));
+    args.push(Arg::of(Rows::of(s, merged)));
     args.extend(counts.into_iter().chain([tiles, s.n, s.m, s.d, s.e]).map(|size| Arg::of(size as u32)));
     args.push(Arg::of(scale as f32));
     let blocks = s.heads * counts[0] * tiles;
@@ -156,7 +181,7 @@ fn attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let pointers = [0, 1, 2].map(Arg::operand).into_iter().chain([0; 4].map(|_| Arg::Null));
     let pointers = pointers.chain([Arg::result(0), Arg::Null]).collect();
     let types = (request.operands[0].dtype, request.results[0].dtype);
-    Ok(attend(s, types, Keys::All, None, op.scale, pointers)?.into())
+    Ok(attend(s, types, Keys::All, None, op.scale, op.merged, pointers)?.into())
 }
 
 fn block_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
@@ -176,5 +201,5 @@ fn block_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     pointers.extend([5, 6].map(|i| Arg::maybe(central.then_some(i))));
     pointers.extend([Arg::result(0), Arg::result(1)]);
     let types = (operands[0].dtype, request.results[0].dtype);
-    Ok(attend(s, types, Keys::Listed, Some(&lists), op.scale, pointers)?.into())
+    Ok(attend(s, types, Keys::Listed, Some(&lists), op.scale, op.merged, pointers)?.into())
 }

@@ -54,6 +54,7 @@ pub const FILES: &[(&str, &str)] = sources![
 /// What the kernels include, by the name in the `#include`.
 const HEADERS: &[(&str, &str)] = &[
     ("activations.cuh", include_str!("../../../cuda/include/activations.cuh")),
+    ("rows.cuh", include_str!("../../../cuda/include/rows.cuh")),
     ("pairs.cuh", include_str!("../../../cuda/include/pairs.cuh")),
     ("vectors.cuh", include_str!("../../../cuda/include/vectors.cuh")),
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),

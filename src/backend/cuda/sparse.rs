@@ -12,7 +12,7 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel,
-    attention::{Cut, Keys, Lists, Sizes, attend},
+    attention::{Cut, Keys, Lists, Rows, Sizes, attend},
     dims,
     floats::{FLOATS, only},
     launch::{Arg, Launch, Lowered, Module, PROCESSORS},
@@ -128,13 +128,13 @@ fn linear_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         .define("PROJECT", i32::from(op.proj))
         .define("SOFTMAX", i32::from(op.map == FeatureMap::Softmax));
     match op.scope {
-        Scope::All => all(s, &module, w),
+        Scope::All => all(s, &module, w, op.merged),
         Scope::Rest => rest(op, request, s, module, w),
     }
 }
 
 /// Sums over all keys, in stretches that fill a device.
-fn all(s: Sizes, module: &Module, w: Option<usize>) -> Result<Lowered, String> {
+fn all(s: Sizes, module: &Module, w: Option<usize>, merged: bool) -> Result<Lowered, String> {
     let tiles = (s.d.div_ceil(64), s.e.div_ceil(64));
     let wanted = (2 * PROCESSORS).div_ceil((s.heads * tiles.0 * tiles.1).max(1));
     let stretch = s.m.div_ceil(wanted).max(128).next_multiple_of(32);
@@ -157,7 +157,7 @@ fn all(s: Sizes, module: &Module, w: Option<usize>) -> Result<Lowered, String> {
     let mut join = vec![Arg::scratch(0), Arg::maybe(w), Arg::scratch(joined)];
     join.extend([stretches, s.d, s.e].map(count));
     let rows = s.n.div_ceil(32);
-    let mut apply = vec![Arg::operand(0), Arg::scratch(joined), Arg::result(0)];
+    let mut apply = vec![Arg::operand(0), Arg::scratch(joined), Arg::result(0), Arg::of(Rows::of(s, merged))];
     apply.extend([rows, s.n, s.d, s.e].map(count));
     Ok(Lowered {
         launches: vec![
@@ -194,7 +194,8 @@ fn rest(
     pointers.extend([Arg::Null, Arg::Null, to, Arg::Null]);
     let softmax = op.map == FeatureMap::Softmax;
     let types = (request.operands[0].dtype, out);
-    let summed = attend(s, types, Keys::Rest { softmax }, Some(&lists), 1.0, pointers)?;
+    let merged = op.merged && w.is_none();
+    let summed = attend(s, types, Keys::Rest { softmax }, Some(&lists), 1.0, merged, pointers)?;
     let Some(w) = w else { return Ok(summed.into()) };
     let rows = s.heads * s.n;
     let project = Launch {
@@ -204,7 +205,14 @@ fn rest(
         block: 128,
         cluster: 1,
         shared: 4 * s.e as u32,
-        args: vec![Arg::scratch(0), Arg::operand(w), Arg::result(0), Arg::of(s.e as u32)],
+        args: vec![
+            Arg::scratch(0),
+            Arg::operand(w),
+            Arg::result(0),
+            Arg::of(Rows::of(s, op.merged)),
+            Arg::of(s.n as u32),
+            Arg::of(s.e as u32),
+        ],
     };
     Ok(Lowered { launches: vec![summed, project], scratch: 4 * rows * s.e })
 }
