@@ -19,6 +19,7 @@ pub mod gemm_wgmma;
 pub mod gemv;
 pub mod indexing;
 pub mod launch;
+pub mod linear_attention_mma;
 pub mod movement;
 pub mod norm;
 pub mod nvrtc;
@@ -119,6 +120,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     self_attention::KERNELS,
     attention_wgmma::KERNELS,
     attention::KERNELS,
+    linear_attention_mma::KERNELS,
     sparse::KERNELS,
 ];
 

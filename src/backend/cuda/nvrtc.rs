@@ -49,6 +49,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "attention_sm90.cu",
     "block_route.cu",
     "linear_attention.cu",
+    "linear_attention_mma.cu",
 ];
 
 /// What the kernels include, by the name in the `#include`.
