@@ -42,3 +42,17 @@ DEVICE Place place_of(const Cut& cut, i32 token) {
         token -= length;
     }
 }
+
+// The tokens of the run that holds a token.
+DEVICE Range run_at(const Cut& cut, i32 token) {
+    i32 start = 0;
+    for (i32 run = 0;; run++) {
+        const i32 length = cut.lengths[run];
+        if (run + 1 >= cut.runs) {
+            const i32 begin = length == 0 ? start : start + (token - start) / length * length;
+            return {begin, begin + length};
+        }
+        if (token < start + length) return {start, start + length};
+        start += length;
+    }
+}

@@ -278,11 +278,19 @@ impl OpDef for BlockRoute {
             qk(190),
         ));
         cases.push(Case::new("pooled_mass", Self { mass: true, ..of(64, 16, Router::Pooled, 3) }, qk(190)));
-        cases.push(Case::new(
-            "bf16",
-            of(64, 16, Router::Sub(16), 2),
-            vec![wave(DType::BF16, 130, 1), wave(DType::BF16, 130, 2)],
-        ));
+        let pairs = |n| vec![wave(DType::BF16, n, 1), wave(DType::BF16, n, 2)];
+        for (name, n, block_k, router, kept) in [
+            ("bf16", 130, 16, Router::Sub(16), 2),
+            ("bf16_few", 65, 64, Router::Pooled, 1),
+            ("bf16_pooled", 1374, 64, Router::Pooled, 6),
+            ("bf16_halves", 190, 16, Router::Sub(32), 5),
+        ] {
+            cases.push(Case::new(name, of(64, block_k, router, kept), pairs(n)));
+        }
+        for (name, router, own) in [("bf16_own", Router::Sub(16), Own::Block), ("bf16_run", Router::Pooled, Own::Run)] {
+            let runs = Self { runs: vec![10, 60], always: vec![0, 1], own, mass: true, ..of(64, 16, router, 9) };
+            cases.push(Case::new(name, runs, pairs(190)));
+        }
         cases
     }
 }

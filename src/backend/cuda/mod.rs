@@ -6,6 +6,7 @@
 pub mod attention;
 pub mod attention_wgmma;
 pub mod block_mean;
+pub mod block_route_mma;
 pub mod conv;
 pub mod conv_pixels;
 pub mod conv_transpose2d;
@@ -120,6 +121,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     self_attention::KERNELS,
     attention_wgmma::KERNELS,
     attention::KERNELS,
+    block_route_mma::KERNELS,
     linear_attention_mma::KERNELS,
     sparse::KERNELS,
 ];

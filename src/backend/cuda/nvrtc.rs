@@ -48,6 +48,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "self_attention.cu",
     "attention_sm90.cu",
     "block_route.cu",
+    "block_route_mma.cu",
     "linear_attention.cu",
     "linear_attention_mma.cu",
 ];
