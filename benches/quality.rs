@@ -24,7 +24,7 @@ use lite3r::{
 };
 use lite3r_ir::{
     Bindings, Builder, Graph, Op, Tensor,
-    ops::{Attention, attention::AttentionKind},
+    ops::{Attention, MergeHeads, attention::AttentionKind},
     passes::{self, pipeline},
 };
 
@@ -258,8 +258,12 @@ impl AttentionError {
         let qkv = ["q", "k", "v"].iter().zip(&layer.qkv).map(|(name, t)| graph.input(*name, t.value_type()));
         let qkv: Vec<_> = qkv.collect();
         let fail = |e: &dyn std::fmt::Display| Error::unsupported("bench.attention", e.to_string());
-        let op = Attention { views: views.into(), ..layer.op.clone() };
-        let result = Builder::new(&mut graph, "attention").op(op, &qkv).map_err(|e| fail(&e))?;
+        let op = Attention { views: views.into(), merged: false, ..layer.op.clone() };
+        let mut builder = Builder::new(&mut graph, "attention");
+        let mut result = builder.op(op, &qkv).map_err(|e| fail(&e))?;
+        if layer.op.merged {
+            result = builder.op(MergeHeads {}, &[result]).map_err(|e| fail(&e))?;
+        }
         graph.output("o", result);
         let text = variant.attention.and_then(|a| a.split_once('=')).map_or("", |(_, sla)| sla);
         let raw = text.contains(",layout=raw");

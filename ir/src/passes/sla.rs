@@ -234,6 +234,11 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     let mut routes = Vec::new();
     for (number, id) in chosen.into_iter().enumerate() {
         let Op::Attention(op) = graph.op(id) else { continue };
+        if op.merged {
+            let origin = &graph.node(id).origin;
+            problems.push(format!("attention at `{origin}` merges its heads already: `sla` runs before `fuse_merge`"));
+            continue;
+        }
         let operands = graph.operands(id);
         match settings.route(op, graph.ty(operands[0]), graph.ty(operands[1])) {
             Ok((route, note)) => {

@@ -12,7 +12,7 @@ use crate::backend::Request;
 
 /// The rows of this file: one group, strides up to eight, multiples of eight channels.
 pub const KERNELS: &[Kernel] =
-    &[Kernel { name: "conv2d.pixels", op: "conv2d", dtypes: &[DType::F16, DType::BF16], lower }];
+    &[Kernel { name: "conv2d.pixels_wgmma", op: "conv2d", dtypes: &[DType::F16, DType::BF16], lower }];
 
 /// See `cuda/conv2d_pixels.cu`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -263,7 +263,7 @@ mod tests {
                 requests.push((Op::Conv2d(op), operands));
             }
         }
-        for variant in ["conv2d.pixels", "conv2d.mma"] {
+        for variant in ["conv2d.pixels_wgmma", "conv2d.mma"] {
             conformance::compiles(&requests, variant);
         }
     }

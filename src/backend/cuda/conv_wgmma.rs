@@ -9,7 +9,6 @@ use super::{
     Arch, Kernel,
     conv::Geometry,
     dims,
-    gemm_wgmma::{TILES, Tile},
     launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
 };
 use crate::backend::Request;
@@ -20,6 +19,73 @@ pub const KERNELS: &[Kernel] =
 
 /// Bytes of images that are laid out at a time, where one is not larger: about what the L2 cache holds.
 const PORTION: usize = 32 << 20;
+
+/// A variant of the kernels: the part of a result that a block computes at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    /// Rows.
+    m: usize,
+    /// Columns.
+    n: usize,
+    /// Slices of the ring: as many as shared memory holds.
+    stages: usize,
+    /// Registers of producer and consumers; 0 leaves those of the launch.
+    registers: (u32, u32),
+}
+
+const fn tile(m: usize, n: usize, stages: usize, registers: (u32, u32)) -> Tile {
+    Tile { m, n, stages, registers }
+}
+
+/// Every variant: a panel is 64 pixels, and 128 channels are enough for two warpgroups.
+const TILES: [Tile; 4] =
+    [tile(128, 256, 4, (24, 240)), tile(128, 128, 6, (24, 240)), tile(64, 256, 5, (0, 0)), tile(64, 128, 8, (0, 0))];
+
+impl Tile {
+    /// Warpgroups that multiply.
+    fn groups(self) -> usize {
+        self.m / 64
+    }
+
+    /// Threads a block, the producer's warpgroup included.
+    fn threads(self) -> u32 {
+        128 * (self.groups() as u32 + 1)
+    }
+
+    /// Bytes of the ring and its barriers.
+    fn ring(self) -> usize {
+        self.stages * ((self.m + self.n) * 128 + 16)
+    }
+
+    /// Tiles of a result.
+    fn count(self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.m) * n.div_ceil(self.n)
+    }
+
+    /// The macros of the kernels.
+    fn define(self, module: Module) -> Module {
+        module
+            .define("TILE_M", self.m)
+            .define("TILE_N", self.n)
+            .define("STAGES", self.stages)
+            .define("PRODUCER", self.registers.0)
+            .define("CONSUMER", self.registers.1)
+    }
+
+    /// Clock cycles of so many tiles of so many slices of 128 bytes, `work` instructions an element behind them. A slice
+    /// costs what is slowest of its products, its traffic in shared memory (128 bytes a cycle) and in the L2 cache (64
+    /// bytes a cycle). Epilogues stand between tiles.
+    fn cycles(self, tiles: usize, slices: usize, work: usize) -> usize {
+        let products = 2 * self.n * self.groups();
+        let shared = self.m + self.n + self.groups() * (64 + self.n);
+        let cache = 2 * (self.m + self.n);
+        let main = slices * products.max(shared).max(cache) * 20 / 17;
+        // A lone warpgroup waits for its own loads.
+        let lone = if self.groups() == 1 { 2 } else { 1 };
+        let epilogue = 600 + lone * self.m * self.n * work / 128;
+        tiles.div_ceil(PROCESSORS) * (main + epilogue) + 1500
+    }
+}
 
 /// See `cuda/conv2d_wgmma.cu`.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -81,9 +147,7 @@ impl Flat {
 }
 
 fn tile_for(outputs: usize, images: usize, columns: usize, slices: usize) -> Option<Tile> {
-    // A panel is 64 pixels, and 128 channels are enough for two warpgroups.
-    let tiles = TILES.into_iter().filter(|t| t.n.is_multiple_of(128) && t.m <= 128);
-    tiles.min_by_key(|t| t.cycles(t.count(outputs, columns) * images, slices, 4))
+    TILES.into_iter().min_by_key(|t| t.cycles(t.count(outputs, columns) * images, slices, 4))
 }
 
 fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
