@@ -66,14 +66,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     u32* const taken = (u32*)(shared + barriers + TEAMS * (BARRIERS + STAGES * (KEYS + 1) * 4))
         + team * ((key_blocks + 31) / 32);
     if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
-        barrier_init(query_full, 1);
-        barrier_init(query_empty, 4 * GROUPS);
-        for (u32 i = 0; i < STAGES; i++) {
-            barrier_init(key_full + 8 * i, 1);
-            barrier_init(key_empty + 8 * i, 4 * GROUPS);
-            barrier_init(value_full + 8 * i, 1);
-            barrier_init(value_empty + 8 * i, 4 * GROUPS);
-        }
+        ring_init(query_full, query_empty, 1, 4 * GROUPS);
+        ring_init(key_full, key_empty, STAGES, 4 * GROUPS);
+        ring_init(value_full, value_empty, STAGES, 4 * GROUPS);
         barrier_init_done();
     }
     __syncthreads();

@@ -45,18 +45,6 @@ struct Tile {
     }
 };
 
-template <class T> struct Step;
-template <> struct Step<bf16_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::bf16<0>(d, a, b, add);
-    }
-};
-template <> struct Step<half_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::f16<0>(d, a, b, add);
-    }
-};
-
 // Where a chunk of eight channels of a pixel lies in a panel.
 DEVICE u32 chunk_at(u32 pixel, u32 chunk) { return WIDTH == 64 ? swizzle_128(pixel, chunk) : swizzle_64(pixel, chunk); }
 
@@ -73,10 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
     const u32 ring = shared_address(shared), full = ring + STAGES * STAGE, empty = full + 8 * STAGES;
     const u32 warp = warp_index(), group = warpgroup_index(), lane = threadIdx.x % 32;
     if (threadIdx.x == 0) {
-        for (u32 i = 0; i < STAGES; i++) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);
-        }
+        ring_init(full, empty, STAGES, 4 * GROUPS);
         barrier_init_done();
     }
     __syncthreads();

@@ -74,18 +74,6 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_layout(
     }
 }
 
-template <class T> struct Step;
-template <> struct Step<bf16_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::bf16<PLANAR>(d, a, b, add);
-    }
-};
-template <> struct Step<half_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::f16<PLANAR>(d, a, b, add);
-    }
-};
-
 struct Planes {
     u32 images, outputs, out_height, out_width, pitch;
     u32 kernel_h, kernel_w, dilation_y, dilation_x;
@@ -103,10 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
     if (threadIdx.x == 0) {
         tensor_map_prefetch(&map_w);
         tensor_map_prefetch(&map_x);
-        for (u32 i = 0; i < STAGES; i++) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * GROUPS);
-        }
+        ring_init(full, empty, STAGES, 4 * GROUPS);
         barrier_init_done();
     }
     __syncthreads();
@@ -165,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_wgmma(
             products_fence();
 #pragma unroll
             for (u32 step = 0; step < 4; step++)
-                Step<TX>::add(sums, a + step * 2, b + step * (PLANAR ? 128 : 2), step != 0 || slice != 0);
+                Step<TX>::add<PLANAR>(sums, a + step * 2, b + step * (PLANAR ? 128 : 2), step != 0 || slice != 0);
             products_commit();
             pin(sums);
             // One slice stays in flight; the one before is free.

@@ -17,6 +17,8 @@
 
 // Warpgroups that multiply, and rows of a tile that one of them owns.
 const u32 GROUPS = ALTERNATE ? 2 : TILE_M / 64, ROWS = ALTERNATE ? TILE_M : 64, THREADS = 128 * (GROUPS + 1);
+// Warps that work on a tile.
+const u32 OWNERS = 4 * (ALTERNATE ? 1 : GROUPS);
 const u32 DEPTH = 128 / sizeof(MATH);
 const u32 BYTES_A = TILE_M * 128, BYTES_B = TILE_N * 128, SLICE = BYTES_A + BYTES_B;
 // 64 rows of C at a time: so many a warpgroup, each with sums of its own.
@@ -34,24 +36,6 @@ const u32 PANEL = 64 * 128, PANEL_COLUMNS = 128 / sizeof(TY), PANELS = TILE_N / 
 // What is added to and multiplied into columns: a copy a tile that is worked on.
 const u32 BYTES_W = WSCALE == ROW ? TILE_N * 4 : 0, BYTES_BIAS = BIAS ? TILE_N * sizeof(TBIAS) : 0;
 const u32 COLUMN_BYTES = BYTES_W + BYTES_BIAS, COLUMN_COPIES = ALTERNATE ? 2 : 1;
-
-// One step of 32 bytes of K.
-template <class T> struct Step;
-template <> struct Step<e4m3_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::e4m3(d, a, b, add);
-    }
-};
-template <> struct Step<bf16_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::bf16<0>(d, a, b, add);
-    }
-};
-template <> struct Step<half_t> {
-    static __device__ __forceinline__ void add(float (&d)[TILE_N / 2], u64 a, u64 b, bool add) {
-        Wgmma<TILE_N>::f16<0>(d, a, b, add);
-    }
-};
 
 // Which tile comes when: bands of 1024 rows, down a band before along it, so that neighbours in time share operands.
 struct Raster {
@@ -174,15 +158,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
         tensor_map_prefetch(&map_a);
         tensor_map_prefetch(&map_b);
         tensor_map_prefetch(&map_y);
-        for (u32 i = 0; i < STAGES; i++) {
-            barrier_init(full + 8 * i, 1);
-            barrier_init(empty + 8 * i, 4 * (ALTERNATE ? 1 : GROUPS));
-        }
+        ring_init(full, empty, STAGES, OWNERS);
         for (u32 i = 0; i < GROUPS; i++) barrier_init(staged + 8 * i, 1);
-        for (u32 i = 0; i < COLUMN_COPIES; i++) {
-            barrier_init(columns_full + 8 * i, 1);
-            barrier_init(columns_empty + 8 * i, 4 * (ALTERNATE ? 1 : GROUPS));
-        }
+        ring_init(columns_full, columns_empty, COLUMN_COPIES, OWNERS);
         barrier_init_done();
     }
     __syncthreads();

@@ -24,6 +24,13 @@ DEVICE u32 warpgroup_index() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 DEVICE void barrier_init(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
+// The barriers of a ring: stages that one thread fills, and that so many arrivals free.
+DEVICE void ring_init(u32 full, u32 empty, u32 stages, u32 arrivals) {
+    for (u32 i = 0; i < stages; i++) {
+        barrier_init(full + 8 * i, 1);
+        barrier_init(empty + 8 * i, arrivals);
+    }
+}
 // Makes initialised barriers visible to the copy engine; __syncthreads() must follow.
 DEVICE void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 DEVICE void barrier_arrive(u32 barrier) {

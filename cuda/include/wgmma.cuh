@@ -99,3 +99,23 @@ WGMMA_FORMS(160, 5, "80", "81", "82", "83", "84", "85", "86")
 WGMMA_FORMS(192, 6, "96", "97", "98", "99", "100", "101", "102")
 WGMMA_FORMS(224, 7, "112", "113", "114", "115", "116", "117", "118")
 WGMMA_FORMS(256, 8, "128", "129", "130", "131", "132", "133", "134")
+
+// One step of 32 bytes of K by element type, both operands in shared memory; e4m3 has no TRANSPOSED form.
+template <class T> struct Step;
+template <> struct Step<e4m3_t> {
+    template <int HALF> static __device__ __forceinline__ void add(float (&d)[HALF], u64 a, u64 b, bool add) {
+        Wgmma<2 * HALF>::e4m3(d, a, b, add);
+    }
+};
+template <> struct Step<bf16_t> {
+    template <int TRANSPOSED = 0, int HALF>
+    static __device__ __forceinline__ void add(float (&d)[HALF], u64 a, u64 b, bool add) {
+        Wgmma<2 * HALF>::template bf16<TRANSPOSED>(d, a, b, add);
+    }
+};
+template <> struct Step<half_t> {
+    template <int TRANSPOSED = 0, int HALF>
+    static __device__ __forceinline__ void add(float (&d)[HALF], u64 a, u64 b, bool add) {
+        Wgmma<2 * HALF>::template f16<TRANSPOSED>(d, a, b, add);
+    }
+};

@@ -169,7 +169,6 @@ pub fn attend(
         function: "attend",
         grid: [u32::try_from(blocks).map_err(|_| "takes fewer than 2^32 tiles")?, 1, 1],
         block: THREADS,
-        cluster: 1,
         shared: shared as u32,
         args,
     })

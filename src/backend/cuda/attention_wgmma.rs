@@ -171,7 +171,6 @@ fn launch(s: Sizes, variant: Variant, slope: f64, merged: bool, listed: Option<&
         function: "attend_wgmma",
         grid: [total.div_ceil(teams).min(PROCESSORS * variant.blocks) as u32, 1, 1],
         block: 128 * (groups * teams) as u32 + 128,
-        cluster: 1,
         shared: (teams * team) as u32,
         args,
     })
@@ -213,7 +212,7 @@ fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String>
         let module = module(s, variant, true);
         let args = [Arg::scratch(0)].into_iter().chain(cuts).chain(sizes).collect();
         let grid = [listed.centroids.div_ceil(256) as u32, 1, 1];
-        let weigh = Launch { module, function: "weigh_centroids", grid, block: 256, cluster: 1, shared: 0, args };
+        let weigh = Launch { module, function: "weigh_centroids", grid, block: 256, shared: 0, args };
         launches.insert(0, weigh);
     }
     Ok(Lowered { launches, scratch: 8 * listed.centroids })

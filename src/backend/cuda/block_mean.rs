@@ -34,7 +34,6 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         // A warp a block.
         grid: [total.div_ceil(8) as u32, 1, 1],
         block: THREADS,
-        cluster: 1,
         shared: 0,
         args,
     }

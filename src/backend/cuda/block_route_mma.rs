@@ -86,7 +86,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let launch = |function, blocks: usize, shared: usize, args| {
         let grid = [u32::try_from(blocks).map_err(|_| "takes fewer than 2^32 blocks")?, 1, 1];
         let (module, shared) = (module.clone(), shared as u32);
-        Ok::<_, String>(Launch { module, function, grid, block: THREADS, cluster: 1, shared, args })
+        Ok::<_, String>(Launch { module, function, grid, block: THREADS, shared, args })
     };
     let count = |size: usize| Arg::of(size as u32);
     let scratch = s.heads * queries * parts * MEAN;

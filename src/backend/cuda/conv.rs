@@ -143,7 +143,6 @@ fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         function: "conv2d_mma",
         grid: [geometry.tiles(tile)?, 1, 1],
         block: 32 * warps.0 * warps.1,
-        cluster: 1,
         shared: 3 * 128 * (tile.0 + tile.1),
         args: geometry.args(),
     }
@@ -168,7 +167,6 @@ fn fma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         function: "conv2d",
         grid: [geometry.tiles(tile)?, 1, 1],
         block: 256,
-        cluster: 1,
         shared: 0,
         args: geometry.args(),
     }

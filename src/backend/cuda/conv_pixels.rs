@@ -175,7 +175,6 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function: "conv2d_pixels",
         grid: [tiles.min(PROCESSORS) as u32, 1, 1],
         block: 384,
-        cluster: 1,
         shared: tile.ring() as u32,
         args: vec![
             map(

@@ -271,7 +271,6 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             function: "conv2d_wgmma",
             grid: [tiles.min(PROCESSORS) as u32, 1, 1],
             block: tile.threads(),
-            cluster: 1,
             shared: tile.ring() as u32,
             args: vec![
                 map(weights_base, weights_at, &[kh * kw * filled, outputs], &[64, tile.m]),

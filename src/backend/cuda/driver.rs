@@ -61,7 +61,7 @@ pub fn devices() -> Result<Vec<String>> {
     (0..count).map(|ordinal| device_name(device(ordinal)?)).collect()
 }
 
-/// The oldest driver that is used at all, as the driver counts: it knows clusters and dependent launches.
+/// The oldest driver that is used at all, as the driver counts: it knows dependent launches.
 const OLDEST: u64 = 12000;
 
 fn init() -> Result<()> {
@@ -510,7 +510,6 @@ pub struct Ready {
     function: Function,
     grid: [u32; 3],
     block: u32,
-    cluster: u32,
     shared: u32,
     slots: Vec<Param>,
     /// The slot that each parameter begins at.
@@ -529,8 +528,8 @@ impl Ready {
                 slot
             }));
         }
-        let Launch { grid, block, cluster, shared, .. } = *launch;
-        Self { function, grid, block, cluster, shared, slots, starts }
+        let Launch { grid, block, shared, .. } = *launch;
+        Self { function, grid, block, shared, slots, starts }
     }
 
     /// Puts it on the stream. With `overlap`, a kernel that waits by itself begins while the launch in front still runs
@@ -543,22 +542,10 @@ impl Ready {
         use sys::CUlaunchAttributeID_enum as Id;
         let mut params: Vec<*mut c_void> =
             self.starts.iter().map(|at| (&raw const self.slots[*at]).cast_mut().cast()).collect();
-        let attribute = |id, set: &dyn Fn(&mut sys::CUlaunchAttributeValue)| {
-            let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-            set(&mut value);
-            sys::CUlaunchAttribute { id, pad: [0; 4], value }
-        };
-        let mut attributes = Vec::with_capacity(2);
-        if overlap && self.function.waits {
-            let set = |value: &mut sys::CUlaunchAttributeValue| value.programmaticStreamSerializationAllowed = 1;
-            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, &set));
-        }
-        if self.cluster > 1 {
-            let set = |value: &mut sys::CUlaunchAttributeValue| {
-                value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: self.cluster, y: 1, z: 1 };
-            };
-            attributes.push(attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, &set));
-        }
+        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+        value.programmaticStreamSerializationAllowed = 1;
+        let id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        let mut attribute = sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let [x, y, z] = self.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -569,15 +556,15 @@ impl Ready {
             blockDimZ: 1,
             sharedMemBytes: self.shared,
             hStream: context.stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: attributes.len() as u32,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(overlap && self.function.waits),
         };
         // SAFETY: by the contract; the driver copies configuration and parameters before it returns.
         let done =
             unsafe { sys::cuLaunchKernelEx(&config, self.function.function, params.as_mut_ptr(), ptr::null_mut()) };
         check(done, "cuda.launch", || {
-            let Self { grid, block, cluster, shared, .. } = self;
-            format!("grid {grid:?}, {block} threads, clusters of {cluster}, {shared} bytes of shared memory")
+            let Self { grid, block, shared, .. } = self;
+            format!("grid {grid:?}, {block} threads, {shared} bytes of shared memory")
         })
     }
 }

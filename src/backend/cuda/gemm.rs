@@ -104,7 +104,6 @@ fn mma(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function: "product_mma",
         grid: [product.tiles(tile)?, 1, 1],
         block: 32 * warps.0 * warps.1,
-        cluster: 1,
         shared: 3 * 128 * (tile.0 + tile.1) as u32,
         args,
     }
@@ -139,7 +138,6 @@ fn fma(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function: if few { "product_few_rows" } else { "product_tiled" },
         grid,
         block: 256,
-        cluster: 1,
         shared: 0,
         args,
     }

@@ -204,7 +204,6 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function: "product_wgmma",
         grid: [tiles.min(PROCESSORS as u32), 1, 1],
         block: 128 * (variant.groups() as u32 + 1),
-        cluster: 1,
         shared: SHARED as u32,
         args,
     }

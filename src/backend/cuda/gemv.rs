@@ -56,7 +56,6 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         function: "product_few",
         grid: [columns as u32, product.m.div_ceil(8 * tiles) as u32, 1],
         block: 32 * warps,
-        cluster: 1,
         shared: 0,
         args: [Arg::operand(0), Arg::operand(1), Arg::result(0), bias, residual].into_iter().chain(sizes).collect(),
     }

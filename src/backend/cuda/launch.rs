@@ -32,8 +32,6 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads a block.
     pub block: u32,
-    /// Neighbouring blocks along x that share their memory and run at a time (Hopper); divides the grid. 1: none.
-    pub cluster: u32,
     /// Bytes of dynamic shared memory a block.
     pub shared: u32,
     /// In the order of the kernel's parameters.
@@ -46,7 +44,7 @@ pub const THREADS: u32 = 256;
 impl Launch {
     /// Of a kernel that loops over work for so many threads, however few there are.
     pub fn over(module: Module, function: &'static str, threads: u64, args: Vec<Arg>) -> Self {
-        Self { module, function, grid: [blocks(threads, THREADS), 1, 1], block: THREADS, cluster: 1, shared: 0, args }
+        Self { module, function, grid: [blocks(threads, THREADS), 1, 1], block: THREADS, shared: 0, args }
     }
 }
 

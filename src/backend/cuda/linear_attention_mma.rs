@@ -50,7 +50,7 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         let grid = grid.map(|size| u32::try_from(size).map_err(|_| "takes fewer than 2^32 blocks"));
         let [x, y, z] = grid;
         let grid = [x?, y?, z?];
-        Ok::<_, String>(Launch { module: module.clone(), function, grid, block, cluster: 1, shared, args })
+        Ok::<_, String>(Launch { module: module.clone(), function, grid, block, shared, args })
     };
     let count = |size: usize| Arg::of(size as u32);
     // Blocks of keys whose states are kept apart; of queries; of queries with a state of their own.

@@ -198,7 +198,6 @@ fn copy(copies: &[Copy], size: usize) -> Result<Launch, String> {
         function: "copy",
         grid: [blocks(elements, THREADS), copies.len() as u32, 1],
         block: THREADS,
-        cluster: 1,
         shared: 0,
         args: args.chain([Arg::of(packed)]).collect(),
     })
@@ -222,7 +221,6 @@ fn transpose(copy: &Copy, size: usize) -> Result<Option<Launch>, String> {
         function: "transpose",
         grid: [blocks(tiles, 1), 1, 1],
         block: THREADS,
-        cluster: 1,
         shared: 0,
         args: vec![
             Arg::operand(copy.operand),

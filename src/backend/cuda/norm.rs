@@ -101,7 +101,6 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         function: if kept.is_some() { "normalise_kept" } else { "normalise_any" },
         grid: [blocks((rows as u64).div_ceil(WARPS), 1), 1, 1],
         block: 32 * WARPS as u32,
-        cluster: 1,
         shared: 0,
         args: vec![
             Arg::operand(0),
@@ -130,7 +129,6 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
                 function: "scale_of_rows",
                 grid: [1, 1, 1],
                 block: 256,
-                cluster: 1,
                 shared: 0,
                 args: vec![Arg::scratch(0), shared.clone(), Arg::of(rows as i64)],
             };

@@ -74,7 +74,6 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         function: "qkv_heads",
         grid: [grid, 1, 1],
         block: 256,
-        cluster: 1,
         shared: 0,
         args: vec![
             Arg::operand(0),

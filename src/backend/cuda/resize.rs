@@ -182,7 +182,6 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         function: "resize_pixels",
         grid: [(ow * chunks).div_ceil(THREADS as usize) as u32, oh as u32, images as u32],
         block: THREADS,
-        cluster: 1,
         shared: 0,
         args: vec![
             Arg::operand(0),

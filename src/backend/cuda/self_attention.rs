@@ -40,7 +40,6 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         function: "self_attention",
         grid: [int(batch * op.heads)?, queries as u32, 1],
         block: 32 * WARPS as u32,
-        cluster: 1,
         shared: 0,
         args: vec![
             Arg::operand(0),

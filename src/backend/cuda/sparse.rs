@@ -84,7 +84,6 @@ fn block_route(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         function,
         grid,
         block,
-        cluster: 1,
         shared: shared as u32,
         args,
     };
@@ -147,7 +146,6 @@ fn all(s: Sizes, module: &Module, w: Option<usize>, merged: bool) -> Result<Lowe
         function,
         grid,
         block,
-        cluster: 1,
         shared: 4 * floats as u32,
         args,
     };
@@ -203,7 +201,6 @@ fn rest(
         function: "project",
         grid: grid(rows)?,
         block: 128,
-        cluster: 1,
         shared: 4 * s.e as u32,
         args: vec![
             Arg::scratch(0),
