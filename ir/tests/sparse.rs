@@ -7,7 +7,6 @@ use lite3r_ir::{
     interpret::interpret,
     ops::{
         BlockAttention, BlockMean, BlockRoute, FakeQuantize, LinearAttention, Quantize,
-        attention::AttentionKind,
         block_route::{Own, Router},
         blocks::Blocks,
         linear_attention::{FeatureMap, Scope},
@@ -105,15 +104,7 @@ fn centroids_of_single_tokens_are_dense_attention() {
 fn the_logarithm_of_the_sum_is_that_of_dense_attention() {
     let [q, k, v] = qkv(1, 65, 16);
     let lists = eval(route(64, 64, Router::Pooled, 2, &[]), &[&q, &k]);
-    let op = BlockAttention {
-        block_q: 64,
-        block_k: 64,
-        scale: 0.25,
-        runs: Vec::new(),
-        centroid: 0,
-        kind: AttentionKind::Unknown,
-        merged: false,
-    };
+    let op = BlockAttention::new(64, 64, 0.25);
     let lse = eval(op, &[&q, &k, &v, &lists[0], &lists[1]]).remove(1).to_f64();
     let (q, k) = (q.to_f64(), k.to_f64());
     for (row, lse) in q.chunks(16).zip(lse) {
@@ -251,15 +242,7 @@ fn centroids_repair_what_sparsity_loses() {
     let lists = eval(route(64, 16, Router::Sub(16), 8, &[]), &[&q, &k]);
     let means = [&k, &v].map(|x| eval(BlockMean { block: 16, runs: Vec::new() }, &[x]).remove(0));
     let error = |centroid: usize| {
-        let op = BlockAttention {
-            block_q: 64,
-            block_k: 16,
-            scale: 0.25,
-            runs: Vec::new(),
-            centroid,
-            kind: AttentionKind::Unknown,
-            merged: false,
-        };
+        let op = BlockAttention { centroid, ..BlockAttention::new(64, 16, 0.25) };
         let mut inputs = vec![&q, &k, &v, &lists[0], &lists[1]];
         inputs.extend(means.iter().filter(|_| centroid > 0));
         let got = eval(op, &inputs).remove(0).to_f64();

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use lite3r_ir::{
     Bindings,
-    attr::{Attr, AttrMap},
+    attr::{Attr, AttrField, AttrMap},
     ops::attention::AttentionKind,
+    passes::fp8_attention::Kinds,
     text::parse_calls,
 };
 
@@ -115,7 +116,9 @@ pub enum Precision {
     /// Products in bf16, sums and the residual stream in f32.
     Bf16,
     /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
-    /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well.
+    /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well;
+    /// `attention=all` (or `encoder`, `frame`, `global`; `none`) has attention multiply e4m3 codes, see the pass
+    /// `fp8_attention`.
     Fp8(AttrMap),
     /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` and
     /// `residual` as above.
@@ -146,22 +149,41 @@ impl Precision {
         self
     }
 
-    /// The options of the pass, and whether all other products and the residual stream are bf16. Errors: the words of a
-    /// usage error.
-    pub(super) fn rest(attrs: &AttrMap) -> Result<(AttrMap, [bool; 2]), String> {
+    /// Parts the options of the pass from those of what stands beside it. Errors: the words of a usage error.
+    pub(super) fn parts(attrs: &AttrMap) -> Result<EightBits, String> {
         let mut own = attrs.clone();
-        let mut bf16 = [false; 2];
-        for (name, is_bf16) in ["rest", "residual"].into_iter().zip(&mut bf16) {
-            let (named, others): (AttrMap, AttrMap) = own.into_iter().partition(|(n, _)| n == name);
-            own = others;
-            *is_bf16 = match named.as_slice() {
-                [] => false,
-                [(_, Attr::Word(word))] if word == "f32" || word == "bf16" => word == "bf16",
-                _ => return Err(format!("`{name}` must be f32 or bf16")),
-            };
-        }
-        Ok((own, bf16))
+        let mut take = |name: &str| {
+            let at = own.iter().position(|(n, _)| n == name)?;
+            Some(own.remove(at).1)
+        };
+        let mut narrow = |name: &str| match take(name) {
+            None => Ok(false),
+            Some(Attr::Word(word)) if word == "f32" || word == "bf16" => Ok(word == "bf16"),
+            Some(_) => Err(format!("`{name}` must be f32 or bf16")),
+        };
+        let (rest, residual) = (narrow("rest")?, narrow("residual")?);
+        let attention = match take("attention") {
+            None => None,
+            Some(Attr::Word(word)) if word == "none" => None,
+            Some(attr) => match Kinds::take(&attr) {
+                Some(kinds) => Some(kinds),
+                None => return Err(format!("`attention` must be none or {}, not `{attr}`", Kinds::EXPECTS)),
+            },
+        };
+        Ok(EightBits { own, rest, residual, attention })
     }
+}
+
+/// What the options of an 8-bit precision say.
+pub(super) struct EightBits {
+    /// Those of the pass for linear layers.
+    pub own: AttrMap,
+    /// Whether all other products are bf16.
+    pub rest: bool,
+    /// Whether the residual stream is.
+    pub residual: bool,
+    /// Which attentions multiply codes.
+    pub attention: Option<Kinds>,
 }
 
 impl FromStr for Precision {
@@ -362,15 +384,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_e4m3_is_read_apart() {
-        let rest = |text: &str| match text.parse() {
-            Ok(Precision::Fp8(attrs)) => Precision::rest(&attrs).map(|(own, bf16)| (own.len(), bf16)),
+    fn what_stands_beside_linear_layers_is_read_apart() {
+        let parts = |text: &str| match text.parse() {
+            Ok(Precision::Fp8(attrs)) => {
+                Precision::parts(&attrs).map(|p| (p.own.len(), p.rest, p.residual, p.attention))
+            }
             other => panic!("{other:?}"),
         };
-        assert_eq!(rest("fp8{weight=row}"), Ok((1, [false; 2])));
-        assert_eq!(rest("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, [true; 2])));
-        assert_eq!(rest("fp8{rest=bf16,residual=f32}"), Ok((0, [true, false])));
-        assert!(rest("fp8{residual=f16}").unwrap_err().contains("`residual`"));
+        assert_eq!(parts("fp8{weight=row}"), Ok((1, false, false, None)));
+        assert_eq!(parts("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, true, true, None)));
+        assert_eq!(parts("fp8{rest=bf16,residual=f32,attention=none}"), Ok((0, true, false, None)));
+        assert_eq!(parts("fp8{attention=global}"), Ok((0, false, false, Some(Kinds::Global))));
+        assert!(parts("fp8{residual=f16}").unwrap_err().contains("`residual`"));
+        assert!(parts("fp8{attention=camera}").unwrap_err().contains("`attention`"));
     }
 
     #[test]

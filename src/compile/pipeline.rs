@@ -133,13 +133,16 @@ fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
 /// A pass that makes linear layers FP8, and `bf16` for the rest where that is asked for. Norms join their quantisation
 /// before, so that they read the residual stream in f32.
 fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
-    let (own, [rest, residual]) = Precision::rest(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
-    let mut selected = vec![with(pass, &own)?];
-    if rest {
+    let parts = Precision::parts(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
+    let mut selected = vec![with(pass, &parts.own)?];
+    if parts.rest {
         selected.extend(named("fuse_quantize,cse,dce,bf16")?);
     }
-    if residual {
+    if parts.residual {
         selected.extend(named("bf16_residual,dce")?);
+    }
+    if let Some(kinds) = parts.attention {
+        selected.extend(named(&format!("fp8_attention{{kind={}}},dce", kinds.word()))?);
     }
     Ok(selected)
 }

@@ -2,7 +2,13 @@
 
 use rayon::prelude::*;
 
-use super::{Case, Cost, OpDef, Tolerance, elementwise::operands, softmax::softmax, traffic};
+use super::{
+    Case, Cost, OpDef, Tolerance,
+    attention_codes::{self, Coded, Codes, blocks_of},
+    elementwise::operands,
+    softmax::softmax,
+    traffic,
+};
 use crate::{
     dim::Dim,
     tensor::Tensor,
@@ -43,13 +49,22 @@ crate::attributes! {
         pub runs: Vec<usize> = [],
         /// Whether the heads of the result stand side by side, as `merge_heads` puts them.
         pub merged: bool = false,
+        /// What its products multiply, as [`super::attention_codes`] says; scales of keys are those of blocks of 128.
+        pub codes: Codes = Codes::None,
     }
 }
 
 impl Attention {
     /// Of unknown kind over one view.
     pub fn new(scale: f64) -> Self {
-        Self { scale, kind: AttentionKind::Unknown, views: Dim::from(1), runs: Vec::new(), merged: false }
+        Self {
+            scale,
+            kind: AttentionKind::Unknown,
+            views: Dim::from(1),
+            runs: Vec::new(),
+            merged: false,
+            codes: Codes::None,
+        }
     }
 }
 
@@ -125,7 +140,10 @@ impl OpDef for Attention {
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let s = Sizes::of(inputs[0], inputs[1], inputs[2])?;
         let Sizes { b, h, n, m, d, e } = s;
-        let (q, k, v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
+        let (mut q, mut k, mut v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
+        if self.codes == Codes::E4m3 {
+            Coded { q, k, v, .. } = Coded::of(&s, &q, &k, &v, &blocks_of(m, attention_codes::KEYS));
+        }
         let mut out = vec![0.0; b * h * n * e];
         out.par_chunks_mut(e.max(1)).enumerate().for_each(|(row, o)| {
             let (head, query) = (row / n, &q[row * d..][..d]);
@@ -149,7 +167,10 @@ impl OpDef for Attention {
     }
 
     fn tolerance(&self, result: DType) -> Tolerance {
-        Tolerance::ulps(result, 32.0)
+        match self.codes {
+            Codes::None => Tolerance::ulps(result, 32.0),
+            Codes::E4m3 => attention_codes::tolerance(),
+        }
     }
 
     fn cases() -> Vec<Case> {
@@ -189,6 +210,20 @@ impl OpDef for Attention {
         cases.push(Case::new("bf16_1374", Self::new(0.125), qkv(DType::BF16, 1, 2, 1374, 1374, 64)));
         cases.push(Case::new("bf16_wide", Self::new(0.09), qkv(DType::BF16, 1, 2, 130, 257, 128)));
         cases.push(Case::new("f16", Self::new(0.125), qkv(DType::F16, 1, 2, 63, 70, 64)));
+        for (name, n, m, d, merged) in [
+            ("codes_below_64", 63, 63, 64, false),
+            ("codes_65", 65, 65, 64, true),
+            ("codes_cross", 94, 300, 64, false),
+            ("codes_1374", 1374, 1374, 64, true),
+            ("codes_wide", 130, 257, 128, true),
+        ] {
+            let op = Self { merged, codes: Codes::E4m3, ..Self::new((d as f64).powf(-0.5)) };
+            let mut inputs = qkv(DType::BF16, if n > 1000 { 1 } else { 2 }, 2, n, m, d);
+            // Keys that have something in common, as those of models do.
+            let keys: Vec<f64> = inputs[1].to_f64().iter().enumerate().map(|(i, k)| k + (i % d % 5) as f64).collect();
+            inputs[1] = Tensor::from_f64(DType::BF16, inputs[1].shape(), &keys);
+            cases.push(Case::new(name, op, inputs));
+        }
         cases
     }
 }

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{
     Case, Cost, OpDef, Tolerance,
     attention::{AttentionKind, Sizes, infer_qkv, merge},
+    attention_codes::{self, Coded, Codes},
     block_mean::BlockMean,
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
     traffic,
@@ -39,10 +40,26 @@ crate::attributes! {
         pub kind: AttentionKind = AttentionKind::Unknown,
         /// Whether o is [B, N, H·E], the heads side by side.
         pub merged: bool = false,
+        /// What its products multiply, as [`super::attention_codes`] says; scales of keys are those of key blocks.
+        pub codes: Codes = Codes::None,
     }
 }
 
 impl BlockAttention {
+    /// Over one run, without centroids.
+    pub fn new(block_q: usize, block_k: usize, scale: f64) -> Self {
+        Self {
+            block_q,
+            block_k,
+            scale,
+            runs: Vec::new(),
+            centroid: 0,
+            kind: AttentionKind::Unknown,
+            merged: false,
+            codes: Codes::None,
+        }
+    }
+
     /// Centroid blocks of M tokens, and for every key block its centroids.
     fn centroids(&self, m: usize, keys: &Blocks) -> Result<(Blocks, Vec<std::ops::Range<usize>>), String> {
         let blocks = Blocks::cut(m, &self.runs, self.centroid)?;
@@ -84,9 +101,20 @@ impl OpDef for BlockAttention {
         let queries = Blocks::cut(s.n, &self.runs, self.block_q)?;
         let keys = Blocks::cut(s.m, &self.runs, self.block_k)?;
         let lists = lists(inputs[3], inputs[4], keys.len())?;
-        let real: Vec<Vec<f64>> =
+        let mut real: Vec<Vec<f64>> =
             inputs.iter().map(|t| if t.dtype().is_float() { t.to_f64() } else { Vec::new() }).collect();
         let centroids = if self.centroid > 0 { Some(self.centroids(s.m, &keys)?) } else { None };
+        // What centring took from the scores of every row.
+        let mut taken = vec![0.0; s.b * s.h * s.n];
+        if self.codes == Codes::E4m3 {
+            let coded = Coded::of(&s, &real[0], &real[1], &real[2], &keys.tokens);
+            let rows = real[0].chunks(s.d.max(1)).enumerate();
+            taken = rows.map(|(row, q)| self.scale * coded.taken(row / s.n, q)).collect();
+            if let Some((blocks, _)) = &centroids {
+                (real[5], real[6]) = coded.centroids(&s, blocks.len(), &real[5], &real[6]);
+            }
+            [real[0], real[1], real[2]] = [coded.q, coded.k, coded.v];
+        }
         let block = |at: usize| -> (Vec<f64>, Vec<f64>) {
             let (head, i) = (at / queries.len(), at % queries.len());
             let Head { q, k, v } = Head::of(head, &s, &real[0], &real[1], &real[2]);
@@ -116,7 +144,7 @@ impl OpDef for BlockAttention {
                     o.iter_mut().zip(*v).for_each(|(o, v)| *o += w / sum * v);
                 }
                 out.extend(o);
-                lse.push(top + sum.ln());
+                lse.push(top + sum.ln() + taken[head * s.n + row]);
             }
             (out, lse)
         };
@@ -138,19 +166,15 @@ impl OpDef for BlockAttention {
     }
 
     fn tolerance(&self, result: DType) -> Tolerance {
-        Tolerance::ulps(result, 32.0)
+        match self.codes {
+            Codes::None => Tolerance::ulps(result, 32.0),
+            Codes::E4m3 => attention_codes::tolerance(),
+        }
     }
 
     fn cases() -> Vec<Case> {
-        let of = |block_k, runs: &[usize], centroid| Self {
-            block_q: 64,
-            block_k,
-            scale: 0.125,
-            runs: runs.into(),
-            centroid,
-            kind: AttentionKind::Unknown,
-            merged: false,
-        };
+        let of =
+            |block_k, runs: &[usize], centroid| Self { runs: runs.into(), centroid, ..Self::new(64, block_k, 0.125) };
         let inputs = |op: &Self, dtype, n: usize| {
             let wave = |seed| Tensor::wave(dtype, &[1, 2, n, 64], seed);
             let count = |size| Blocks::cut(n, &op.runs, size).map_or(0, |b| b.len());
@@ -177,15 +201,7 @@ impl OpDef for BlockAttention {
             list(1, &[1, 1, 1]),
         ];
         let lse = |v: f32| Tensor::from_f32(&[1, 1, 1], vec![v]);
-        let one = Self {
-            block_q: 1,
-            block_k: 1,
-            scale: 1.0,
-            runs: Vec::new(),
-            centroid: 0,
-            kind: AttentionKind::Unknown,
-            merged: false,
-        };
+        let one = Self::new(1, 1, 1.0);
         let mut cases = vec![
             Case::known("known", one.clone(), known.clone(), vec![line(vec![9.0]), lse(0.0)]),
             Case::known(
@@ -223,6 +239,16 @@ impl OpDef for BlockAttention {
         ] {
             let op = Self { merged, ..of(16, &[10, 60], 16) };
             cases.push(Case::new(name, op.clone(), inputs(&op, dtype, 130)));
+        }
+        for (name, n, block_k, runs, centroid, merged) in [
+            ("codes_65", 65, 64, &[][..], 0, false),
+            ("codes_runs", 605, 64, &[5, 300], 0, true),
+            ("codes_32", 605, 32, &[], 0, false),
+            ("codes_centroids", 605, 16, &[5, 100], 16, false),
+            ("codes_1374_centroids", 1374, 16, &[5, 1369], 16, true),
+        ] {
+            let op = Self { merged, codes: Codes::E4m3, ..of(block_k, runs, centroid) };
+            cases.push(Case::new(name, op.clone(), inputs(&op, DType::BF16, n)));
         }
         cases
     }

@@ -11,6 +11,7 @@ use crate::{
 };
 
 pub mod activation;
+pub mod attention_codes;
 pub mod blocks;
 pub mod elementwise;
 pub mod images;

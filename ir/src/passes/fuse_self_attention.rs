@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     graph::{Graph, NodeId, Value},
-    ops::{Op, SelfAttention, SplitHeads},
+    ops::{Op, SelfAttention, SplitHeads, attention_codes::Codes},
     patch::Patch,
 };
 
@@ -64,5 +64,6 @@ fn whole(graph: &Graph, merge: NodeId, most: usize) -> Option<(SelfAttention, Va
     let few = up_to(2, most) && up_to(3, WIDEST);
     let op =
         SelfAttention { heads: *heads, scale: attention.scale, kind: attention.kind, views: attention.views.clone() };
-    (own && few && sole_reader(graph, y).is_some()).then(|| (op, graph.operands(split)[0]))
+    let wide = attention.codes == Codes::None;
+    (own && few && wide && sole_reader(graph, y).is_some()).then(|| (op, graph.operands(split)[0]))
 }

@@ -292,13 +292,11 @@ fn rewrite(graph: &mut Graph, id: NodeId, settings: &Settings, route: BlockRoute
         }
     }
     let sparse = BlockAttention {
-        block_q: route.block_q,
-        block_k: route.block_k,
-        scale: op.scale,
         runs: route.runs.clone(),
         centroid,
         kind: op.kind,
-        merged: false,
+        codes: op.codes,
+        ..BlockAttention::new(route.block_q, route.block_k, op.scale)
     };
     let sparse = patch.wire(sparse, &inputs)?;
     let new = match settings.form {

@@ -28,9 +28,14 @@ pub const ATTENTION: Kernel = Kernel {
     name: "attention.flash",
     op: "attention",
     dtypes: FLOATS,
-    accepts: |request| match request.operands.get(1).is_some_and(|k| k.shape[2].size() == Some(0)) {
-        true => Err("takes one key at least".into()),
-        false => all_floats(request),
+    accepts: |request| {
+        if request.operands.get(1).is_some_and(|k| k.shape[2].size() == Some(0)) {
+            return Err("takes one key at least".into());
+        }
+        if let Op::Attention(op) = request.op {
+            op.codes.none()?;
+        }
+        all_floats(request)
     },
     lane: |request| {
         let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);

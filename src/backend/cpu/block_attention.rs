@@ -40,6 +40,9 @@ pub const BLOCK_ATTENTION: Kernel = Kernel {
 };
 
 fn accepts(request: &Request<'_>) -> Result<(), String> {
+    if let Op::BlockAttention(op) = request.op {
+        op.codes.none()?;
+    }
     match request.operands.iter().take(3).find(|t| !FLOATS.contains(&t.dtype)) {
         Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
         None => Ok(()),

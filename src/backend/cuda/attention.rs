@@ -176,6 +176,7 @@ pub fn attend(
 
 fn attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+    op.codes.none()?;
     let s = Sizes::of(request.operands)?;
     let pointers = [0, 1, 2].map(Arg::operand).into_iter().chain([0; 4].map(|_| Arg::Null));
     let pointers = pointers.chain([Arg::result(0), Arg::Null]).collect();
@@ -185,6 +186,7 @@ fn attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
 
 fn block_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+    op.codes.none()?;
     let (s, operands) = (Sizes::of(request.operands)?, request.operands);
     let list = dims(&operands[3])?;
     let central = op.centroid > 0;

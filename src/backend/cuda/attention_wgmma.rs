@@ -178,6 +178,7 @@ fn launch(s: Sizes, variant: Variant, slope: f64, merged: bool, listed: Option<&
 
 fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+    op.codes.none()?;
     let s = sizes(request, arch, op.scale)?;
     let most = if s.d == 64 { 3 } else { 2 };
     // Fewer tiles than this leave much of the device idle.
@@ -187,6 +188,7 @@ fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
 
 fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+    op.codes.none()?;
     let (s, operands) = (sizes(request, arch, op.scale)?, request.operands);
     if !128usize.is_multiple_of(op.block_k) || !op.block_k.is_multiple_of(8) {
         return Err(format!("takes key blocks of 8, 16, 32, 64 and 128, not {}", op.block_k));
