@@ -208,6 +208,6 @@ extern "C" __global__ void __launch_bounds__(256) attend(
 #pragma unroll
         for (u32 c = 0; c < SUMS; c++)
             if (across + 16 * c < e) store(to + across + 16 * c, sums[r][c] / under);
-        if (LISTED && across == 0) lse[head * n + token] = top[r] + logf(total[r]);
+        if (!LINEAR && lse && across == 0) lse[head * n + token] = top[r] + logf(total[r]);
     }
 }

@@ -320,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 if (token < rows.end)
                     *(uint4*)(to + part * 32) = {words[0], words[1], words[2], words[3]};
             }
-            if (LISTED && lane % 4 == 0 && token < rows.end)
+            if (lse && lane % 4 == 0 && token < rows.end)
                 lse[(i64)head * n + token] = 0.69314718f * (top[row] * scale + log2f(under[row]));
         }
     }

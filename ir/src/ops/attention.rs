@@ -1,4 +1,4 @@
-//! `attention(q, k, v) {scale}`: softmax(scale·q kᵀ) v (Vaswani et al. 2017).
+//! `attention(q, k, v) {scale, lse}`: softmax(scale·q kᵀ) v (Vaswani et al. 2017).
 
 use rayon::prelude::*;
 
@@ -34,7 +34,8 @@ crate::word_enum! {
 
 crate::attributes! {
     /// softmax(scale·q kᵀ) v: q [B, H, N, D], k [B, H, M, D], v [B, H, M, E], result [B, H, N, E], or
-    /// [B, N, H·E] if `merged`. No mask.
+    /// [B, N, H·E] if `merged`; with `lse` also the natural logarithm of the sum of exponentials of every row of scores,
+    /// f32 [B, H, N], from which a reverse pass has the weights again. No mask.
     pub struct Attention {
         /// What the products are multiplied by, usually D^(−1/2).
         pub scale: f64,
@@ -51,6 +52,8 @@ crate::attributes! {
         pub merged: bool = false,
         /// What its products multiply, as [`super::attention_codes`] says; scales of keys are those of blocks of 128.
         pub codes: Codes = Codes::None,
+        /// Whether the logarithms of the sums are a second result.
+        pub lse: bool = false,
     }
 }
 
@@ -64,6 +67,7 @@ impl Attention {
             runs: Vec::new(),
             merged: false,
             codes: Codes::None,
+            lse: false,
         }
     }
 }
@@ -134,28 +138,39 @@ impl OpDef for Attention {
 
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [q, k, v] = operands(inputs)?;
-        Ok(vec![merge(infer_qkv(q, k, v)?, self.merged)])
+        let out = infer_qkv(q, k, v)?;
+        let lse = ValueType::new(DType::F32, out.shape[..3].iter().cloned());
+        let results = [merge(out, self.merged)].into_iter();
+        Ok(results.chain(self.lse.then_some(lse)).collect())
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let s = Sizes::of(inputs[0], inputs[1], inputs[2])?;
         let Sizes { b, h, n, m, d, e } = s;
         let (mut q, mut k, mut v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
+        // What centring takes from the scores of a row.
+        let mut taken = vec![0.0; b * h * n];
         if self.codes == Codes::E4m3 {
-            Coded { q, k, v, .. } = Coded::of(&s, &q, &k, &v, &blocks_of(m, attention_codes::KEYS));
+            let coded = Coded::of(&s, &q, &k, &v, &blocks_of(m, attention_codes::KEYS));
+            taken = q.chunks(d.max(1)).enumerate().map(|(row, q)| self.scale * coded.taken(row / n, q)).collect();
+            Coded { q, k, v, .. } = coded;
         }
-        let mut out = vec![0.0; b * h * n * e];
-        out.par_chunks_mut(e.max(1)).enumerate().for_each(|(row, o)| {
+        let (mut out, mut lse) = (vec![0.0; b * h * n * e], vec![0.0; b * h * n]);
+        out.par_chunks_mut(e.max(1)).zip(&mut lse).enumerate().for_each(|(row, (o, lse))| {
             let (head, query) = (row / n, &q[row * d..][..d]);
             let key = |j: usize| &k[(head * m + j) * d..][..d];
             let mut p: Vec<f64> =
                 (0..m).map(|j| self.scale * query.iter().zip(key(j)).map(|(a, b)| a * b).sum::<f64>()).collect();
+            let top = p.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            *lse = top + p.iter().map(|p| (p - top).exp()).sum::<f64>().ln() + taken[row];
             softmax(&mut p);
             for (j, p) in p.iter().enumerate() {
                 o.iter_mut().zip(&v[(head * m + j) * e..][..e]).for_each(|(o, v)| *o += p * v);
             }
         });
-        Ok(vec![s.result(results[0].dtype, &out, self.merged)])
+        let out = s.result(results[0].dtype, &out, self.merged);
+        let lse = self.lse.then(|| Tensor::from_f64(DType::F32, &[b, h, n], &lse));
+        Ok([out].into_iter().chain(lse).collect())
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -183,8 +198,12 @@ impl OpDef for Attention {
             Tensor::from_f32(&[1, 1, 2, 1], vec![5.0, -5.0]),
             Tensor::from_f32(&[1, 1, 2, 1], vec![1.0, 3.0]),
         ];
-        let mut cases =
-            vec![Case::known("known", Self::new(1.0), uniform, vec![Tensor::from_f32(&[1, 1, 1, 1], vec![2.0])])];
+        let mean = Tensor::from_f32(&[1, 1, 1, 1], vec![2.0]);
+        let both = vec![mean.clone(), Tensor::from_f32(&[1, 1, 1], vec![2f32.ln()])];
+        let mut cases = vec![
+            Case::known("known", Self::new(1.0), uniform.clone(), vec![mean]),
+            Case::known("known_lse", Self { lse: true, ..Self::new(1.0) }, uniform, both),
+        ];
         for (name, n, m, d) in [
             ("one", 1, 1, 64),
             ("below_64", 63, 63, 64),
@@ -210,6 +229,14 @@ impl OpDef for Attention {
         cases.push(Case::new("bf16_1374", Self::new(0.125), qkv(DType::BF16, 1, 2, 1374, 1374, 64)));
         cases.push(Case::new("bf16_wide", Self::new(0.09), qkv(DType::BF16, 1, 2, 130, 257, 128)));
         cases.push(Case::new("f16", Self::new(0.125), qkv(DType::F16, 1, 2, 63, 70, 64)));
+        for (name, dtype, n, m, d, merged) in [
+            ("lse", DType::F32, 65, 130, 32, false),
+            ("lse_bf16", DType::BF16, 94, 300, 64, true),
+            ("lse_wide", DType::BF16, 63, 257, 128, false),
+        ] {
+            let op = Self { merged, lse: true, ..Self::new((d as f64).powf(-0.5)) };
+            cases.push(Case::new(name, op, qkv(dtype, 1, 2, n, m, d)));
+        }
         for (name, n, m, d, merged) in [
             ("codes_below_64", 63, 63, 64, false),
             ("codes_65", 65, 65, 64, true),
@@ -217,7 +244,7 @@ impl OpDef for Attention {
             ("codes_1374", 1374, 1374, 64, true),
             ("codes_wide", 130, 257, 128, true),
         ] {
-            let op = Self { merged, codes: Codes::E4m3, ..Self::new((d as f64).powf(-0.5)) };
+            let op = Self { merged, codes: Codes::E4m3, lse: !merged, ..Self::new((d as f64).powf(-0.5)) };
             let mut inputs = qkv(DType::BF16, if n > 1000 { 1 } else { 2 }, 2, n, m, d);
             // Keys that have something in common, as those of models do.
             let keys: Vec<f64> = inputs[1].to_f64().iter().enumerate().map(|(i, k)| k + (i % d % 5) as f64).collect();

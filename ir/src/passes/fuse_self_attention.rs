@@ -64,6 +64,6 @@ fn whole(graph: &Graph, merge: NodeId, most: usize) -> Option<(SelfAttention, Va
     let few = up_to(2, most) && up_to(3, WIDEST);
     let op =
         SelfAttention { heads: *heads, scale: attention.scale, kind: attention.kind, views: attention.views.clone() };
-    let wide = attention.codes == Codes::None;
-    (own && few && wide && sole_reader(graph, y).is_some()).then(|| (op, graph.operands(split)[0]))
+    let plain = attention.codes == Codes::None && !attention.lse;
+    (own && few && plain && sole_reader(graph, y).is_some()).then(|| (op, graph.operands(split)[0]))
 }

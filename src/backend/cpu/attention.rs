@@ -11,7 +11,7 @@ use lite3r_ir::{DType, Op, ops::Attention};
 
 use super::{
     Arg, ArgMut, Kernel,
-    floats::{FLOATS, Floats, cast_mut, only, operand, store},
+    floats::{FLOATS, Floats, cast_mut, operand, store},
     gemm::{View, all_floats, multiply},
     lanes::{self, Shared},
     layer_norm::sum,
@@ -78,7 +78,12 @@ fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scrat
     let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
         return Err("takes operands of rank 4".into());
     };
-    let (q, k, v, y) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?, only(results)?);
+    let (q, k, v) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?);
+    let (y, lse) = match results {
+        [y] => (y, None),
+        [y, lse] => (y, Some(Shared::new(cast_mut::<f32>(lse.bytes)?))),
+        _ => return Err("has one result, or two".into()),
+    };
     let dtype = y.dtype;
     if y.bytes.is_empty() {
         return Ok(());
@@ -116,6 +121,10 @@ fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scrat
             multiply(View::rows(scores, count, width, width), View::rows(value, width, e, e), output, e, true);
         }
         state.finish(output, e);
+        if let Some(lse) = &lse {
+            // SAFETY: every task has its own queries.
+            state.logarithms(unsafe { lse.slice(head * n + first, count) });
+        }
         // SAFETY: every task has its own queries.
         unsafe { rows.store(dtype, output, &out, head, first) }
     })
@@ -202,6 +211,11 @@ impl Softmax {
                 }
             },
         )
+    }
+
+    /// The natural logarithm of the sum of exponentials of every row of `lse`.
+    pub fn logarithms(&self, lse: &mut [f32]) {
+        lse.iter_mut().zip(self.top.iter().zip(&self.total)).for_each(|(l, (top, total))| *l = top + total.ln());
     }
 
     /// Divides by the sums.

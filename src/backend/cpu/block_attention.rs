@@ -189,8 +189,7 @@ fn block_attention(
         state.finish(output, e);
         let first = head * n + rows.start;
         // SAFETY: every task has its own queries.
-        let sums = unsafe { sums.slice(first, count) };
-        sums.iter_mut().zip(state.top.iter().zip(&state.total)).for_each(|(l, (top, total))| *l = top + total.ln());
+        state.logarithms(unsafe { sums.slice(first, count) });
         // SAFETY: as above.
         unsafe { places.store(dtype, output, &out, head, rows.start) }
     })

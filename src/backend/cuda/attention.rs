@@ -179,7 +179,8 @@ fn attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     op.codes.none()?;
     let s = Sizes::of(request.operands)?;
     let pointers = [0, 1, 2].map(Arg::operand).into_iter().chain([0; 4].map(|_| Arg::Null));
-    let pointers = pointers.chain([Arg::result(0), Arg::Null]).collect();
+    let lse = if op.lse { Arg::result(1) } else { Arg::Null };
+    let pointers = pointers.chain([Arg::result(0), lse]).collect();
     let types = (request.operands[0].dtype, request.results[0].dtype);
     Ok(attend(s, types, Keys::All, None, op.scale, op.merged, pointers)?.into())
 }

@@ -124,8 +124,15 @@ fn module(s: Sizes, variant: Variant, listed: bool) -> Module {
         .define("CONSUMER", variant.registers.1)
 }
 
-/// `slope` is the scale in base 2.
-fn launch(s: Sizes, variant: Variant, slope: f64, merged: bool, listed: Option<&Listed>) -> Result<Launch, String> {
+/// `slope` is the scale in base 2; `lse`: whether there is a second result.
+fn launch(
+    s: Sizes,
+    variant: Variant,
+    slope: f64,
+    merged: bool,
+    lse: bool,
+    listed: Option<&Listed>,
+) -> Result<Launch, String> {
     let Variant { groups, teams, keys, stages, .. } = variant;
     let queries = groups * 64;
     let none = Cut::new(1, &[], 1)?;
@@ -157,7 +164,7 @@ fn launch(s: Sizes, variant: Variant, slope: f64, merged: bool, listed: Option<&
         Arg::maybe(listed.map(|_| 4)),
         if central { Arg::scratch(0) } else { Arg::Null },
         Arg::result(0),
-        if listed.is_some() { Arg::result(1) } else { Arg::Null },
+        if lse { Arg::result(1) } else { Arg::Null },
     ];
     args.extend(lists.cuts.map(Arg::of));
     args.push(Arg::of(Rows::of(s, merged)));
@@ -183,7 +190,7 @@ fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let most = if s.d == 64 { 3 } else { 2 };
     // Fewer tiles than this leave much of the device idle.
     let groups = if s.heads * s.n.div_ceil(64 * most) < PROCESSORS * 3 / 4 { 1 } else { most };
-    Ok(launch(s, Variant::dense(s.d, groups), op.scale * LOG2_E, op.merged, None)?.into())
+    Ok(launch(s, Variant::dense(s.d, groups), op.scale * LOG2_E, op.merged, op.lse, None)?.into())
 }
 
 fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
@@ -207,7 +214,7 @@ fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String>
         query_blocks: list[2],
     };
     let (variant, slope) = (Variant::listed(s.d, op.block_q.div_ceil(64), op.block_k), op.scale * LOG2_E);
-    let mut launches = vec![launch(s, variant, slope, op.merged, Some(&listed))?];
+    let mut launches = vec![launch(s, variant, slope, op.merged, true, Some(&listed))?];
     if listed.centroids > 0 {
         let cuts = [listed.cuts[1], Cut::new(s.m, &op.runs, op.centroid)?].map(Arg::of);
         let sizes = [Arg::of(listed.centroids as u32), Arg::of(slope as f32)];
