@@ -1,8 +1,9 @@
 // y = act(x * w + b) + residual over images in planes or pixels, any geometry, in f32 arithmetic: a product of weights
 // and columns that are gathered while they are read. One tile of output channels x pixels a block.
 //
-// Macros: TX the elements of x and w; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without scales; PIXELS,
-// KERNEL_H, KERNEL_W as convolution.cuh says; TILE_M x TILE_N the tile of a block, PER_M x PER_N that of a thread.
+// Macros: TX the elements of x and w; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, XSCALE and WSCALE too, a
+// row being an image and a column an output channel; PIXELS, KERNEL_H, KERNEL_W as convolution.cuh says; TILE_M x TILE_N
+// the tile of a block, PER_M x PER_N that of a thread.
 #include "convolution.cuh"
 #include "epilogue.cuh"
 
@@ -16,8 +17,9 @@ template <u32 PER, u32 TILE> DEVICE u32 spread(u32 thread, u32 i) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
-    const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
-    const TRESIDUAL* __restrict__ residual, const Convolution c)
+    const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const float* __restrict__ x_scales,
+    const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
+    const Convolution c)
 {
     wait_for_launch_before();
     // Padded by 4 so that neither rows nor columns of a tile share a bank.
@@ -78,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
         if (more) put(half ^ 1);
         __syncthreads();
     }
-    const Epilogue epilogue{nullptr, nullptr, bias, residual};
+    const Epilogue epilogue{x_scales, w_scales, bias, residual};
 #pragma unroll
     for (u32 i = 0; i < PER_M; i++) {
         const u32 output = part.first_output + spread<PER_M, TILE_M>(thread_m, i);
@@ -87,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
             const u32 pixel = part.first_pixel + spread<PER_N, TILE_N>(thread_n, j);
             if (output < c.outputs && pixel < pixels) {
                 const i64 at = result_at(part, output, pixel, c);
-                store(y + at, epilogue.of(sums[i][j], 0, part.group * c.outputs + output, at));
+                store(y + at, epilogue.of(sums[i][j], part.image, part.group * c.outputs + output, at));
             }
         }
     }

@@ -1,23 +1,26 @@
-// y = act(x * w + b) + residual over images of 16-bit elements in planes or pixels, any geometry, on the tensor cores
-// of every architecture: a product of weights and columns that are gathered on the way to shared memory, with f32 sums.
-// One tile of output channels x pixels a block. Columns of planes are stored [depth][pixels]; those of pixels
-// [pixels][depth], eight channels a copy.
+// y = act(x * w + b) + residual over images of 16-bit elements in planes or pixels, or of e4m3 codes in pixels, any
+// geometry, on the tensor cores of every architecture: a product of weights and columns that are gathered on the way to
+// shared memory, with f32 sums. One tile of output channels x pixels a block. Columns of planes are stored
+// [depth][pixels]; those of pixels [pixels][depth], 16 bytes of channels a copy.
 //
-// Macros: TX the elements of x and w, bf16_t or half_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says, without
-// scales; PIXELS, KERNEL_H, KERNEL_W as convolution.cuh says; ALIGNED 1 where rows of weights, and with PIXELS the
-// channels of a pixel, are whole chunks; TILE_M x TILE_N the tile of a block, WARPS_M x WARPS_N its warps.
+// Macros: TX the elements of x and w, bf16_t, half_t, or e4m3_t; TY, TBIAS, TRESIDUAL, ACTIVATION as epilogue.cuh says,
+// XSCALE and WSCALE too, a row being an image and a column an output channel; PIXELS, KERNEL_H, KERNEL_W as
+// convolution.cuh says; ALIGNED 1 where rows of weights, and with PIXELS the channels of a pixel, are whole chunks of 16
+// bytes, as for codes they must be; TILE_M x TILE_N the tile of a block, WARPS_M x WARPS_N its warps.
 #include "convolution.cuh"
 #include "epilogue.cuh"
 #include "mma.cuh"
 
-const u32 DEPTH = 64, STAGES = 3, THREADS = 32 * WARPS_M * WARPS_N;
+const u32 CHUNK = 16 / sizeof(TX), DEPTH = 8 * CHUNK, STAGES = 3, THREADS = 32 * WARPS_M * WARPS_N;
 const u32 BYTES_W = TILE_M * 128, BYTES_X = TILE_N * 128;
 const u32 WARP_M = TILE_M / WARPS_M, WARP_N = TILE_N / WARPS_N;
 static_assert(THREADS % (TILE_N / 8) == 0, "a thread gathers for eight pixels");
+static_assert(sizeof(TX) == 2 || (PIXELS && ALIGNED), "codes are copied by whole chunks");
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
-    const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const TBIAS* __restrict__ bias,
-    const TRESIDUAL* __restrict__ residual, const Convolution c)
+    const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const float* __restrict__ x_scales,
+    const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
+    const Convolution c)
 {
     wait_for_launch_before();
     extern __shared__ __align__(1024) u8 shared[];
@@ -44,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
         const u32 to_w = slices_w + slice % STAGES * BYTES_W, to_x = slices_x + slice % STAGES * BYTES_X;
 #pragma unroll
         for (u32 at = threadIdx.x; at < TILE_M * 8; at += THREADS) {
-            const u32 row = at / 8, k = first_k + at % 8 * 8;
+            const u32 row = at / 8, k = first_k + at % 8 * CHUNK;
             const bool there = part.first_output + row < c.outputs && k < c.depth;
             const TX* from = w + (there ? (i64)(part.first_output + row) * c.depth + k : 0);
             if (ALIGNED) {
@@ -58,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
             }
         }
 #if PIXELS && ALIGNED
-        // A thread copies the same eight channels of several pixels.
-        const u32 k = first_k + threadIdx.x % 8 * 8;
+        // A thread copies the same channels of several pixels.
+        const u32 k = first_k + threadIdx.x % 8 * CHUNK;
         const Tap tap = tap_of(k, c);
 #pragma unroll
         for (u32 row = threadIdx.x / 8, i = 0; i < TILE_N * 8 / THREADS; row += THREADS / 8, i++) {
@@ -123,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
         }
     }
 
-    const Epilogue epilogue{nullptr, nullptr, bias, residual};
+    const Epilogue epilogue{x_scales, w_scales, bias, residual};
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++)
 #pragma unroll
@@ -134,7 +137,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
                 const u32 pixel = part.first_pixel + warp_n + j * 8 + lane % 4 * 2 + e % 2;
                 if (output < c.outputs && pixel < pixels) {
                     const i64 at = result_at(part, output, pixel, c);
-                    store(y + at, epilogue.of(sums[i][j][e], 0, part.group * c.outputs + output, at));
+                    store(y + at, epilogue.of(sums[i][j][e], part.image, part.group * c.outputs + output, at));
                 }
             }
 }

@@ -1,47 +1,60 @@
 // y = act(x * w + b) + residual on Hopper's tensor cores: images [N, H, W, C] and weights [O, kh, kw, C] of 16-bit
-// elements, one group.
+// elements, or of e4m3 codes with a scale an image and a scale an output channel; one group.
 //
-// A product of pixels and weights without gathering: what a tap reads of a tile of TILE_W x TILE_H pixels is a box that
-// the copy engine fetches, shifted by the tap, strides skipped, zeros outside of the image. Of the pixels of a tile,
-// each of two warpgroups has 64 * BLOCKS, and all TILE_N output channels.
+// A product of pixels and weights without gathering: what a tap reads of TILE_M pixels of the result, neighbours in
+// rows and across rows and images, the copy engine fetches as one column of pixels, shifted by the tap, strides skipped,
+// zeros outside of the image. Of the pixels of a tile, each of two warpgroups has 64 * BLOCKS, and all TILE_N output
+// channels.
 //
-// Persistent tiles and one ring of stages. A stage holds 64 channels of the pixels under a tap, and of the weights of
-// that tap. Behind the last slice of a tile, the producer hands over stages for the result: with the residual in them,
-// where there is one, which warpgroups overwrite in place and copy out. Meanwhile the next tile is on its way.
+// Persistent tiles and one ring of stages. A stage holds 128 bytes of channels of the pixels under a tap, and of the
+// weights of that tap. Behind the last slice of a tile, the producer hands over stages for the result: with the residual
+// in them, where there is one, which warpgroups overwrite in place and copy out. Meanwhile the next tile is on its way.
 //
-// Macros: TX the elements of x, w, residual and y, bf16_t or half_t; TBIAS, BIAS, RESIDUAL, ACTIVATION as epilogue.cuh
-// says; TILE_N, BLOCKS, STAGES.
-#include "epilogue.cuh"
+// Few tiles of long sums are cut into parts, each some of the slices: with PARTIAL, tiles write f32 sums, and
+// `conv2d_sum` adds them up in order and does the rest.
+//
+// Macros: TX the elements of x and w, bf16_t, half_t or e4m3_t; SCALED 1 for codes; TY the elements of residual and y,
+// bf16_t or half_t; TBIAS, BIAS, RESIDUAL, ACTIVATION as epilogue.cuh says; TILE_N, BLOCKS, STAGES; PARTIAL; MEASURE 1
+// to write the largest magnitudes of y: for each image, the tiles that reach into it, and each warpgroup.
+#include "activations.cuh"
 #include "mma.cuh"
 #include "sm90.cuh"
+#include "vectors.cuh"
 #include "wgmma.cuh"
 
-const u32 GROUPS = 2, THREADS = 128 * (GROUPS + 1), TILE_M = 64 * BLOCKS * GROUPS;
+const u32 GROUPS = 2, THREADS = 128 * (GROUPS + 1), TILE_M = 64 * BLOCKS * GROUPS, DEPTH = 128 / sizeof(TX);
 const u32 BYTES_X = TILE_M * 128, STAGE = BYTES_X + TILE_N * 128;
 // Channels side by side in a panel of the result, panels of a tile, how many a stage has room for, and stages for all.
 const u32 WIDTH = TILE_N < 64 ? TILE_N : 64, PANELS = TILE_N / WIDTH, PANEL = TILE_M * WIDTH * 2;
 const u32 ROOM = STAGE / PANEL < PANELS ? STAGE / PANEL : PANELS, RESULT_STAGES = (PANELS + ROOM - 1) / ROOM;
 static_assert(RESULT_STAGES <= STAGES, "a result fits into the ring");
+// Columns of a tile that a thread of a warpgroup prepares for the others.
+const u32 OWN = (TILE_N + 127) / 128;
 
 struct Convolution {
-    // Columns and rows of tiles, tiles along the channels, of all images.
-    u32 across, down, along, tiles;
-    // Pixels of a row of a tile, rows of a tile.
-    u32 tile_w, tile_h;
-    u32 outputs, kernel_h, kernel_w, stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
-    // Slices of 64 channels.
-    u32 slices;
+    // Tiles along the channels, parts of a sum, tiles of all pixels, channels and parts.
+    u32 along, parts, tiles;
+    // Of the result: pixels of all images, columns and rows, channels.
+    u32 pixels, width, height, outputs;
+    u32 kernel_w, stride_y, stride_x, dilation_y, dilation_x, pad_y, pad_x;
+    // Slices of DEPTH channels of a tap, and of all taps.
+    u32 slices_of_tap, slices;
+    // Largest magnitudes that an image has room for.
+    u32 measures;
 };
 
 struct Tile {
-    u32 first_output, x, y, image;
+    u32 first_output, part, first_pixel, image;
+    // Slices of the sum.
+    u32 first, last;
     __device__ __forceinline__ Tile(u32 index, const Convolution& c) {
         first_output = index % c.along * TILE_N;
         index /= c.along;
-        x = index % c.across * c.tile_w;
-        index /= c.across;
-        y = index % c.down * c.tile_h;
-        image = index / c.down;
+        part = index % c.parts;
+        first_pixel = index / c.parts * TILE_M;
+        image = first_pixel / (c.width * c.height);
+        first = (u64)c.slices * part / c.parts;
+        last = (u64)c.slices * (part + 1) / c.parts;
     }
 };
 
@@ -55,7 +68,8 @@ DEVICE void next(u32& stage, u32& phase) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
     const __grid_constant__ TensorMap map_x, const __grid_constant__ TensorMap map_w,
     const __grid_constant__ TensorMap map_y, const __grid_constant__ TensorMap map_residual,
-    const TBIAS* __restrict__ bias, const Convolution c)
+    const float* __restrict__ x_scales, const float* __restrict__ w_scales, const TBIAS* __restrict__ bias,
+    float* __restrict__ partial, float* __restrict__ largest, const Convolution c)
 {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 ring = shared_address(shared), full = ring + STAGES * STAGE, empty = full + 8 * STAGES;
@@ -73,21 +87,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
             u32 stage = 0, phase = 0;
             for (u32 index = blockIdx.x; index < c.tiles; index += gridDim.x) {
                 const Tile tile(index, c);
-                const i32 first_x = (i32)(tile.x * c.stride_x) - (i32)c.pad_x;
-                const i32 first_y = (i32)(tile.y * c.stride_y) - (i32)c.pad_y;
-                for (u32 ky = 0; ky < c.kernel_h; ky++)
-                    for (u32 kx = 0; kx < c.kernel_w; kx++)
-                        for (u32 slice = 0; slice < c.slices; slice++) {
-                            const u32 to = ring + stage * STAGE, done = full + 8 * stage;
-                            barrier_wait(empty + 8 * stage, phase ^ 1);
-                            barrier_expect(done, STAGE);
-                            copy_box(to, &map_x, done, slice * 64, first_x + kx * c.dilation_x,
-                                first_y + ky * c.dilation_y, tile.image, KEEP_NORMAL);
-                            copy_box(to + BYTES_X, &map_w, done, slice * 64, ky * c.kernel_w + kx, tile.first_output,
-                                KEEP_LONG);
-                            next(stage, phase);
-                        }
-                for (u32 first = 0; first < PANELS; first += ROOM) {
+                const i32 x = (i32)(tile.first_pixel % c.width * c.stride_x) - (i32)c.pad_x;
+                const i32 y = (i32)(tile.first_pixel / c.width % c.height * c.stride_y) - (i32)c.pad_y;
+                u32 tap = tile.first / c.slices_of_tap, slice = tile.first % c.slices_of_tap;
+                for (u32 i = tile.first; i < tile.last; i++) {
+                    const u32 to = ring + stage * STAGE, done = full + 8 * stage;
+                    const u32 right = tap % c.kernel_w * c.dilation_x, down = tap / c.kernel_w * c.dilation_y;
+                    barrier_wait(empty + 8 * stage, phase ^ 1);
+                    barrier_expect(done, STAGE);
+                    copy_pixels(to, &map_x, done, slice * DEPTH, x, y, tile.image, right, down, KEEP_NORMAL);
+                    copy_box(to + BYTES_X, &map_w, done, slice * DEPTH, tap, tile.first_output, KEEP_LONG);
+                    if (++slice == c.slices_of_tap) slice = 0, tap++;
+                    next(stage, phase);
+                }
+                for (u32 first = 0; !PARTIAL && first < PANELS; first += ROOM) {
                     const u32 done = full + 8 * stage;
                     barrier_wait(empty + 8 * stage, phase ^ 1);
                     if (RESIDUAL) {
@@ -95,7 +108,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
                         barrier_expect(done, panels * PANEL);
                         for (u32 i = 0; i < panels; i++)
                             copy_box(ring + stage * STAGE + i * PANEL, &map_residual, done,
-                                tile.first_output + (first + i) * WIDTH, tile.x, tile.y, tile.image, KEEP_LITTLE);
+                                tile.first_output + (first + i) * WIDTH, tile.first_pixel, KEEP_LITTLE);
                     } else {
                         barrier_arrive(done);
                     }
@@ -107,10 +120,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
     }
 
     registers_raise<240>();
-    const u32 slices = c.kernel_h * c.kernel_w * c.slices;
+    // Of this warpgroup: scales and biases of columns, largest magnitudes of its warps in two images.
+    float* const columns = (float*)(shared + STAGES * (STAGE + 16)) + group * (2 * TILE_N + 8);
+    float* const measured = columns + 2 * TILE_N;
     u32 stage = 0, phase = 0;
     for (u32 index = blockIdx.x; index < c.tiles; index += gridDim.x) {
         const Tile tile(index, c);
+        const u32 slices = tile.last - tile.first;
+        float scale_ahead[OWN], bias_ahead[OWN];
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            const u32 output = tile.first_output + i * 128 + threadIdx.x % 128;
+            const bool there = output < c.outputs && !PARTIAL;
+            scale_ahead[i] = SCALED && there ? w_scales[output] : 0.f;
+            bias_ahead[i] = BIAS && there ? load(bias + output) : 0.f;
+        }
         float sums[BLOCKS][TILE_N / 2];
         for (u32 slice = 0; slice < slices; slice++) {
             barrier_wait(full + 8 * stage, phase);
@@ -138,6 +162,37 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
         if (lane == 0) barrier_arrive(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
 
         const u32 first_pixel = group * 64 * BLOCKS;
+        // The first of this thread's two rows of a block; the other is 8 pixels behind.
+        auto row_of = [&](u32 block) { return tile.first_pixel + first_pixel + block * 64 + warp % 4 * 16 + lane / 4; };
+#if PARTIAL
+#pragma unroll
+        for (u32 block = 0; block < BLOCKS; block++)
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                const u32 pixel = row_of(block) + half * 8;
+                float* to = partial + ((u64)tile.part * c.pixels + pixel) * c.outputs + tile.first_output;
+#pragma unroll
+                for (u32 j = 0; j < TILE_N / 8; j++) {
+                    const u32 column = j * 8 + lane % 4 * 2;
+                    const float2 both{sums[block][j * 4 + half * 2], sums[block][j * 4 + half * 2 + 1]};
+                    if (pixel < c.pixels && tile.first_output + column < c.outputs) *(float2*)(to + column) = both;
+                }
+            }
+#else
+#pragma unroll
+        for (u32 i = 0; i < OWN; i++) {
+            const u32 column = i * 128 + threadIdx.x % 128;
+            if (SCALED && column < TILE_N) columns[column] = scale_ahead[i];
+            if (BIAS && column < TILE_N) columns[TILE_N + column] = bias_ahead[i];
+        }
+        if (SCALED || BIAS) named_sync(1 + group, 128);
+        float x_scale[BLOCKS][2], most[BLOCKS][2] = {};
+        if (SCALED)
+#pragma unroll
+            for (u32 i = 0; i < 2 * BLOCKS; i++) {
+                const u32 pixel = row_of(i / 2) + i % 2 * 8;
+                x_scale[i / 2][i % 2] = x_scales[min(pixel, c.pixels - 1) / (c.width * c.height)];
+            }
 #pragma unroll
         for (u32 part = 0; part < RESULT_STAGES; part++) {
             const u32 from = ring + stage * STAGE;
@@ -146,11 +201,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
             for (u32 i = part * ROOM; i < PANELS && i < (part + 1) * ROOM; i++)
 #pragma unroll
                 for (u32 pair = 0; pair < WIDTH / 16; pair++) {
-                    const u32 column = i * WIDTH + pair * 16, output = tile.first_output + column + lane % 4 * 2;
-                    float plus[4] = {};
+                    const u32 column = i * WIDTH + pair * 16;
+                    float2 times[2], plus[2] = {};
 #pragma unroll
-                    for (u32 k = 0; k < 4; k++)
-                        if (BIAS && output + k / 2 * 8 < c.outputs) plus[k] = load(bias + output + k / 2 * 8 + k % 2);
+                    for (u32 k = 0; k < 2; k++) {
+                        const u32 own = column + k * 8 + lane % 4 * 2;
+                        if (SCALED) times[k] = *(const float2*)(columns + own);
+                        if (BIAS) plus[k] = *(const float2*)(columns + TILE_N + own);
+                    }
 #pragma unroll
                     for (u32 block = 0; block < BLOCKS; block++) {
                         const u32 pixel = first_pixel + block * 64 + warp % 4 * 16 + lane % 16;
@@ -160,27 +218,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
 #pragma unroll
                         for (u32 k = 0; k < 4; k++) {
                             // Matrices: upper and lower pixels of the first eight channels, then of the second.
-                            const float* d = sums[block] + column / 2 + k * 2;
-                            float low = ACTIVATION(d[0] + plus[k / 2 * 2]);
-                            float high = ACTIVATION(d[1] + plus[k / 2 * 2 + 1]);
+                            float low = sums[block][column / 2 + k * 2], high = sums[block][column / 2 + k * 2 + 1];
+                            if (SCALED) low *= x_scale[block][k % 2] * times[k / 2].x;
+                            if (SCALED) high *= x_scale[block][k % 2] * times[k / 2].y;
+                            low = ACTIVATION(low + plus[k / 2].x);
+                            high = ACTIVATION(high + plus[k / 2].y);
                             if (RESIDUAL) {
-                                low += widen(TX{(u16)added[k]});
-                                high += widen(TX{(u16)(added[k] >> 16)});
+                                low += widen(TY{(u16)added[k]});
+                                high += widen(TY{(u16)(added[k] >> 16)});
                             }
-                            words[k] = Pair<TX>::of(low, high);
+                            words[k] = Pair<TY>::of(low, high);
+                            // Columns that lie beyond the outputs are zeros and more: their weights are not there.
+                            if (MEASURE && tile.first_output + column + k / 2 * 8 < c.outputs)
+                                most[block][k % 2] = fmaxf(most[block][k % 2], fmaxf(fabsf(low), fabsf(high)));
                         }
                         store_matrices(at, words[0], words[1], words[2], words[3]);
                     }
+                }
+            if (MEASURE && part == RESULT_STAGES - 1)
+#pragma unroll
+                for (u32 image = 0; image < 2; image++) {
+                    float own = 0.f;
+#pragma unroll
+                    for (u32 i = 0; i < 2 * BLOCKS; i++) {
+                        const u32 pixel = row_of(i / 2) + i % 2 * 8;
+                        const bool inside = pixel < c.pixels && pixel / (c.width * c.height) == tile.image + image;
+                        if (inside) own = fmaxf(own, most[i / 2][i % 2]);
+                    }
+                    own = warp_max(own);
+                    if (lane == 0) measured[image * 4 + warp % 4] = own;
                 }
             fence_shared_for_async();
             named_sync(1 + group, 128);
             if (warp % 4 == 0) {
                 if (elect_one()) {
-                    const u32 row = tile.y + first_pixel / c.tile_w;
 #pragma unroll
                     for (u32 i = part * ROOM; i < PANELS && i < (part + 1) * ROOM; i++)
                         write_box(&map_y, from + (i - part * ROOM) * PANEL + first_pixel * WIDTH * 2,
-                            tile.first_output + i * WIDTH, tile.x, row, tile.image);
+                            tile.first_output + i * WIDTH, tile.first_pixel + first_pixel);
                     writes_commit();
                     writes_wait_read<0>();
                 }
@@ -189,7 +264,50 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
             if (lane == 0) barrier_arrive(empty + 8 * stage);
             next(stage, phase);
         }
+        if (MEASURE && threadIdx.x % 128 < 2) {
+            // A tile is no larger than an image, so that it reaches into two at most.
+            const u32 size = c.width * c.height, image = tile.image + threadIdx.x % 128;
+            const float* of = measured + threadIdx.x % 128 * 4;
+            const u32 behind = tile.first_pixel / TILE_M - image * size / TILE_M;
+            const u32 at = (behind * c.along + tile.first_output / TILE_N) * GROUPS + group;
+            if (image * size < c.pixels && image * size < tile.first_pixel + TILE_M)
+                largest[(u64)image * c.measures + at] = fmaxf(fmaxf(of[0], of[1]), fmaxf(of[2], of[3]));
+        }
+#endif
     }
     // Shared memory stays until everything has been copied out of it.
     if (warp % 4 == 0) writes_wait<0>();
 }
+
+#if PARTIAL
+// A thread has eight channels of a pixel.
+extern "C" __global__ void __launch_bounds__(256) conv2d_sum(
+    const float* __restrict__ partial, const float* __restrict__ x_scales, const float* __restrict__ w_scales,
+    const TBIAS* __restrict__ bias, const TY* __restrict__ residual, TY* __restrict__ y, const Convolution c)
+{
+    wait_for_launch_before();
+    const u32 chunks = c.outputs / 8;
+    const u64 elements = (u64)c.pixels * c.outputs;
+    for (u32 at = blockIdx.x * 256 + threadIdx.x; at < c.pixels * chunks; at += gridDim.x * 256) {
+        const u32 pixel = at / chunks, output = at % chunks * 8;
+        float sums[8] = {}, plus[8] = {}, times[8], added[8] = {};
+        for (u32 part = 0; part < c.parts; part++) {
+            float own[8];
+            load_neighbours(own, partial + part * elements + (u64)at * 8);
+#pragma unroll
+            for (u32 i = 0; i < 8; i++) sums[i] += own[i];
+        }
+        if (BIAS) load_neighbours(plus, bias + output);
+        if (SCALED) load_neighbours(times, w_scales + output);
+        if (RESIDUAL) load_neighbours(added, residual + (u64)at * 8);
+        const float x_scale = SCALED ? x_scales[pixel / (c.width * c.height)] : 1.f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            if (SCALED) sums[i] *= x_scale * times[i];
+            sums[i] = ACTIVATION(sums[i] + plus[i]);
+            if (RESIDUAL) sums[i] += added[i];
+        }
+        store_neighbours(y + (u64)at * 8, sums);
+    }
+}
+#endif

@@ -46,7 +46,7 @@ template <class T> DEVICE T column_at(const T* x, const Window& window, const Ta
 
 // The part of a result that a block computes, tiles along the output channels first.
 struct Part {
-    u32 first_output, first_pixel, group;
+    u32 first_output, first_pixel, image, group;
     // Of the image's group in x, of the group in w; of the image's group in y.
     i64 x, w, y;
 };
@@ -56,7 +56,7 @@ DEVICE Part part_of(u32 block, u32 tile_m, u32 tile_n, const Convolution& c) {
     const u32 m = block % tiles_m, n = block / tiles_m % tiles_n, plane = block / tiles_m / tiles_n;
     const u32 image = plane / c.groups, group = plane % c.groups;
     const i64 from = (i64)c.groups * channels * (c.height * c.width), to = (i64)c.groups * c.outputs * pixels;
-    return {m * tile_m, n * tile_n, group,
+    return {m * tile_m, n * tile_n, image, group,
         image * from + (i64)group * channels * (PIXELS ? 1 : c.height * c.width), (i64)group * c.outputs * c.depth,
         image * to + (i64)group * c.outputs * (PIXELS ? 1 : pixels)};
 }

@@ -70,6 +70,17 @@ DEVICE void copy_box(u32 to, const TensorMap* map, u32 barrier, i32 c0, i32 c1, 
         "[%0], [%1, {%3, %4, %5, %6}], [%2], %7;"
         ::"r"(to), "l"((u64)map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(keep) : "memory");
 }
+// A column of pixels (the im2col mode): from pixel (c1, c2) of image c3 on through the map's box of pixels, row by row and
+// image by image, each moved right and down; channels from c0.
+DEVICE void copy_pixels(
+    u32 to, const TensorMap* map, u32 barrier, i32 c0, i32 c1, i32 c2, i32 c3, u32 right, u32 down, u64 keep)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;"
+        ::"r"(to), "l"((u64)map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "h"((u16)right), "h"((u16)down),
+          "l"(keep) : "memory");
+}
 // A plain run of bytes, a multiple of 16, both ends aligned to 16.
 DEVICE void copy_bytes(u32 to, const void* from, u32 barrier, u32 bytes) {
     asm volatile(

@@ -260,9 +260,11 @@ ops! {
     Resize: resize,
     // 8-bit floats.
     Quantize: quantize,
+    QuantizeItems: quantize_items,
     Dequantize: dequantize,
     FakeQuantize: fake_quantize,
     ScaledLinear: scaled_linear,
+    ScaledConv2d: scaled_conv2d,
     WeightScaledLinear: weight_scaled_linear,
     LayerNormQuantize: layer_norm_quantize,
 }

@@ -1,16 +1,16 @@
-//! Images whose pixels keep their channels side by side: `conv2d` as products of gathered pixels and weights, `resize`
-//! as sums of whole pixels.
+//! Images whose pixels keep their channels side by side: `conv2d` and `scaled_conv2d` as products of gathered pixels and
+//! weights, `resize` as sums of whole pixels.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
 use lite3r_ir::{
-    Op, ValueType,
-    ops::{Conv2d, Resize, images::ImageLayout, shape_rules::strides_for},
+    DType, Op, ValueType,
+    ops::{Conv2d, Resize, ScaledConv2d, images::ImageLayout, shape_rules::strides_for},
 };
 
 use super::{
     Arg, ArgMut, Kernel,
-    floats::{FLOATS, Floats, cast_mut, only, operand, store},
+    floats::{FLOATS, Floats, cast, cast_mut, only, operand, store},
     gemm::{View, all_floats, multiply},
     lanes::{self, Shared},
     math::activate,
@@ -26,16 +26,35 @@ pub const CONV2D: Kernel = Kernel {
         Op::Conv2d(op) if op.layout == ImageLayout::Pixels && op.groups == 1 => all_floats(request),
         _ => Err("takes images whose pixels keep their channels side by side, and one group".into()),
     },
-    lane: |request| {
-        let size = |t: Option<&ValueType>, from: usize| -> usize {
-            t.and_then(ValueType::dims).map_or(0, |dims| dims[from..].iter().product())
-        };
-        let (depth, weights) = (size(request.operands.get(1), 1), size(request.operands.get(1), 0));
-        let outputs = weights.checked_div(depth).unwrap_or(0);
-        (TILE * (depth + 2 * outputs) + weights) * size_of::<f32>()
-    },
+    lane: |request| lane(request.operands.get(1)),
     run: |op, args, results, scratch| match op {
-        Op::Conv2d(op) => conv2d(op, args, results, scratch),
+        Op::Conv2d(op) => {
+            let [x, w, extra @ ..] = args else { return Err("takes x and w".into()) };
+            conv2d(op, [x, w], None, extra, results, scratch)
+        }
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// `scaled_conv2d` by tiles of pixels; sums of codes are scaled.
+pub const SCALED_CONV2D: Kernel = Kernel {
+    name: "scaled_conv2d.pixels",
+    op: "scaled_conv2d",
+    dtypes: &[DType::F8E4M3],
+    accepts: |request| match request.op {
+        Op::ScaledConv2d(ScaledConv2d { quantize: false, .. }) => {
+            let rest = request.operands.get(4..).unwrap_or_default();
+            all_floats(&Request { operands: rest, ..*request })
+        }
+        _ => Err("gives no codes".into()),
+    },
+    lane: |request| lane(request.operands.get(2)),
+    run: |op, args, results, scratch| match op {
+        Op::ScaledConv2d(op) => {
+            let [x, xs, w, ws, extra @ ..] = args else { return Err("takes x, xs, w and ws".into()) };
+            let scales = [cast(xs.bytes)?, cast(ws.bytes)?];
+            conv2d(&op.wide(), [x, w], Some(scales), extra, results, scratch)
+        }
         other => Err(format!("is no kernel for {}", other.name())),
     },
 };
@@ -66,8 +85,24 @@ fn channels(request: &Request<'_>) -> usize {
     request.results.first().and_then(ValueType::dims).and_then(|dims| dims.last().copied()).unwrap_or(0)
 }
 
-fn conv2d(op: &Conv2d, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
-    let (x, w, y) = (operand(args, 0)?, operand(args, 1)?, only(results)?);
+/// Bytes that a task needs: gathered pixels, their products, a line of what is added, weights.
+fn lane(weights: Option<&ValueType>) -> usize {
+    let size =
+        |from: usize| -> usize { weights.and_then(ValueType::dims).map_or(0, |dims| dims[from..].iter().product()) };
+    let (depth, weights) = (size(1), size(0));
+    (TILE * (depth + 2 * weights.checked_div(depth).unwrap_or(0)) + weights) * size_of::<f32>()
+}
+
+/// Of x and w, with scales for each image and each output channel, and bias and residual as `extra`.
+fn conv2d(
+    op: &Conv2d,
+    [x, w]: [&Arg<'_>; 2],
+    scales: Option<[&[f32]; 2]>,
+    extra: &[Arg<'_>],
+    results: &mut [ArgMut<'_>],
+    scratch: &mut [u8],
+) -> Result<(), String> {
+    let y = only(results)?;
     let (&[_, height, width, c], &[outputs, kh, kw, _], &[images, oh, ow, _]) = (x.shape, w.shape, y.shape) else {
         return Err("takes images".into());
     };
@@ -75,8 +110,8 @@ fn conv2d(op: &Conv2d, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
         return Ok(());
     }
     let (x, w) = (Floats::of(x)?, Floats::of(w)?);
-    let bias = op.bias.then(|| Floats::of(operand(args, 2)?)).transpose()?;
-    let residual = op.residual.then(|| Floats::of(operand(args, 2 + op.bias as usize)?)).transpose()?;
+    let bias = op.bias.then(|| Floats::of(operand(extra, 0)?)).transpose()?;
+    let residual = op.residual.then(|| Floats::of(operand(extra, op.bias as usize)?)).transpose()?;
     let (depth, pixels, dtype) = (kh * kw * c, images * oh * ow, y.dtype);
     let lane = (TILE * (depth + 2 * outputs) + outputs * depth) * size_of::<f32>();
     let out = Shared::new(&mut *y.bytes);
@@ -99,6 +134,12 @@ fn conv2d(op: &Conv2d, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
         let weights = View::rows(w.view(0, weights), outputs, depth, depth).t();
         let products = &mut products[..count * outputs];
         multiply(View::rows(columns, count, depth, depth), weights, products, outputs, false);
+        if let Some([images, channels]) = scales {
+            for (i, pixel) in products.chunks_exact_mut(outputs).enumerate() {
+                let image = images[(first + i) / (oh * ow)];
+                pixel.iter_mut().zip(channels).for_each(|(y, channel)| *y *= image * channel);
+            }
+        }
         if let Some(bias) = &bias {
             let bias = bias.view(0, &mut line[..outputs]);
             products.chunks_exact_mut(outputs).for_each(|p| p.iter_mut().zip(bias).for_each(|(y, b)| *y += b));

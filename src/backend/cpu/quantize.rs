@@ -1,11 +1,14 @@
-//! `quantize`, `dequantize` and `layer_norm_quantize`: rows between f32 and e4m3 codes with their scales.
+//! `quantize`, `quantize_items`, `dequantize` and `layer_norm_quantize`: between f32 and e4m3 codes with their scales.
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
 use lite3r_ir::{
     DType, Op,
     float8::E4M3_MAX,
-    ops::quantize::{Granularity, SMALLEST_SCALE},
+    ops::{
+        activation::Activation,
+        quantize::{Granularity, SMALLEST_SCALE},
+    },
 };
 
 use super::{
@@ -13,7 +16,7 @@ use super::{
     floats::{FLOATS, Floats, cast, cast_mut, only, operand, store},
     lanes::{self, CHUNK, Shared},
     layer_norm::normalise,
-    math::vectorised,
+    math::{activate, vectorised},
 };
 use crate::backend::Request;
 
@@ -21,6 +24,18 @@ use crate::backend::Request;
 pub const QUANTIZE: Kernel = row_kernel("quantize.rows", "quantize", FLOATS);
 /// `layer_norm_quantize` by rows.
 pub const LAYER_NORM_QUANTIZE: Kernel = row_kernel("layer_norm_quantize.rows", "layer_norm_quantize", FLOATS);
+/// `quantize_items` by items.
+pub const QUANTIZE_ITEMS: Kernel = Kernel {
+    name: "quantize_items.items",
+    op: "quantize_items",
+    dtypes: FLOATS,
+    accepts: |_| Ok(()),
+    lane: |_| CHUNK * size_of::<f32>(),
+    run: |op, args, results, scratch| match op {
+        Op::QuantizeItems(op) => quantize_items(op.activation, operand(args, 0)?, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
 /// `dequantize` by rows.
 pub const DEQUANTIZE: Kernel = row_kernel("dequantize.rows", "dequantize", &[DType::F8E4M3]);
 
@@ -123,16 +138,67 @@ fn quantize(
     })
 }
 
+/// An item twice, chunk by chunk: for its scale, and for its codes.
+fn quantize_items(
+    activation: Activation,
+    x: &Arg<'_>,
+    results: &mut [ArgMut<'_>],
+    scratch: &mut [u8],
+) -> Result<(), String> {
+    let [codes, scales] = results else { return Err("has two results".into()) };
+    let (items, elements) = (x.shape[0], x.shape[1..].iter().product::<usize>());
+    let x = Floats::of(x)?;
+    let (codes, scales) = (Shared::new(&mut *codes.bytes), Shared::new(cast_mut::<f32>(scales.bytes)?));
+    lanes::run(items, CHUNK * size_of::<f32>(), scratch, |item, memory| {
+        let chunk = cast_mut::<f32>(memory)?;
+        let read = |start: usize, chunk: &mut [f32]| -> usize {
+            let count = CHUNK.min(elements - start);
+            x.read(item * elements + start, &mut chunk[..count]);
+            activate(activation, &mut chunk[..count]);
+            count
+        };
+        let mut top = 0f32;
+        for start in (0..elements).step_by(CHUNK) {
+            let count = read(start, chunk);
+            top = top.max(largest(&chunk[..count]));
+        }
+        let scale = scale_of(top);
+        for start in (0..elements).step_by(CHUNK) {
+            let count = read(start, chunk);
+            // SAFETY: every item belongs to one task.
+            let codes = unsafe { codes.slice(item * elements + start, count) };
+            encode_under(scale, &chunk[..count], codes);
+        }
+        // SAFETY: as above.
+        let own = unsafe { scales.slice(item, 1) };
+        own[0] = scale;
+        Ok(())
+    })
+}
+
 /// The codes of values that share a scale, and the scale.
 pub(super) fn quantize_group(values: &[f32], codes: &mut [u8]) -> f32 {
+    let scale = scale_of(largest(values));
+    encode_under(scale, values, codes);
+    scale
+}
+
+fn largest(values: &[f32]) -> f32 {
     vectorised(
         #[inline(always)]
-        || {
-            let top = values.iter().fold(0f32, |top, v| if v.abs() > top { v.abs() } else { top });
-            let scale = (top as f64 / E4M3_MAX as f64).max(SMALLEST_SCALE) as f32;
-            codes.iter_mut().zip(values).for_each(|(c, v)| *c = encode(*v / scale));
-            scale
-        },
+        || values.iter().fold(0f32, |top, v| if v.abs() > top { v.abs() } else { top }),
+    )
+}
+
+/// The scale of values of which none is larger.
+fn scale_of(top: f32) -> f32 {
+    (top as f64 / E4M3_MAX as f64).max(SMALLEST_SCALE) as f32
+}
+
+fn encode_under(scale: f32, values: &[f32], codes: &mut [u8]) {
+    vectorised(
+        #[inline(always)]
+        || codes.iter_mut().zip(values).for_each(|(c, v)| *c = encode(*v / scale)),
     )
 }
 

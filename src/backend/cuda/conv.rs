@@ -2,12 +2,12 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{Conv2d, images::ImageLayout},
+    ops::{Conv2d, QuantizeItems, ScaledConv2d, activation::Activation, images::ImageLayout},
 };
 
 use super::{
     Arch, Kernel, dims,
-    floats::{FLOATS, floats},
+    floats::{FLOATS, floats, only},
     launch::{Arg, Launch, Lowered, Module, PROCESSORS},
     product::Epilogue,
 };
@@ -17,7 +17,13 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "conv2d.mma", op: "conv2d", dtypes: &[DType::F16, DType::BF16], lower: mma },
     Kernel { name: "conv2d.fma", op: "conv2d", dtypes: FLOATS, lower: fma },
+    Kernel { name: "scaled_conv2d.mma", op: "scaled_conv2d", dtypes: CODES, lower: mma },
+    Kernel { name: "scaled_conv2d.fma", op: "scaled_conv2d", dtypes: CODES, lower: fma },
+    Kernel { name: "scaled_conv2d.quantize", op: "scaled_conv2d", dtypes: CODES, lower: quantize },
 ];
+
+/// The element type of convolutions of codes.
+pub const CODES: &[DType] = &[DType::F8E4M3];
 
 /// Sizes of one image and group, as `cuda/include/convolution.cuh` lays them out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -38,23 +44,40 @@ pub struct Geometry {
     sizes: Convolution,
     /// Images times groups.
     planes: usize,
+    /// Strides, pads and the rest, of codes as of other elements.
+    pub op: Conv2d,
     /// Rows and columns of taps.
     pub kernel: [usize; 2],
-    layout: ImageLayout,
+    /// The operand that holds the weights.
+    pub weights: usize,
+    /// The operands that hold the scales of images and of output channels.
+    pub scales: Option<[usize; 2]>,
     /// Bias, activation, residual.
     pub epilogue: Epilogue,
 }
 
 impl Geometry {
-    /// Of a `conv2d` of f32, f16 and bf16.
-    pub fn of(request: &Request<'_>) -> Result<Self, String> {
-        let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
-        floats(request)?;
-        let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
+    /// Of a `conv2d` of f32, f16 and bf16, or a `scaled_conv2d`.
+    pub fn of(request: &Request<'_>, arch: Arch) -> Result<Self, String> {
+        let (op, weights, scales) = match request.op {
+            Op::Conv2d(op) => {
+                floats(request)?;
+                (op.clone(), 1, None)
+            }
+            Op::ScaledConv2d(op) => {
+                only(&request.operands[4..])?;
+                if arch == Arch::Sm80 {
+                    return Err("sm_80 has no FP8 arithmetic; compile without convolution=e4m3".into());
+                }
+                (op.wide(), 2, Some([1, 3]))
+            }
+            other => return Err(format!("does not compute {}", other.name())),
+        };
+        let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[weights])?, dims(&request.results[0])?);
         let planes = |shape: &[usize]| op.layout.planes(shape).ok_or("takes images");
         let ([images, _, h, width], [outputs, channels, kh, kw], [_, _, oh, ow]) =
             (planes(&x)?, planes(&w)?, planes(&y)?);
-        let Conv2d { strides, pads, dilations, groups, activation, bias, residual, layout } = op;
+        let Conv2d { strides, pads, dilations, groups, activation, bias, residual, layout } = &op;
         // Positions within an image are 32-bit numbers with room for padding.
         let most = 1 << 30;
         let reach = |i: usize| [h, width][i] + pads[i] + pads[i + 2] + strides[i];
@@ -76,21 +99,23 @@ impl Geometry {
             dilations: pair(dilations),
             pads: pair(pads),
         };
+        let behind = scales.map_or(weights, |[_, last]| last) + 1;
         let epilogue = Epilogue {
             activation: *activation,
-            bias: bias.then_some(2),
-            residual: residual.then_some(2 + usize::from(*bias)),
+            bias: bias.then_some(behind),
+            residual: residual.then_some(behind + usize::from(*bias)),
         };
-        Ok(Self { sizes, planes: images * groups, kernel: [kh, kw], layout: *layout, epilogue })
+        let planes = images * groups;
+        Ok(Self { sizes, planes, kernel: [kh, kw], weights, scales, epilogue, op })
     }
 
-    /// Whether eight elements side by side, of weights and of what lies innermost in images, can be copied at once.
-    fn whole_chunks(&self) -> bool {
-        let side_by_side = match self.layout {
+    /// Whether 16 bytes side by side, of weights and of what lies innermost in images, can be copied at once.
+    fn whole_chunks(&self, dtype: DType) -> bool {
+        let side_by_side = match self.op.layout {
             ImageLayout::Planes => self.sizes.depth as usize,
             ImageLayout::Pixels => self.sizes.depth as usize / (self.kernel[0] * self.kernel[1]),
         };
-        side_by_side.is_multiple_of(8)
+        (side_by_side * dtype.size()).is_multiple_of(16)
     }
 
     fn tiles(&self, (tile_m, tile_n): (u32, u32)) -> Result<u32, String> {
@@ -104,36 +129,59 @@ impl Geometry {
 
     /// The macros of taps and epilogue.
     fn define(&self, module: Module, request: &Request<'_>) -> Module {
+        let scale = if self.scales.is_some() { "ROW" } else { "NONE" };
         let module = module
             .element("TX", request.operands[0].dtype)
-            .define("PIXELS", i32::from(self.layout == ImageLayout::Pixels))
+            .define("PIXELS", i32::from(self.op.layout == ImageLayout::Pixels))
             .define("KERNEL_H", self.kernel[0])
             .define("KERNEL_W", self.kernel[1])
-            .define("XSCALE", "NONE")
-            .define("WSCALE", "NONE");
-        self.epilogue.define(module, request, false)
+            .define("XSCALE", scale)
+            .define("WSCALE", scale);
+        self.epilogue.define(module, request, self.scales.is_some())
     }
 
     fn args(&self) -> Vec<Arg> {
-        let (bias, residual) = (Arg::maybe(self.epilogue.bias), Arg::maybe(self.epilogue.residual));
-        vec![Arg::operand(0), Arg::operand(1), Arg::result(0), bias, residual, Arg::of(self.sizes)]
+        let mut args = vec![Arg::operand(0), Arg::operand(self.weights), Arg::result(0)];
+        args.extend(self.extra_args());
+        args.push(Arg::of(self.sizes));
+        args
+    }
+
+    /// Scales of images and of output channels, bias and residual.
+    pub fn extra_args(&self) -> [Arg; 4] {
+        let scales = |i: usize| self.scales.map(|scales| scales[i]);
+        [scales(0), scales(1), self.epilogue.bias, self.epilogue.residual].map(Arg::maybe)
     }
 }
 
-fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
-    let geometry = Geometry::of(request)?;
+/// The geometry of what the kernels of this file compute.
+fn plain(request: &Request<'_>, arch: Arch) -> Result<Geometry, String> {
+    match request.op {
+        Op::ScaledConv2d(op) if op.quantize => Err("gives no codes".into()),
+        _ => Geometry::of(request, arch),
+    }
+}
+
+fn mma(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let geometry = plain(request, arch)?;
     let dtype = request.operands[0].dtype;
     if dtype == DType::F32 {
-        return Err("multiplies f16 and bf16, not f32".into());
+        return Err("multiplies f16, bf16 and f8e4m3, not f32".into());
+    }
+    let aligned = geometry.whole_chunks(dtype);
+    if dtype == DType::F8E4M3 && !aligned {
+        return Err("takes codes of a multiple of 16 channels".into());
     }
     let (tile, warps) = match geometry.sizes.outputs {
         0..=32 => ((32, 128), (1, 4)),
         33..=64 => ((64, 128), (2, 4)),
+        // Hopper widens codes ahead of this instruction, which takes registers.
+        _ if arch == Arch::Sm90a && geometry.scales.is_some() => ((64, 64), (2, 2)),
         _ if geometry.tiles((128, 128))? < PROCESSORS as u32 => ((64, 64), (2, 2)),
         _ => ((128, 128), (2, 4)),
     };
     let module = Module::new("conv2d_mma.cu")
-        .define("ALIGNED", i32::from(geometry.whole_chunks()))
+        .define("ALIGNED", i32::from(aligned))
         .define("TILE_M", tile.0)
         .define("TILE_N", tile.1)
         .define("WARPS_M", warps.0)
@@ -149,8 +197,8 @@ fn mma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     .into())
 }
 
-fn fma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
-    let geometry = Geometry::of(request)?;
+fn fma(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let geometry = plain(request, arch)?;
     let (tile, per) = match geometry.sizes.outputs {
         0..=16 => ((16, 256), (4, 4)),
         17..=64 => ((64, 128), (8, 4)),
@@ -171,4 +219,14 @@ fn fma(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         args: geometry.args(),
     }
     .into())
+}
+
+/// The convolution to scratch memory, its codes and scales from there.
+fn quantize(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::ScaledConv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
+    if !op.quantize {
+        return Err("gives codes and scales".into());
+    }
+    let op = Op::from(ScaledConv2d { quantize: false, ..op.clone() });
+    super::quantized_behind(&op, &QuantizeItems { activation: Activation::None }.into(), request, arch)
 }

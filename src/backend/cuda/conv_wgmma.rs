@@ -155,7 +155,7 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     if op.layout != ImageLayout::Planes {
         return Err("takes images in planes".into());
     }
-    let geometry = Geometry::of(request)?;
+    let geometry = Geometry::of(request, arch)?;
     let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
     let (&[images, channels, height, width], &[outputs, _, kh, kw], &[_, _, oh, ow]) = (&x[..], &w[..], &y[..]) else {
         return Err("takes images".into());

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 
 use super::{
     Arch,
-    launch::{Launch, Swizzle, TensorMap},
+    launch::{Launch, PixelMap, Swizzle, TensorMap},
     sass,
 };
 use crate::{Error, Kind, Result};
@@ -674,14 +674,10 @@ impl Drop for Event {
     }
 }
 
-/// The 128 bytes of a tensor map over memory at `address`. Errors: `cuda.tensor_map`.
-pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
-    use sys::{
-        CUtensorMapDataType_enum as Element, CUtensorMapFloatOOBfill_enum as Fill,
-        CUtensorMapInterleave_enum as Interleave, CUtensorMapL2promotion_enum as Promotion,
-        CUtensorMapSwizzle_enum as Permutation,
-    };
-    let element = match map.dtype {
+/// The copy engine's name of an element type.
+fn element(dtype: DType) -> sys::CUtensorMapDataType {
+    use sys::CUtensorMapDataType_enum as Element;
+    match dtype {
         DType::F32 => Element::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         DType::BF16 => Element::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Element::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -689,23 +685,44 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
         DType::I32 => Element::CU_TENSOR_MAP_DATA_TYPE_INT32,
         DType::I64 => Element::CU_TENSOR_MAP_DATA_TYPE_INT64,
         DType::F64 => Element::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
-    };
-    let swizzle = match map.swizzle {
+    }
+}
+
+/// The copy engine's name of a permutation.
+fn permutation(swizzle: Swizzle) -> sys::CUtensorMapSwizzle {
+    use sys::CUtensorMapSwizzle_enum as Permutation;
+    match swizzle {
         Swizzle::None => Permutation::CU_TENSOR_MAP_SWIZZLE_NONE,
         Swizzle::B32 => Permutation::CU_TENSOR_MAP_SWIZZLE_32B,
         Swizzle::B64 => Permutation::CU_TENSOR_MAP_SWIZZLE_64B,
         Swizzle::B128 => Permutation::CU_TENSOR_MAP_SWIZZLE_128B,
+    }
+}
+
+/// The 128 bytes that an encoder of the driver wrote. Errors: `cuda.tensor_map`.
+fn encoded(done: sys::CUresult, map: MaybeUninit<sys::CUtensorMap>, what: impl FnOnce() -> String) -> Result<Vec<u8>> {
+    check(done, "cuda.tensor_map", what)?;
+    // SAFETY: written by the driver; 128 plain bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(map.as_ptr().cast::<u8>(), size_of::<sys::CUtensorMap>()) };
+    Ok(bytes.to_vec())
+}
+
+/// The 128 bytes of a tensor map over memory at `address`. Errors: `cuda.tensor_map`.
+pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
+    use sys::{
+        CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
+        CUtensorMapL2promotion_enum as Promotion,
     };
     let rank = map.dims.len();
     let fits = map.strides.len() + 1 == rank && map.tile.len() == rank && map.steps.len() == rank;
     assert!(fits, "as many sizes as dimensions");
-    let mut encoded = MaybeUninit::<sys::CUtensorMap>::uninit();
+    let mut made = MaybeUninit::<sys::CUtensorMap>::uninit();
     // SAFETY: the arrays have as many entries as there are dimensions, or one less for strides. The driver writes the
     // whole map or fails.
     let done = unsafe {
         sys::cuTensorMapEncodeTiled(
-            encoded.as_mut_ptr(),
-            element,
+            made.as_mut_ptr(),
+            element(map.dtype),
             map.dims.len() as u32,
             address as *mut c_void,
             map.dims.as_ptr(),
@@ -713,15 +730,46 @@ pub fn tensor_map(map: &TensorMap, address: u64) -> Result<Vec<u8>> {
             map.tile.as_ptr(),
             map.steps.as_ptr(),
             Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            swizzle,
+            permutation(map.swizzle),
             Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )
     };
-    check(done, "cuda.tensor_map", || format!("{map:?}"))?;
-    // SAFETY: written by the driver; 128 plain bytes.
-    let bytes = unsafe { std::slice::from_raw_parts(encoded.as_ptr().cast::<u8>(), size_of::<sys::CUtensorMap>()) };
-    Ok(bytes.to_vec())
+    encoded(done, made, || format!("{map:?}"))
+}
+
+/// The 128 bytes of a map of columns of pixels at `address`. Errors: `cuda.tensor_map`.
+pub fn pixel_map(map: &PixelMap, address: u64) -> Result<Vec<u8>> {
+    use sys::{
+        CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
+        CUtensorMapL2promotion_enum as Promotion,
+    };
+    let [channels, width, height, _] = map.dims;
+    let pixel = channels * map.dtype.size() as u64;
+    let strides = [pixel, pixel * width, pixel * width * height];
+    let steps = [1, map.steps[0], map.steps[1], 1];
+    let mut made = MaybeUninit::<sys::CUtensorMap>::uninit();
+    // SAFETY: four dimensions, of which two are walked by pixels. The driver writes the whole map or fails.
+    let done = unsafe {
+        sys::cuTensorMapEncodeIm2col(
+            made.as_mut_ptr(),
+            element(map.dtype),
+            4,
+            address as *mut c_void,
+            map.dims.as_ptr(),
+            strides.as_ptr(),
+            map.first.as_ptr(),
+            map.last.as_ptr(),
+            map.tile[0],
+            map.tile[1],
+            steps.as_ptr(),
+            Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            permutation(map.swizzle),
+            Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    };
+    encoded(done, made, || format!("{map:?}"))
 }
 
 #[cfg(test)]

@@ -436,6 +436,7 @@ impl Places<'_> {
             Arg::Pointer(pointer) => self.address(pointer)?.to_le_bytes().to_vec(),
             Arg::Value(bytes) => bytes.clone(),
             Arg::TensorMap(map) => driver::tensor_map(map, self.address(&map.base)?)?,
+            Arg::PixelMap(map) => driver::pixel_map(map, self.address(&map.base)?)?,
         })
     }
 

@@ -2,14 +2,14 @@
 //! product, by a quantisation behind it.
 
 use lite3r_ir::{
-    DType, Op, ValueType,
+    DType, Op,
     ops::{Linear, Quantize, ScaledLinear, quantize::Granularity},
 };
 
 use super::{
     Arch, Kernel,
     floats::FLOATS,
-    launch::{Base, Launch, Lowered, Module, PROCESSORS, Pointer},
+    launch::{Launch, Lowered, Module, PROCESSORS},
     product::Product,
 };
 use crate::backend::Request;
@@ -152,15 +152,5 @@ fn quantize(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         other => return Err(format!("does not compute {}", other.name())),
     };
     let scale = scale.ok_or("gives codes and scales")?;
-    let y = plain.infer(request.operands)?.remove(0);
-    let inner_at = y.bytes().ok_or("needs static shapes")?.next_multiple_of(256);
-    let at = |base, offset: usize| Pointer { base, offset: offset as u64 };
-    let operands: Vec<(ValueType, Pointer)> =
-        request.operands.iter().enumerate().map(|(i, ty)| (ty.clone(), at(Base::Operand(i), 0))).collect();
-    let (wide, inner) = (at(Base::Scratch, 0), at(Base::Scratch, inner_at));
-    let product = super::within(&plain, &operands, &[wide], inner, arch)?;
-    let results = [at(Base::Result(0), 0), at(Base::Result(1), 0)];
-    let codes = super::within(&Quantize { scale }.into(), &[(y, wide)], &results, inner, arch)?;
-    let scratch = inner_at + product.scratch.max(codes.scratch);
-    Ok(Lowered { launches: [product.launches, codes.launches].concat(), scratch })
+    super::quantized_behind(&plain, &Quantize { scale }.into(), request, arch)
 }

@@ -109,6 +109,8 @@ pub enum Arg {
     Value(Vec<u8>),
     /// A tensor map of the copy engine, 128 bytes by value.
     TensorMap(TensorMap),
+    /// The same of columns of pixels.
+    PixelMap(PixelMap),
 }
 
 impl Arg {
@@ -174,6 +176,29 @@ pub struct TensorMap {
     pub tile: Vec<u32>,
     /// Elements of the tensor from one element of the box to the next.
     pub steps: Vec<u32>,
+    /// How 16-byte chunks are permuted in shared memory.
+    pub swizzle: Swizzle,
+}
+
+/// A view of dense images [N, H, W, C] by columns of pixels for the copy engine (`cuTensorMapEncodeIm2col`): the channels
+/// of one pixel after the other, row by row and image by image, as far as a window of taps has places. What lies outside
+/// of an image reads as zero.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PixelMap {
+    /// Of the images; 16-byte aligned.
+    pub base: Pointer,
+    /// Element type; 16 bytes of channels or a multiple.
+    pub dtype: DType,
+    /// Channels, width, height, images.
+    pub dims: [u64; 4],
+    /// Columns and rows of the first place, from the first pixel: zeros to the left and above, negative.
+    pub first: [i32; 2],
+    /// And of the last place, from the last pixel.
+    pub last: [i32; 2],
+    /// Columns and rows from place to place; at most 8.
+    pub steps: [u32; 2],
+    /// The channels and pixels that one copy spans.
+    pub tile: [u32; 2],
     /// How 16-byte chunks are permuted in shared memory.
     pub swizzle: Swizzle,
 }

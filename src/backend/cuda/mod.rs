@@ -26,6 +26,7 @@ pub mod norm;
 pub mod nvrtc;
 pub mod product;
 pub mod qkv_heads;
+pub mod quantize_items;
 pub mod reduce;
 pub mod resize;
 pub mod rope;
@@ -117,6 +118,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     reduce::KERNELS,
     block_mean::KERNELS,
     norm::KERNELS,
+    quantize_items::KERNELS,
     rope::KERNELS,
     self_attention::KERNELS,
     attention_wgmma::KERNELS,
@@ -260,10 +262,26 @@ pub(crate) fn within(
         match arg {
             Arg::Pointer(pointer) => moved(pointer),
             Arg::TensorMap(map) => moved(&mut map.base),
+            Arg::PixelMap(map) => moved(&mut map.base),
             Arg::Null | Arg::Value(_) => {}
         }
     }
     Ok(lowered)
+}
+
+/// What computes an operation to scratch memory, and behind it `codes`, whose results are those of the request.
+pub(crate) fn quantized_behind(plain: &Op, codes: &Op, request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let y = plain.infer(request.operands)?.remove(0);
+    let inner_at = y.bytes().ok_or("needs static shapes")?.next_multiple_of(256);
+    let at = |base, offset: usize| Pointer { base, offset: offset as u64 };
+    let operands: Vec<(ValueType, Pointer)> =
+        request.operands.iter().enumerate().map(|(i, ty)| (ty.clone(), at(Base::Operand(i), 0))).collect();
+    let (wide, inner) = (at(Base::Scratch, 0), at(Base::Scratch, inner_at));
+    let product = within(plain, &operands, &[wide], inner, arch)?;
+    let results = [at(Base::Result(0), 0), at(Base::Result(1), 0)];
+    let codes = within(codes, &[(y, wide)], &results, inner, arch)?;
+    let scratch = inner_at + product.scratch.max(codes.scratch);
+    Ok(Lowered { launches: [product.launches, codes.launches].concat(), scratch })
 }
 
 /// Sizes of a static type.

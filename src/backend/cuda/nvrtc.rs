@@ -43,6 +43,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "block_mean.cu",
     "layer_norm.cu",
     "dequantize.cu",
+    "quantize_items.cu",
     "rope.cu",
     "attention.cu",
     "self_attention.cu",
