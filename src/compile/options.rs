@@ -118,7 +118,7 @@ pub enum Precision {
     /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
     /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well;
     /// `attention=all` (or `encoder`, `frame`, `global`; `none`) has attention multiply e4m3 codes, see the pass
-    /// `fp8_attention`.
+    /// `fp8_attention`; `convolution=e4m3` (or `none`) has convolutions of dense heads do so, see `fp8_convolution`.
     Fp8(AttrMap),
     /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` and
     /// `residual` as above.
@@ -170,7 +170,12 @@ impl Precision {
                 None => return Err(format!("`attention` must be none or {}, not `{attr}`", Kinds::EXPECTS)),
             },
         };
-        Ok(EightBits { own, rest, residual, attention })
+        let convolution = match take("convolution") {
+            None => false,
+            Some(Attr::Word(word)) if word == "none" || word == "e4m3" => word == "e4m3",
+            Some(attr) => return Err(format!("`convolution` must be none or e4m3, not `{attr}`")),
+        };
+        Ok(EightBits { own, rest, residual, attention, convolution })
     }
 }
 
@@ -184,6 +189,8 @@ pub(super) struct EightBits {
     pub residual: bool,
     /// Which attentions multiply codes.
     pub attention: Option<Kinds>,
+    /// Whether convolutions do.
+    pub convolution: bool,
 }
 
 impl FromStr for Precision {
@@ -397,6 +404,8 @@ mod tests {
         assert_eq!(parts("fp8{attention=global}"), Ok((0, false, false, Some(Kinds::Global))));
         assert!(parts("fp8{residual=f16}").unwrap_err().contains("`residual`"));
         assert!(parts("fp8{attention=camera}").unwrap_err().contains("`attention`"));
+        assert_eq!(parts("fp8{convolution=e4m3}"), Ok((0, false, false, None)));
+        assert!(parts("fp8{convolution=yes}").unwrap_err().contains("`convolution`"));
     }
 
     #[test]

@@ -131,7 +131,8 @@ fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
 }
 
 /// A pass that makes linear layers FP8, and `bf16` for the rest where that is asked for. Norms join their quantisation
-/// before, so that they read the residual stream in f32.
+/// before, so that they read the residual stream in f32. Convolutions become FP8 behind `bf16`: they quantise what is
+/// narrow already.
 fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
     let parts = Precision::parts(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
     let mut selected = vec![with(pass, &parts.own)?];
@@ -140,6 +141,9 @@ fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
     }
     if parts.residual {
         selected.extend(named("bf16_residual,dce")?);
+    }
+    if parts.convolution {
+        selected.extend(named("fp8_convolution,dce")?);
     }
     if let Some(kinds) = parts.attention {
         selected.extend(named(&format!("fp8_attention{{kind={}}},dce", kinds.word()))?);

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     dim::Dim,
     graph::{Graph, NodeId, Value},
-    ops::{Concat, Op, Reshape, Slice},
+    ops::{Concat, Conv2d, Op, Reshape, Slice},
     patch::Patch,
 };
 
@@ -76,14 +76,17 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 /// Whether an operation reads the neighbours of a pixel: what makes a head dense.
 fn looks_around(graph: &Graph, id: NodeId) -> bool {
     match graph.op(id) {
-        Op::Conv2d(op) => {
-            let w = &graph.ty(graph.operands(id)[1]).shape;
-            let kernel = op.layout.planes(w).map(|[_, _, h, w]| [h, w]);
-            kernel.is_some_and(|kernel| !kernel.iter().zip(&op.strides).all(|(k, s)| k.size() == Some(*s)))
-        }
+        Op::Conv2d(op) => overlaps(graph, id, 1, op),
+        Op::ScaledConv2d(op) => overlaps(graph, id, 2, &op.wide()),
         Op::Resize(_) => true,
         _ => false,
     }
+}
+
+/// Whether the windows of a convolution overlap; `weights` is its operand that has their size.
+fn overlaps(graph: &Graph, id: NodeId, weights: usize, op: &Conv2d) -> bool {
+    let kernel = op.layout.planes(&graph.ty(graph.operands(id)[weights]).shape).map(|[_, _, h, w]| [h, w]);
+    kernel.is_some_and(|kernel| !kernel.iter().zip(&op.strides).all(|(k, s)| k.size() == Some(*s)))
 }
 
 struct Head {
@@ -195,6 +198,7 @@ impl Batch<'_> {
             && rank > 1
             && match self.graph.op(id) {
                 Op::Conv2d(_) | Op::Linear(_) | Op::WeightScaledLinear(_) | Op::LayerNorm(_) => true,
+                Op::ScaledConv2d(_) | Op::QuantizeItems(_) => true,
                 Op::Transpose(op) => op.perm[0] == 0,
                 Op::Slice(op) => op.axis != 0,
                 Op::Split(op) => op.axis != 0,

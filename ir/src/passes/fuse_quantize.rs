@@ -1,16 +1,21 @@
-//! `fuse_quantize`: quantize(f(x)) = f{quantize}(x), where f gives f32 and only quantisations read it.
+//! `fuse_quantize`: quantize(f(x)) = f{quantize}(x), where only quantisations read f(x).
 //!
 //! ```text
 //! quantize(layer_norm(x, …))              →   layer_norm_quantize(x, …)          every quantisation of it
 //! quantize(linear(x, w, …)) {columns256}  →   linear(x, w, …) {quantize}         the only one, by groups of columns
+//! quantize_items(scaled_conv2d(x, w, …))  →   scaled_conv2d(x, w, …) {quantize}  the only one
 //! ```
 //!
-//! Norms own whole rows. Products, linear and scaled_linear, own tiles: a scale a row would need all of them.
+//! Norms own whole rows. Products, linear and scaled_linear, own tiles: a scale a row would need all of them. Both give
+//! f32. Convolutions measure their images for the scales.
 
 use super::{Effect, Options, Pass, PassError, Report, dce::DCE, uses::result};
 use crate::{
     graph::{Graph, NodeId},
-    ops::{LayerNormQuantize, Op, Quantize, quantize::Granularity},
+    ops::{
+        LayerNormQuantize, Linear, Op, Quantize, QuantizeItems, ScaledConv2d, ScaledLinear, activation::Activation,
+        quantize::Granularity,
+    },
     patch::Patch,
     types::DType,
 };
@@ -28,22 +33,16 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     // What passes have replaced still reads its operands and would pass for another reader.
     (DCE.run)(graph, &Options::default())?;
     let makers: Vec<NodeId> = graph.node_ids().filter(|id| only_quantized(graph, *id)).collect();
-    let (mut norms, mut products) = (0, 0);
+    let (mut norms, mut products, mut convolutions) = (0, 0, 0);
     for maker in makers {
         for (reader, _) in graph.users(result(maker)) {
-            let Op::Quantize(Quantize { scale }) = *graph.op(reader) else { continue };
-            let op = match graph.op(maker).clone() {
-                Op::LayerNorm(norm) => LayerNormQuantize { eps: norm.eps, scale }.into(),
-                mut product => {
-                    if let Op::Linear(op) = &mut product {
-                        op.quantize = Some(scale);
-                    } else if let Op::ScaledLinear(op) = &mut product {
-                        op.quantize = Some(scale);
-                    }
-                    product
-                }
+            let Some(op) = quantizing(graph.op(maker), graph.op(reader)) else { continue };
+            let count = match op {
+                Op::LayerNormQuantize(_) => &mut norms,
+                Op::ScaledConv2d(_) => &mut convolutions,
+                _ => &mut products,
             };
-            *if matches!(op, Op::LayerNormQuantize(_)) { &mut norms } else { &mut products } += 1;
+            *count += 1;
             let operands = graph.operands(maker);
             let mut patch = Patch::new(graph, "fuse_quantize", result(maker));
             let new = patch.wire_all(op, &operands)?;
@@ -53,11 +52,28 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
             patch.apply();
         }
     }
-    let counts = [("norms", norms), ("products", products)];
+    let counts = [("norms", norms), ("products", products), ("convolutions", convolutions)];
     Ok(Report { counts: counts.map(|(what, n)| (what.to_string(), n)).into(), notes: Vec::new() })
 }
 
-/// Whether an operation gives f32 that only quantisations read which it can do itself.
+/// The operation that does what `reader` does with the result of `maker`, too.
+fn quantizing(maker: &Op, reader: &Op) -> Option<Op> {
+    Some(match (maker.clone(), reader) {
+        (Op::LayerNorm(norm), Op::Quantize(Quantize { scale })) => {
+            LayerNormQuantize { eps: norm.eps, scale: *scale }.into()
+        }
+        (Op::Linear(op), Op::Quantize(Quantize { scale })) => Linear { quantize: Some(*scale), ..op }.into(),
+        (Op::ScaledLinear(op), Op::Quantize(Quantize { scale })) => {
+            ScaledLinear { quantize: Some(*scale), ..op }.into()
+        }
+        (Op::ScaledConv2d(op), Op::QuantizeItems(QuantizeItems { activation: Activation::None })) if !op.quantize => {
+            ScaledConv2d { quantize: true, ..op }.into()
+        }
+        _ => return None,
+    })
+}
+
+/// Whether only quantisations read the result of an operation which it can do itself.
 fn only_quantized(graph: &Graph, id: NodeId) -> bool {
     let y = result(id);
     let readers = graph.users(y);
@@ -67,10 +83,12 @@ fn only_quantized(graph: &Graph, id: NodeId) -> bool {
             _ => false,
         })
     };
-    let fits = match graph.op(id) {
-        Op::LayerNorm(_) => quantized(false),
-        Op::Linear(_) | Op::ScaledLinear(_) => readers.len() == 1 && quantized(true),
+    let f32s = graph.ty(y).dtype == DType::F32;
+    let fits = match (graph.op(id), &readers[..]) {
+        (Op::LayerNorm(_), _) => f32s && quantized(false),
+        (Op::Linear(_) | Op::ScaledLinear(_), [_]) => f32s && quantized(true),
+        (Op::ScaledConv2d(_), [(reader, _)]) => quantizing(graph.op(id), graph.op(*reader)).is_some(),
         _ => false,
     };
-    fits && graph.ty(y).dtype == DType::F32 && graph.use_count(y) == readers.len()
+    fits && graph.use_count(y) == readers.len()
 }

@@ -16,6 +16,7 @@ pub mod fold_layer_norm;
 pub mod fold_layer_scale;
 pub mod fp8;
 pub mod fp8_attention;
+pub mod fp8_convolution;
 pub mod fp8w;
 pub mod frame_tiles;
 pub mod fuse;
@@ -64,6 +65,7 @@ pub const ALL: &[&Pass] = &[
     &fold_layer_scale::FOLD_LAYER_SCALE,
     &fp8::FP8,
     &fp8_attention::FP8_ATTENTION,
+    &fp8_convolution::FP8_CONVOLUTION,
     &fp8w::FP8W,
     &frame_tiles::FRAME_TILES,
     &fuse::FUSE,
