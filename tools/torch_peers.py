@@ -68,10 +68,10 @@ def attentions() -> Iterator[Peer]:
 
 def convolutions() -> Iterator[Peer]:
     torch.backends.cudnn.benchmark = True
-    for size, i, o in ((148, 256, 256), (296, 256, 128), (518, 128, 32), (37, 256, 256)):
+    for size, i, o in ((148, 256, 256), (296, 256, 128), (518, 128, 32), (74, 256, 256), (37, 256, 256), (37, 1024, 256)):
         x = rand(2, i, size, size).to(memory_format=torch.channels_last)
         w, b = rand(o, i, 3, 3).to(memory_format=torch.channels_last), rand(o)
-        yield f"conv 3x3 {i}->{o} 2x{size}x{size}", lambda: F.conv2d(x, w, b, padding=1)
+        yield f"conv bf16 3x3 {i}->{o} 2x{size}x{size}", lambda: F.conv2d(x, w, b, padding=1)
 
 
 def main() -> None:

@@ -132,15 +132,20 @@ fn cases() -> Vec<Case> {
             }
         }
     }
-    for (size, input, output) in [(148, 256, 256), (296, 256, 128), (518, 128, 32), (37, 256, 256)] {
-        cases.push(Case {
-            name: format!("conv 3x3 {input}->{output} 2x{size}x{size}"),
-            flops: 36.0 * (size * size * input * output) as f64,
-            op: "conv2d {pads=[1,1,1,1],layout=nhwc,bias=true}".into(),
-            inputs: vec![of(b, &[2, size, size, input]), of(b, &[output, 3, 3, input]), of(f, &[output])],
-            passes: String::new(),
-            copies: 8,
-        });
+    let sizes = [(148, 256, 256), (296, 256, 128), (518, 128, 32), (74, 256, 256), (37, 256, 256), (37, 1024, 256)];
+    for (size, input, output) in sizes {
+        let (x, w) = ([2, size, size, input], [output, 3, 3, input]);
+        let mut add = |what: &str, op: &str, inputs: Vec<ValueType>| {
+            let name = format!("conv {what} {input}->{output} 2x{size}x{size}");
+            let flops = if inputs.len() > 1 { 36.0 * (size * size * input * output) as f64 } else { 0.0 };
+            cases.push(Case { name, flops, op: op.into(), inputs, passes: String::new(), copies: 8 });
+        };
+        let wide = vec![of(b, &x), of(b, &w), of(f, &[output])];
+        let codes = || vec![of(e, &x), of(f, &x[..1]), of(e, &w), of(f, &w[..1]), of(f, &[output])];
+        add("bf16 3x3", "conv2d {pads=[1,1,1,1],layout=nhwc,bias=true}", wide);
+        add("e4m3 3x3", "scaled_conv2d {pads=[1,1,1,1],bias=true,out=bf16}", codes());
+        add("e4m3 to e4m3 3x3", "scaled_conv2d {pads=[1,1,1,1],bias=true,out=bf16,quantize=true}", codes());
+        add("codes of ReLU", "quantize_items {activation=relu}", vec![of(b, &x)]);
     }
     cases
 }
