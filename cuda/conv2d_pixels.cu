@@ -61,6 +61,13 @@ struct Tile {
 // Where a chunk of eight channels of a pixel lies in a panel.
 DEVICE u32 chunk_at(u32 pixel, u32 chunk) { return WIDTH == 64 ? swizzle_128(pixel, chunk) : swizzle_64(pixel, chunk); }
 
+// The larger of two pairs of 16 bits, each by itself.
+DEVICE u32 max_pair(u32 a, u32 b) {
+    u32 most;
+    asm("max.u16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+    return most;
+}
+
 DEVICE void next(u32& stage, u32& phase) {
     if (++stage == STAGES) stage = 0, phase ^= 1;
 }
@@ -127,7 +134,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
     for (u32 index = blockIdx.x; index < c.tiles; index += gridDim.x) {
         const Tile tile(index, c);
         const u32 slices = tile.last - tile.first;
-        float scale_ahead[OWN], bias_ahead[OWN];
+        const u32 first_pixel = group * 64 * BLOCKS;
+        // The first of this thread's two rows of a block; the other is 8 pixels behind.
+        auto row_of = [&](u32 block) { return tile.first_pixel + first_pixel + block * 64 + warp % 4 * 16 + lane / 4; };
+        // Read ahead of the products, which hide how long it takes.
+        float scale_ahead[OWN], bias_ahead[OWN], x_scale[BLOCKS][2];
+#pragma unroll
+        for (u32 i = 0; SCALED && !PARTIAL && i < 2 * BLOCKS; i++) {
+            const u32 pixel = min(row_of(i / 2) + i % 2 * 8, c.pixels - 1);
+            x_scale[i / 2][i % 2] = x_scales[pixel / (c.width * c.height)];
+        }
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
             const u32 output = tile.first_output + i * 128 + threadIdx.x % 128;
@@ -161,9 +177,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
         for (u32 block = 0; block < BLOCKS; block++) pin(sums[block]);
         if (lane == 0) barrier_arrive(empty + 8 * (stage == 0 ? STAGES - 1 : stage - 1));
 
-        const u32 first_pixel = group * 64 * BLOCKS;
-        // The first of this thread's two rows of a block; the other is 8 pixels behind.
-        auto row_of = [&](u32 block) { return tile.first_pixel + first_pixel + block * 64 + warp % 4 * 16 + lane / 4; };
 #if PARTIAL
 #pragma unroll
         for (u32 block = 0; block < BLOCKS; block++)
@@ -186,13 +199,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
             if (BIAS && column < TILE_N) columns[TILE_N + column] = bias_ahead[i];
         }
         if (SCALED || BIAS) named_sync(1 + group, 128);
-        float x_scale[BLOCKS][2], most[BLOCKS][2] = {};
-        if (SCALED)
-#pragma unroll
-            for (u32 i = 0; i < 2 * BLOCKS; i++) {
-                const u32 pixel = row_of(i / 2) + i % 2 * 8;
-                x_scale[i / 2][i % 2] = x_scales[min(pixel, c.pixels - 1) / (c.width * c.height)];
-            }
+        // Of this thread's rows, the largest magnitudes of even and of odd columns, rounded: their bits are in order.
+        u32 most[BLOCKS][2] = {};
 #pragma unroll
         for (u32 part = 0; part < RESULT_STAGES; part++) {
             const u32 from = ring + stage * STAGE;
@@ -228,9 +236,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
                                 high += widen(TY{(u16)(added[k] >> 16)});
                             }
                             words[k] = Pair<TY>::of(low, high);
-                            // Columns that lie beyond the outputs are zeros and more: their weights are not there.
-                            if (MEASURE && tile.first_output + column + k / 2 * 8 < c.outputs)
-                                most[block][k % 2] = fmaxf(most[block][k % 2], fmaxf(fabsf(low), fabsf(high)));
+                            // Weights beyond the outputs are zeros, biases too: an activation leaves those at zero.
+                            if (MEASURE) most[block][k % 2] = max_pair(most[block][k % 2], words[k] & 0x7fff7fff);
                         }
                         store_matrices(at, words[0], words[1], words[2], words[3]);
                     }
@@ -238,15 +245,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
             if (MEASURE && part == RESULT_STAGES - 1)
 #pragma unroll
                 for (u32 image = 0; image < 2; image++) {
-                    float own = 0.f;
+                    u32 own = 0;
 #pragma unroll
                     for (u32 i = 0; i < 2 * BLOCKS; i++) {
                         const u32 pixel = row_of(i / 2) + i % 2 * 8;
                         const bool inside = pixel < c.pixels && pixel / (c.width * c.height) == tile.image + image;
-                        if (inside) own = fmaxf(own, most[i / 2][i % 2]);
+                        if (inside) own = max_pair(own, most[i / 2][i % 2]);
                     }
-                    own = warp_max(own);
-                    if (lane == 0) measured[image * 4 + warp % 4] = own;
+                    const float top = warp_max(fmaxf(widen(TY{(u16)own}), widen(TY{(u16)(own >> 16)})));
+                    if (lane == 0) measured[image * 4 + warp % 4] = top;
                 }
             fence_shared_for_async();
             named_sync(1 + group, 128);
