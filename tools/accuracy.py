@@ -3,8 +3,9 @@
     python3 tools/accuracy.py --bin target/release [--arch vggt-1b,da3-large] [--views 2] [--size 280x280]
                               [--runs cuda:sm_90a=f32,cuda:sm_90a=bf16,cuda:sm_90a=fp8]
 
-The reference is f32 on the CPU. Prints, for every run TARGET=PRECISION, the relative Frobenius error of every output. Plans take
-gigabytes under --scratch while they are needed.
+The reference is f32 on the CPU, kept under --references and taken from there if it is there already: weights and images have the
+same bits on every machine. Prints, for every run TARGET=PRECISION, the relative Frobenius error of every output. Plans take gigabytes
+under --scratch while they are needed.
 """
 
 import argparse
@@ -40,15 +41,20 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--size", default="280x280")
     parser.add_argument("--runs", default="cuda:sm_90a=f32,cuda:sm_90a=bf16,cuda:sm_90a=fp8")
+    parser.add_argument("--references", type=pathlib.Path, default=pathlib.Path("."))
     parser.add_argument("--scratch", type=pathlib.Path, default=pathlib.Path("."))
     args = parser.parse_args()
     images = args.scratch / "accuracy.npy"
     width, height = (int(side) for side in args.size.split("x"))
     np.save(images, np.random.default_rng(1).random((1, args.views, 3, height, width), dtype=np.float32))
     for arch in args.arch.split(","):
-        reference = outputs(args, arch, "cpu", "f32", images)
+        kept = args.references / f"{arch}-{args.size}-{args.views}.npz"
+        if not kept.exists():
+            np.savez(kept, **outputs(args, arch, "cpu", "f32", images))
+        with np.load(kept) as archive:
+            reference = {name: archive[name] for name in archive.files}
         # Commas part runs, and options within braces.
-        for run in re.split(r",(?![^{]*\})", args.runs):
+        for run in filter(None, re.split(r",(?![^{]*\})", args.runs)):
             target, precision = run.split("=", 1)
             try:
                 found = outputs(args, arch, target, precision, images)
