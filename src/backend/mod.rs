@@ -6,6 +6,10 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod walk;
+#[cfg(feature = "wgpu")]
+pub mod wgsl;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

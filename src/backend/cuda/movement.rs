@@ -7,10 +7,13 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel, dims,
-    elementwise::{Axis, MAX_RANK, Shape, Strides, join, pack},
+    elementwise::{MAX_RANK, Shape, Strides, pack},
     launch::{Arg, Launch, Lowered, Module, THREADS, blocks, index_type},
 };
-use crate::backend::Request;
+use crate::backend::{
+    Request,
+    walk::{Axis, join},
+};
 
 /// Copies of one launch.
 const MAX_COPIES: usize = 4;

@@ -4,10 +4,13 @@ use lite3r_ir::{DType, Op, ops::shape_rules::strides};
 
 use super::{
     Arch, Kernel, dims,
-    elementwise::{Axis, join, pack},
+    elementwise::pack,
     launch::{Arg, Launch, Lowered, Module, THREADS, index_type},
 };
-use crate::backend::Request;
+use crate::backend::{
+    Request,
+    walk::{Axis, join},
+};
 
 /// The most terms that a warp takes; a block takes more.
 const WARP_TERMS: usize = 1024;

@@ -1,0 +1,238 @@
+//! GPUs of this machine as wgpu sees them, and what is done with one: buffers, pipelines, transfers.
+
+use std::sync::Mutex;
+
+use wgpu::util::DeviceExt;
+
+use crate::{Error, Result};
+
+/// An adapter, described.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// As the driver calls it.
+    pub name: String,
+    /// `Vulkan`, `Metal`, `Dx12`.
+    pub api: String,
+    /// Whether it computes on the CPU.
+    pub software: bool,
+    /// What it lacks of what some kernels use.
+    pub lacks: Vec<&'static str>,
+}
+
+/// What some kernels use where it is.
+const WANTED: [(wgpu::Features, &str); 3] = [
+    (wgpu::Features::SHADER_F16, "f16"),
+    (wgpu::Features::SUBGROUP, "subgroups"),
+    (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
+];
+
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
+}
+
+/// Real GPUs first, then software.
+fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    all.sort_by_key(|a| match a.get_info().device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => 1,
+        wgpu::DeviceType::Cpu => 2,
+    });
+    all
+}
+
+/// The adapters of this machine, in the order of their numbers.
+pub fn adapters() -> Vec<Adapter> {
+    let describe = |adapter: &wgpu::Adapter| {
+        let (info, features) = (adapter.get_info(), adapter.features());
+        Adapter {
+            name: info.name,
+            api: format!("{:?}", info.backend),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            lacks: WANTED.iter().filter(|(f, _)| !features.contains(*f)).map(|(_, name)| *name).collect(),
+        }
+    };
+    found(&instance()).iter().map(describe).collect()
+}
+
+/// An opened adapter.
+pub struct Gpu {
+    name: String,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: wgpu::Limits,
+    /// Why the device was lost, once it is.
+    lost: std::sync::Arc<Mutex<Option<String>>>,
+}
+
+/// Bytes that a buffer or binding of so many takes: offsets of bindings are multiples of 256.
+pub const fn padded(bytes: u64) -> u64 {
+    if bytes == 0 { 256 } else { bytes.div_ceil(256) * 256 }
+}
+
+impl Gpu {
+    /// By number. Errors: `wgsl.adapter` if there is none, `wgsl.device` if it cannot be opened.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let all = found(&instance());
+        let adapter = all.get(ordinal).ok_or_else(|| {
+            let why = match all.len() {
+                0 => "no Vulkan, Metal or DirectX 12 driver offers an adapter".to_string(),
+                n => format!("there is no adapter {ordinal}; this machine has {n}"),
+            };
+            Error::device("wgsl.adapter", why)
+        })?;
+        let (info, limits) = (adapter.get_info(), adapter.limits());
+        if info.device_type == wgpu::DeviceType::Cpu {
+            tracing::warn!("`{}` is a software adapter: it computes on the CPU", info.name);
+        }
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("lite3r"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|e| Error::device("wgsl.device", format!("`{}`: {e}", info.name)))?;
+        let lost = std::sync::Arc::new(Mutex::new(None));
+        let seen = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(format!("{reason:?}: {message}"));
+        });
+        Ok(Self { name: info.name, device, queue, limits, lost })
+    }
+
+    /// As the driver calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// What it offers.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    /// A buffer that shaders read and write. Errors: `wgsl.memory`.
+    pub fn buffer(&self, bytes: u64, what: &str) -> Result<wgpu::Buffer> {
+        let size = padded(bytes);
+        if size > self.limits.max_buffer_size {
+            let most = self.limits.max_buffer_size;
+            return Err(Error::unsupported(
+                "wgsl.limit",
+                format!("{what}: {size} bytes; a buffer of `{}` has at most {most}", self.name),
+            ));
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(buffer),
+            Some(error) => {
+                Err(Error::device("wgsl.memory", format!("{what}: {size} bytes on `{}`: {error}", self.name)))
+            }
+        }
+    }
+
+    /// A buffer of words that shaders read as uniforms.
+    pub fn uniform(&self, words: &[u32]) -> wgpu::Buffer {
+        let mut words = words.to_vec();
+        words.resize(words.len().next_multiple_of(4).max(4), 0);
+        self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
+            label: None,
+            contents: bytemuck::cast_slice(&words),
+            usage: wgpu::BufferUsages::UNIFORM,
+        })
+    }
+
+    /// The pipeline of a shader. Errors: `wgsl.shader`, what the validator or the driver says.
+    pub fn pipeline(&self, key: &str, text: &str) -> Result<wgpu::ComputePipeline> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(key),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(key),
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(pipeline),
+            Some(error) => Err(Error::bad_file("wgsl.shader", format!("shader `{key}`: {error}"))),
+        }
+    }
+
+    /// Writes bytes from an offset on; what is left of the last word is zero.
+    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let whole = bytes.len() / 4 * 4;
+        self.queue.write_buffer(buffer, offset, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut last = [0; 4];
+            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.queue.write_buffer(buffer, offset + whole as u64, &last);
+        }
+        Ok(())
+    }
+
+    /// Bytes of buffers, once all that was submitted has run: (buffer, offset, bytes).
+    pub fn read(&self, parts: &[(&wgpu::Buffer, u64, u64)]) -> Result<Vec<Vec<u8>>> {
+        let mut starts = Vec::with_capacity(parts.len());
+        let total = parts.iter().fold(0, |at, (.., bytes)| {
+            starts.push(at);
+            at + padded(*bytes)
+        });
+        if total == 0 {
+            return Ok(Vec::new());
+        }
+        let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read back"),
+            size: total,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        for ((buffer, offset, bytes), start) in parts.iter().zip(&starts) {
+            if *bytes > 0 {
+                encoder.copy_buffer_to_buffer(buffer, *offset, &staging, *start, bytes.next_multiple_of(4));
+            }
+        }
+        self.queue.submit([encoder.finish()]);
+        let (send, receive) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |done| _ = send.send(done));
+        self.wait()?;
+        let mapped = receive.recv().map_err(|_| self.failed("reading back: no answer"))?;
+        mapped.map_err(|e| self.failed(&format!("reading back: {e}")))?;
+        let view = staging.get_mapped_range(..).map_err(|e| self.failed(&format!("reading back: {e}")))?;
+        let part = |((.., bytes), start): (&(_, u64, u64), &u64)| view[*start as usize..][..*bytes as usize].to_vec();
+        Ok(parts.iter().zip(&starts).map(part).collect())
+    }
+
+    /// Waits for everything that was submitted. Errors: `wgsl.lost`.
+    pub fn wait(&self) -> Result<()> {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.failed(&e.to_string()))?;
+        match self.lost.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
+            None => Ok(()),
+            Some(why) => Err(Error::device("wgsl.lost", format!("`{}` is lost: {why}", self.name))),
+        }
+    }
+
+    fn failed(&self, why: &str) -> Error {
+        Error::device("wgsl.device", format!("`{}`: {why}", self.name))
+    }
+}

@@ -1,0 +1,385 @@
+//! Runs plans through wgpu: one arena, weights beside it, every pipeline and binding made when a plan is loaded.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use lite3r_ir::Tensor;
+
+use super::{
+    adapter::{Gpu, padded},
+    launch::{Base, Binding, Launch},
+    lower,
+    shader::Shader,
+};
+use crate::{
+    Error, Kind, Result,
+    backend::{Device, Executable, Probe, StepRun},
+    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+};
+
+/// A GPU of this machine.
+pub struct WgslDevice {
+    gpu: Arc<Gpu>,
+}
+
+impl WgslDevice {
+    /// By number, as [`super::adapter::adapters`] lists them. Errors: `wgsl.adapter`, `wgsl.device`.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Ok(Self { gpu: Arc::new(Gpu::open(ordinal)?) })
+    }
+}
+
+impl Device for WgslDevice {
+    fn target(&self) -> &'static str {
+        "wgsl"
+    }
+
+    fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>> {
+        Ok(Box::new(Loaded::new(self.gpu.clone(), plan)?))
+    }
+}
+
+/// A dispatch with everything bound.
+struct Ready {
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    groups: [u32; 3],
+}
+
+struct Loaded {
+    gpu: Arc<Gpu>,
+    plan: Arc<Plan>,
+    arena: wgpu::Buffer,
+    weights: Vec<wgpu::Buffer>,
+    /// By entry and step.
+    launches: Vec<Vec<Vec<Ready>>>,
+    times: Vec<(&'static str, Duration)>,
+}
+
+impl Loaded {
+    fn new(gpu: Arc<Gpu>, plan: Arc<Plan>) -> Result<Self> {
+        let mut times = Vec::new();
+        let mut begun = Instant::now();
+        let mut part = |name: &'static str| {
+            times.push((name, begun.elapsed()));
+            begun = Instant::now();
+        };
+        let lowered = lowered(&plan)?;
+        part("lowering");
+        let places = Weights::new(&plan, gpu.limits().max_buffer_size);
+        let arena = gpu.buffer(plan.device_bytes() - fit::weights(plan.header()).1, "the values of a run")?;
+        let weights = places.sizes.iter().map(|bytes| gpu.buffer(*bytes, "weights")).collect::<Result<Vec<_>>>()?;
+        part("memory");
+        plan.weights.stream(&mut |index, bytes| {
+            let Some((buffer, offset)) = places.of[index] else { return Ok(()) };
+            let bytes = match &bytes {
+                Bytes::Held(weight) => weight.bytes(),
+                Bytes::Computed(bytes) => bytes.as_slice(),
+            };
+            gpu.write(&weights[buffer], offset, bytes)
+        })?;
+        part("weights");
+        let mut pipelines: HashMap<Shader, wgpu::ComputePipeline> = HashMap::new();
+        let mut launches = Vec::with_capacity(lowered.len());
+        for (entry, steps) in plan.entries().iter().zip(lowered) {
+            let mut ready = Vec::with_capacity(steps.len());
+            for (step, calls) in entry.steps.iter().zip(steps) {
+                let place = |base: Base| {
+                    let buffer = |all: &[u32], index: usize| Some(entry.buffers[*all.get(index)? as usize].place);
+                    let place = match base {
+                        Base::Operand(index) => buffer(&step.operands, index),
+                        Base::Result(index) => buffer(&step.results, index),
+                        Base::Scratch => step.scratch.map(|region| Place::Arena(region.offset)),
+                    };
+                    match place {
+                        Some(Place::Arena(offset)) => Ok((&arena, offset)),
+                        Some(Place::Weight(index)) => match places.of[index as usize] {
+                            Some((buffer, offset)) => Ok((&weights[buffer], offset)),
+                            None => Err(missing(step, base)),
+                        },
+                        None => Err(missing(step, base)),
+                    }
+                };
+                let calls: Vec<Launch> = calls.into_iter().filter(|l| l.groups.iter().all(|n| *n > 0)).collect();
+                let calls = calls.iter().map(|launch| {
+                    let pipeline = match pipelines.get(&launch.shader) {
+                        Some(pipeline) => pipeline.clone(),
+                        None => {
+                            let text = carried(&plan, &launch.shader)?;
+                            let pipeline = gpu.pipeline(&launch.shader.key(), text)?;
+                            pipelines.insert(launch.shader.clone(), pipeline.clone());
+                            pipeline
+                        }
+                    };
+                    bound(&gpu, pipeline, launch, &place)
+                });
+                ready.push(calls.collect::<Result<Vec<_>>>().map_err(|e| at(step, e))?);
+            }
+            launches.push(ready);
+        }
+        part("pipelines");
+        Ok(Self { gpu, plan, arena, weights, launches, times })
+    }
+
+    fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
+        for (port, tensor) in entry.inputs.iter().zip(inputs) {
+            if let Place::Arena(offset) = entry.buffers[port.buffer as usize].place {
+                self.gpu.write(&self.arena, offset, tensor.bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tensors(&self, entry: &Entry, buffers: &[u32]) -> Result<Vec<Tensor>> {
+        let places = Weights::new(&self.plan, self.gpu.limits().max_buffer_size);
+        let parts: Vec<(&wgpu::Buffer, u64, u64)> = buffers
+            .iter()
+            .map(|n| {
+                let Buffer { ty, place } = &entry.buffers[*n as usize];
+                let bytes = ty.bytes().unwrap_or(0) as u64;
+                match place {
+                    Place::Arena(offset) => Ok((&self.arena, *offset, bytes)),
+                    Place::Weight(index) => places.of[*index as usize]
+                        .map(|(buffer, offset)| (&self.weights[buffer], offset, bytes))
+                        .ok_or_else(|| Error::bad_file("plan.kernel", "an output is code")),
+                }
+            })
+            .collect::<Result<_>>()?;
+        let bytes = self.gpu.read(&parts)?;
+        let tensor = |(n, bytes): (&u32, Vec<u8>)| {
+            let ty = &entry.buffers[*n as usize].ty;
+            let shape = ty.dims().unwrap_or_default();
+            Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("a checked plan gives every value its size")
+        };
+        Ok(buffers.iter().zip(bytes).map(tensor).collect())
+    }
+
+    /// Submits steps `range` of an entry.
+    fn submit(&self, index: usize, steps: std::ops::Range<usize>) {
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for ready in self.launches[index][steps].iter().flatten() {
+                pass.set_pipeline(&ready.pipeline);
+                pass.set_bind_group(0, &ready.bindings, &[]);
+                pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+    }
+
+    /// Runs every step by itself and waits for it.
+    fn run_stepwise(&self, index: usize, after: &mut dyn FnMut(StepRun<'_>) -> Result<()>) -> Result<()> {
+        for (i, step) in self.plan.entries()[index].steps.iter().enumerate() {
+            let begun = Instant::now();
+            self.submit(index, i..i + 1);
+            self.gpu.wait().map_err(|e| at(step, e))?;
+            after(StepRun { index: i, step, time: begun.elapsed() })?;
+        }
+        Ok(())
+    }
+}
+
+impl Executable for Loaded {
+    fn run(&mut self, index: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>> {
+        let plan = self.plan.clone();
+        let entry = &plan.entries()[index];
+        self.write(entry, inputs)?;
+        match probe {
+            Probe::Nothing => self.submit(index, 0..entry.steps.len()),
+            Probe::Times(seen) => self.run_stepwise(index, &mut |step| {
+                seen(step);
+                Ok(())
+            })?,
+            Probe::Values(seen) => self.run_stepwise(index, &mut |run| {
+                let operands = self.tensors(entry, &run.step.operands)?;
+                seen(run, &operands, &self.tensors(entry, &run.step.results)?);
+                Ok(())
+            })?,
+        }
+        self.tensors(entry, &entry.outputs.iter().map(|port| port.buffer).collect::<Vec<_>>())
+    }
+
+    fn time(&mut self, index: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {
+        let plan = self.plan.clone();
+        let entry = &plan.entries()[index];
+        let mut times = Vec::with_capacity(runs);
+        for _ in 0..runs {
+            self.write(entry, inputs)?;
+            self.gpu.wait()?;
+            let begun = Instant::now();
+            self.submit(index, 0..entry.steps.len());
+            self.gpu.wait()?;
+            times.push(begun.elapsed());
+        }
+        Ok(times)
+    }
+
+    fn load_times(&self) -> &[(&'static str, Duration)] {
+        &self.times
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.weights.iter().chain([&self.arena]).map(wgpu::Buffer::size).sum()
+    }
+}
+
+/// Where weights lie: several buffers where one would be larger than the device allows.
+struct Weights {
+    /// By index: the buffer and the offset in it. Code has none.
+    of: Vec<Option<(usize, u64)>>,
+    sizes: Vec<u64>,
+}
+
+impl Weights {
+    fn new(plan: &Plan, most: u64) -> Self {
+        let header = plan.header();
+        let (mut of, mut sizes) = (Vec::with_capacity(header.weights.len()), Vec::<u64>::new());
+        for (index, weight) in header.weights.iter().enumerate() {
+            if header.modules.values().any(|m| *m as usize == index) {
+                of.push(None);
+                continue;
+            }
+            let bytes = padded(weight.ty.bytes().map_or(0, |b| b as u64));
+            match sizes.last_mut() {
+                Some(end) if *end + bytes <= most => *end += bytes,
+                _ => sizes.push(bytes),
+            }
+            let last = sizes.len() - 1;
+            of.push(Some((last, sizes[last] - bytes)));
+        }
+        Self { of, sizes }
+    }
+}
+
+/// Binds a launch.
+fn bound<'b>(
+    gpu: &Gpu,
+    pipeline: wgpu::ComputePipeline,
+    launch: &Launch,
+    place: &dyn Fn(Base) -> Result<(&'b wgpu::Buffer, u64)>,
+) -> Result<Ready> {
+    let most = gpu.limits().max_storage_buffer_binding_size;
+    let mut places = Vec::with_capacity(launch.bindings.len());
+    for Binding { base, offset, bytes } in &launch.bindings {
+        let (buffer, start) = place(*base)?;
+        let size = padded(*bytes);
+        if size > most {
+            return Err(Error::unsupported(
+                "wgsl.limit",
+                format!("{base:?} has {bytes} bytes; `{}` lets a shader see {most} of a buffer at once", gpu.name()),
+            ));
+        }
+        places.push((buffer, start + offset, size));
+    }
+    let sizes = gpu.uniform(&launch.sizes);
+    let storage = places.iter().map(|(buffer, offset, size)| wgpu::BufferBinding {
+        buffer,
+        offset: *offset,
+        size: std::num::NonZero::new(*size),
+    });
+    let all = storage.chain([sizes.as_entire_buffer_binding()]).map(wgpu::BindingResource::Buffer);
+    let entries: Vec<wgpu::BindGroupEntry<'_>> =
+        (0..).zip(all).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
+    let layout = pipeline.get_bind_group_layout(0);
+    let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
+    let bindings = gpu.device().create_bind_group(&descriptor);
+    Ok(Ready { pipeline, bindings, groups: launch.groups })
+}
+
+/// The text of a shader that the plan carries.
+fn carried<'p>(plan: &'p Plan, shader: &Shader) -> Result<&'p str> {
+    let key = shader.key();
+    let lacking = || Error::bad_file("plan.kernel", format!("the plan lacks shader `{key}`: compile the model again"));
+    let index = plan.header().modules.get(&key).ok_or_else(lacking)?;
+    let weight = plan.weights.held[*index as usize].as_ref().ok_or_else(lacking)?;
+    std::str::from_utf8(weight.bytes()).map_err(|_| lacking())
+}
+
+fn missing(step: &Step, base: Base) -> Error {
+    Error::bad_file("plan.kernel", format!("kernel `{}` asks for {base:?}, which is not there", step.kernel))
+}
+
+/// An error of a step with the operation and where it comes from.
+fn at(step: &Step, mut error: Error) -> Error {
+    let place = format!("{} at `{}` ({})", step.op.name(), step.origin, step.kernel);
+    error.problems.iter_mut().for_each(|p| *p = format!("{place}: {p}"));
+    error
+}
+
+/// What every step launches. All that cannot be launched are reported.
+fn lowered(plan: &Plan) -> Result<Vec<Vec<Vec<Launch>>>> {
+    let mut problems = Vec::new();
+    let mut entries = Vec::new();
+    for entry in plan.entries() {
+        let mut steps = Vec::with_capacity(entry.steps.len());
+        for step in &entry.steps {
+            if step.kernel == ALIAS {
+                steps.push(Vec::new());
+                continue;
+            }
+            match lower(entry, step) {
+                Ok(lowered) => steps.push(lowered.launches),
+                Err(problem) => problems.push(format!("{} at `{}`: {problem}", step.op.name(), step.origin)),
+            }
+        }
+        entries.push(steps);
+    }
+    match problems.is_empty() {
+        true => Ok(entries),
+        false => Err(Error::all(Kind::BadFile, "plan.kernel", problems)),
+    }
+}
+
+/// Runs the launches of one operation on tensors, for tests: every value in a buffer of its own, results and scratch
+/// full of ones.
+#[cfg(test)]
+pub(super) fn run_alone(
+    gpu: &Gpu,
+    lowered: &super::launch::Lowered,
+    inputs: &[Tensor],
+    results: &[lite3r_ir::ValueType],
+) -> Result<Vec<Tensor>> {
+    let poisoned = |bytes: usize, what: &str| {
+        let buffer = gpu.buffer(bytes as u64, what)?;
+        gpu.write(&buffer, 0, &vec![0xff; padded(bytes as u64) as usize])?;
+        Ok::<_, Error>(buffer)
+    };
+    let mut operands = Vec::new();
+    for tensor in inputs {
+        let buffer = poisoned(tensor.bytes().len(), "operand")?;
+        gpu.write(&buffer, 0, tensor.bytes())?;
+        operands.push(buffer);
+    }
+    let size = |ty: &lite3r_ir::ValueType| ty.bytes().expect("static");
+    let outputs = results.iter().map(|ty| poisoned(size(ty), "result")).collect::<Result<Vec<_>>>()?;
+    let scratch = poisoned(lowered.scratch, "scratch")?;
+    let place = |base: Base| {
+        Ok(match base {
+            Base::Operand(index) => (&operands[index], 0),
+            Base::Result(index) => (&outputs[index], 0),
+            Base::Scratch => (&scratch, 0),
+        })
+    };
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        for launch in lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0)) {
+            let pipeline = gpu.pipeline(&launch.shader.key(), &launch.shader.text())?;
+            let ready = bound(gpu, pipeline, launch, &place)?;
+            pass.set_pipeline(&ready.pipeline);
+            pass.set_bind_group(0, &ready.bindings, &[]);
+            pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
+        }
+    }
+    gpu.queue().submit([encoder.finish()]);
+    let parts: Vec<_> = outputs.iter().zip(results).map(|(buffer, ty)| (buffer, 0, size(ty) as u64)).collect();
+    let bytes = gpu.read(&parts)?;
+    let tensor = |(ty, bytes): (&lite3r_ir::ValueType, Vec<u8>)| {
+        Tensor::from_bytes(ty.dtype, &ty.dims().expect("static"), &bytes).expect("sized")
+    };
+    Ok(results.iter().zip(bytes).map(tensor).collect())
+}

@@ -1,0 +1,106 @@
+//! The WGSL backend: shaders for any GPU with Vulkan, Metal or DirectX 12.
+//!
+//! A row of [`KERNELS`] lowers an operation on concrete types to launches of shaders from `shaders/`. Plans carry the text
+//! of their shaders; running them takes a driver and nothing else. [`shader`] says how texts are made, [`exec`] runs them.
+
+pub mod adapter;
+#[cfg(test)]
+mod conformance;
+mod elementwise;
+pub mod exec;
+pub mod launch;
+pub mod movement;
+pub mod shader;
+
+use std::collections::BTreeMap;
+
+use lite3r_ir::DType;
+
+use self::launch::Lowered;
+use super::{Choice, Gap, Request, Target};
+use crate::{
+    Error, Result,
+    plan::{ALIAS, Entry, Step},
+};
+
+/// A row of the kernel table.
+pub struct Kernel {
+    /// `linear.tiled`: unique; what plans and `inspect` print.
+    pub name: &'static str,
+    /// The operation that it computes.
+    pub op: &'static str,
+    /// The element types of the first floating-point operand that it takes; for the coverage table.
+    pub dtypes: &'static [DType],
+    /// The launches that compute a request, or the clause that refuses it.
+    pub lower: fn(&Request<'_>) -> Result<Lowered, String>,
+}
+
+/// Every kernel, the fast ones first: the first row that accepts is taken.
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, movement::KERNELS];
+
+/// Every row of [`KERNELS`], in its order.
+pub fn rows() -> impl Iterator<Item = &'static Kernel> {
+    KERNELS.iter().copied().flatten()
+}
+
+/// Plans for any GPU.
+pub struct Wgsl;
+
+impl Target for Wgsl {
+    fn name(&self) -> &'static str {
+        "wgsl"
+    }
+
+    fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
+        let (kernel, lowered) = kernel(request)?;
+        Ok(Choice { kernel: kernel.name, scratch: lowered.scratch })
+    }
+
+    fn modules(&self, entries: &[Entry]) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut texts = BTreeMap::new();
+        for entry in entries {
+            for step in entry.steps.iter().filter(|s| s.kernel != ALIAS) {
+                let lowered = lower(entry, step).map_err(|e| Error::unsupported("plan.gap", e))?;
+                for launch in lowered.launches {
+                    texts.insert(launch.shader.key(), launch.shader.text().into_bytes());
+                }
+            }
+        }
+        Ok(texts.into_iter().collect())
+    }
+
+    fn coverage(&self) -> Vec<(&'static str, &'static str, Vec<DType>)> {
+        rows().map(|k| (k.op, k.name, k.dtypes.to_vec())).collect()
+    }
+}
+
+/// The first row that takes a request and what it launches, or why the last row of its operation refused.
+pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> {
+    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+    for kernel in rows().filter(|k| k.op == request.op.name()) {
+        match (kernel.lower)(request) {
+            Ok(lowered) => return Ok((kernel, lowered)),
+            Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
+        }
+    }
+    Err(gap)
+}
+
+/// What a step of a plan launches.
+pub fn lower(entry: &Entry, step: &Step) -> Result<Lowered, String> {
+    let types = |all: &[u32]| all.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect::<Vec<_>>();
+    let (operands, results) = (types(&step.operands), types(&step.results));
+    let name = &step.kernel;
+    let kernel = rows().find(|k| k.name == name);
+    let kernel = kernel.ok_or_else(|| format!("this lite3r has no kernel `{name}`: compile the model again"))?;
+    if kernel.op != step.op.name() {
+        return Err(format!("kernel `{name}` computes {}", kernel.op));
+    }
+    let request = Request { op: &step.op, operands: &operands, results: &results };
+    (kernel.lower)(&request).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
+}
+
+/// Sizes of a static type.
+pub(crate) fn dims(ty: &lite3r_ir::ValueType) -> Result<Vec<usize>, String> {
+    ty.dims().ok_or_else(|| "needs static shapes".to_string())
+}

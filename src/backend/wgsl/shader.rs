@@ -1,0 +1,199 @@
+//! From a file of `shaders/` to the shader that runs.
+//!
+//! A file is valid WGSL as it stands, for f32. Lines between `//: NAME` and `//: end` are its *splices*: what a row of
+//! kernels replaces to specialise it. The splice `tensors` declares the bindings; [`Tensors`] writes it for other
+//! element types. Elements lie as in memory of the host, several to a word where they are narrow, and a shader reads
+//! and writes them through functions that are named after the tensor:
+//!
+//! ```text
+//! x_at(i: u32) -> f32             element i, as f32; integers and booleans as i32
+//! y_put(i: u32, v: vec4<f32>)     elements 4i to 4i + 3, each rounded once; behind the end they fall into padding
+//! y_set(i: u32, v: f32)           element i, of tensors of 32-bit elements
+//! ```
+//!
+//! Integers are computed in 32 bits: of an i64 the low word is read, and the sign extended where it is written.
+
+use std::fmt::Write;
+
+use lite3r_ir::DType;
+
+/// Every file of `shaders/`.
+pub const FILES: &[(&str, &str)] = &[
+    ("elementwise.wgsl", include_str!("../../../shaders/elementwise.wgsl")),
+    ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
+    ("movement.wgsl", include_str!("../../../shaders/movement.wgsl")),
+    ("functions.wgsl", include_str!("../../../shaders/functions.wgsl")),
+];
+
+/// A file with its specialisation.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shader {
+    /// A file of `shaders/`: `elementwise.wgsl`.
+    pub file: &'static str,
+    /// What stands in place of its splices, by name.
+    pub splices: Vec<(&'static str, String)>,
+}
+
+impl Shader {
+    /// A file over tensors.
+    pub fn new(file: &'static str, tensors: &Tensors) -> Self {
+        Self { file, splices: vec![("tensors", tensors.0.clone())] }
+    }
+
+    /// With another splice.
+    pub fn splice(mut self, name: &'static str, text: impl Into<String>) -> Self {
+        self.splices.push((name, text.into()));
+        self
+    }
+
+    /// With a constant in place of that of the file: `const NAME = …;` is a splice of its own.
+    pub fn constant(self, name: &'static str, value: usize) -> Self {
+        self.splice(name, format!("const {name}: u32 = {value}u;"))
+    }
+
+    /// The whole text: functions that all files share, then the file with its splices.
+    pub fn text(&self) -> String {
+        let file = |name: &str| FILES.iter().find(|(file, _)| *file == name).map_or("", |(_, text)| text);
+        let mut out = String::from(file("functions.wgsl"));
+        let mut replaced = false;
+        for line in file(self.file).lines() {
+            match line.strip_prefix("//: ") {
+                Some("end") => replaced = false,
+                Some(name) => {
+                    if let Some((_, text)) = self.splices.iter().find(|(n, _)| *n == name) {
+                        replaced = true;
+                        out += text;
+                        out.push('\n');
+                    }
+                }
+                None if replaced => {}
+                None => {
+                    out += line;
+                    out.push('\n');
+                }
+            }
+        }
+        out
+    }
+
+    /// As plans name it: the file and a hash of the whole text.
+    pub fn key(&self) -> String {
+        format!("{} {}", self.file, &blake3::hash(self.text().as_bytes()).to_hex()[..16])
+    }
+}
+
+/// The declarations of the tensors that a shader is bound to, in the order of bindings. All are writable: the values of
+/// a run share a buffer, and within a dispatch a buffer is either read or written.
+#[derive(Clone, Debug, Default)]
+pub struct Tensors(String, u32);
+
+impl Tensors {
+    /// With one that is read.
+    pub fn read(mut self, name: &str, dtype: DType) -> Self {
+        self = self.words(name);
+        let element = match dtype {
+            DType::F32 | DType::I32 => format!("{name}[i]"),
+            DType::I64 => format!("{name}[2u * i]"),
+            DType::F16 | DType::BF16 => format!("{name}[i / 2u] >> 16u * (i % 2u) & 0xffffu"),
+            _ => format!("{name}[i / 4u] >> 8u * (i % 4u) & 0xffu"),
+        };
+        let (value, of) = match dtype {
+            DType::F32 => ("f32", "bitcast<f32>"),
+            DType::F16 => ("f32", "float_of_f16"),
+            DType::BF16 => ("f32", "float_of_bf16"),
+            DType::F8E4M3 => ("f32", "float_of_e4m3"),
+            DType::F8E5M2 => ("f32", "float_of_e5m2"),
+            _ => ("i32", "bitcast<i32>"),
+        };
+        _ = writeln!(self.0, "fn {name}_at(i: u32) -> {value} {{ return {of}({element}); }}");
+        self
+    }
+
+    /// With one that is written.
+    pub fn write(mut self, name: &str, dtype: DType) -> Self {
+        self = self.words(name);
+        let halves = |of: &str| format!("{name}[2u * i] = {of}(v.xy); {name}[2u * i + 1u] = {of}(v.zw);");
+        let bytes = |of: &str| format!("{name}[i] = pack_bytes({of});");
+        let body = match dtype {
+            DType::F32 | DType::I32 => {
+                format!("for (var j = 0u; j < 4u; j++) {{ {name}[4u * i + j] = bitcast<u32>(v[j]); }}")
+            }
+            DType::I64 => format!(
+                "for (var j = 0u; j < 4u; j++) {{ {name}[8u * i + 2u * j] = bitcast<u32>(v[j]); \
+                 {name}[8u * i + 2u * j + 1u] = bitcast<u32>(v[j] >> 31u); }}"
+            ),
+            DType::F16 => halves("f16_of_pair"),
+            DType::BF16 => halves("bf16_of_pair"),
+            DType::F8E4M3 => {
+                bytes("vec4(e4m3_of_float(v.x), e4m3_of_float(v.y), e4m3_of_float(v.z), e4m3_of_float(v.w))")
+            }
+            _ => bytes("bitcast<vec4<u32>>(v)"),
+        };
+        let value = if dtype.is_float() { "f32" } else { "i32" };
+        _ = writeln!(self.0, "fn {name}_put(i: u32, v: vec4<{value}>) {{ {body} }}");
+        if matches!(dtype, DType::F32 | DType::I32) {
+            _ = writeln!(self.0, "fn {name}_set(i: u32, v: {value}) {{ {name}[i] = bitcast<u32>(v); }}");
+        }
+        self
+    }
+
+    /// Words, as they lie.
+    pub fn words(self, name: &str) -> Self {
+        self.declared(name, "array<u32>")
+    }
+
+    /// Of a type of the language.
+    pub fn declared(mut self, name: &str, ty: &str) -> Self {
+        let binding = self.1;
+        _ = writeln!(self.0, "@group(0) @binding({binding}) var<storage, read_write> {name}: {ty};");
+        self.1 += 1;
+        self
+    }
+
+    /// Ends with the binding of the sizes.
+    pub fn sizes(mut self) -> Self {
+        _ = write!(self.0, "@group(0) @binding({}) var<uniform> sizes: Sizes;", self.1);
+        self
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// What `naga` says of a text, if it is not valid.
+    pub fn fault(text: &str) -> Option<String> {
+        let module = match naga::front::wgsl::parse_str(text) {
+            Ok(module) => module,
+            Err(error) => return Some(error.emit_to_string(text)),
+        };
+        let mut validator =
+            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+        validator.validate(&module).err().map(|error| error.emit_to_string(text))
+    }
+
+    #[test]
+    fn files_are_valid_as_they_stand() {
+        for (name, text) in FILES.iter().filter(|(name, _)| *name != "functions.wgsl") {
+            let functions = FILES.iter().find(|(name, _)| *name == "functions.wgsl").unwrap().1;
+            assert_eq!(fault(&format!("{functions}{text}")), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn every_file_is_listed() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+        for file in std::fs::read_dir(folder).unwrap() {
+            let name = file.unwrap().file_name().into_string().unwrap();
+            assert!(name == "README.md" || FILES.iter().any(|(listed, _)| *listed == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn splices_replace_what_stands_between_marks() {
+        let tensors = Tensors::default().read("x", DType::BF16).write("y", DType::F16).sizes();
+        let text = Shader::new("elementwise.wgsl", &tensors).text();
+        assert!(text.contains("float_of_bf16") && text.contains("f16_of_pair(v.xy)"), "{text}");
+        assert!(!text.contains("//: end"));
+    }
+}
