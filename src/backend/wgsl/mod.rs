@@ -8,9 +8,13 @@ pub mod adapter;
 mod conformance;
 mod elementwise;
 pub mod exec;
+mod floats;
+mod gemm;
 pub mod launch;
-pub mod movement;
+mod movement;
+mod rows;
 pub mod shader;
+mod wide;
 
 use std::collections::BTreeMap;
 
@@ -36,7 +40,7 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, movement::KERNELS];
+pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, movement::KERNELS, gemm::KERNELS, rows::KERNELS];
 
 /// Every row of [`KERNELS`], in its order.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {

@@ -22,6 +22,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("elementwise.wgsl", include_str!("../../../shaders/elementwise.wgsl")),
     ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
     ("movement.wgsl", include_str!("../../../shaders/movement.wgsl")),
+    ("gemm.wgsl", include_str!("../../../shaders/gemm.wgsl")),
+    ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("functions.wgsl", include_str!("../../../shaders/functions.wgsl")),
 ];
 
@@ -167,8 +169,10 @@ pub(super) mod tests {
             Ok(module) => module,
             Err(error) => return Some(error.emit_to_string(text)),
         };
-        let mut validator =
-            naga::valid::Validator::new(naga::valid::ValidationFlags::all(), naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32);
+        let mut validator = naga::valid::Validator::new(
+            naga::valid::ValidationFlags::all(),
+            naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+        );
         validator.validate(&module).err().map(|error| error.emit_to_string(text))
     }
 

@@ -1,0 +1,68 @@
+// Softmax and normalisation along one axis: a workgroup takes a row, of `length` elements `step` apart, and passes over it
+// as often as it must; sums are taken in the same order every time.
+
+struct Sizes {
+    rows: u32,
+    length: u32,
+    // Elements from one of a row to the next, which is also how many rows lie beside one another.
+    step: u32,
+    eps: f32,
+}
+
+//: tensors
+@group(0) @binding(0) var<storage, read_write> x: array<u32>;
+fn x_at(i: u32) -> f32 { return bitcast<f32>(x[i]); }
+@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
+@group(0) @binding(2) var<uniform> sizes: Sizes;
+//: end
+
+var<workgroup> parts: array<f32, 256>;
+
+fn sum_of(value: f32, thread: u32) -> f32 {
+    parts[thread] = value;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half { parts[thread] += parts[thread + half]; }
+    }
+    workgroupBarrier();
+    let sum = parts[0];
+    workgroupBarrier();
+    return sum;
+}
+
+fn most_of(value: f32, thread: u32) -> f32 {
+    parts[thread] = value;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half { parts[thread] = max(parts[thread], parts[thread + half]); }
+    }
+    workgroupBarrier();
+    let most = parts[0];
+    workgroupBarrier();
+    return most;
+}
+
+//: row
+// Softmax.
+fn row(start: u32, thread: u32) {
+    var most = bitcast<f32>(0xff800000u);
+    for (var i = thread; i < sizes.length; i += 256u) { most = max(most, x_at(start + i * sizes.step)); }
+    most = most_of(most, thread);
+    var sum = 0.0;
+    for (var i = thread; i < sizes.length; i += 256u) { sum += exponential(x_at(start + i * sizes.step) - most); }
+    sum = sum_of(sum, thread);
+    for (var i = thread; i < sizes.length; i += 256u) {
+        let at = start + i * sizes.step;
+        y_set(at, exponential(x_at(at) - most) / sum);
+    }
+}
+//: end
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) thread: u32) {
+    let at = id.y * count.x + id.x;
+    if at >= sizes.rows { return; }
+    row(at / sizes.step * sizes.length * sizes.step + at % sizes.step, thread);
+}

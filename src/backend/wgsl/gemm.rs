@@ -1,0 +1,135 @@
+//! `shaders/gemm.wgsl`: matrix products of any shape, over weights of 8 bits too, with what stands behind them.
+
+use lite3r_ir::{
+    DType, Op,
+    ops::{activation::Activation, quantize::Granularity, shape_rules::strides_for},
+};
+
+use super::{
+    Kernel, dims,
+    elementwise::packed,
+    floats::FLOATS,
+    launch::{Binding, Launch, Lowered, folded, word},
+    shader::{Shader, Tensors},
+    wide::through_f32,
+};
+use crate::backend::{Request, walk::join};
+
+/// The rows of this file.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, lower: either },
+    Kernel { name: "weight_scaled_linear.tiled", op: "weight_scaled_linear", dtypes: FLOATS, lower: either },
+    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, lower: either },
+];
+
+/// Rows and columns of a tile.
+const TILE: usize = 64;
+
+/// The function of `shaders/functions.wgsl` that is an activation, applied to `x`.
+pub fn activated(activation: Activation, x: &str) -> String {
+    match activation {
+        Activation::None => x.into(),
+        Activation::Relu => format!("maximum({x}, 0.0)"),
+        Activation::Gelu => format!("gelu({x})"),
+        Activation::GeluTanh => format!("gelu_tanh({x})"),
+        Activation::Silu => format!("silu({x})"),
+    }
+}
+
+/// How four neighbours of a row of `columns` are stored, or why a result of this type cannot be.
+pub fn store(result: DType, columns: usize) -> Result<Option<&'static str>, String> {
+    match (columns.is_multiple_of(4), result.size()) {
+        (true, _) => Ok(Some("fn store(at: u32, column: u32, v: vec4<f32>) { y_put(at / 4u, v); }")),
+        (false, 4) => Ok(None),
+        (false, _) => Err(format!("gives {} in rows of whole words, not of {columns} columns", result.name())),
+    }
+}
+
+/// Rows of narrow results that are not whole words go by way of f32.
+fn either(request: &Request<'_>) -> Result<Lowered, String> {
+    lower(request).or_else(|_| through_f32(request, lower))
+}
+
+fn lower(request: &Request<'_>) -> Result<Lowered, String> {
+    let (operands, y) = (request.operands, &request.results[0]);
+    let known = |dtype| FLOATS.contains(&dtype) || dtype == DType::F8E4M3;
+    if let Some(odd) = operands.iter().chain(request.results).find(|t| !known(t.dtype)) {
+        return Err(format!("takes f32, f16, bf16 and weights of f8e4m3, not {odd}"));
+    }
+    let (a, b, c) = (dims(&operands[0])?, dims(&operands[1])?, dims(y)?);
+    let (mut scale, mut transposed, mut walked) = (None, true, Vec::new());
+    let (activation, bias, residual, behind) = match request.op {
+        Op::Linear(op) if op.quantize.is_some() => return Err("gives no codes".into()),
+        Op::Linear(op) => (op.activation, op.bias, op.residual, 2),
+        Op::WeightScaledLinear(op) => {
+            scale = Some(op.w_scale);
+            (op.activation, op.bias, op.residual, 3)
+        }
+        Op::MatMul(op) => {
+            transposed = op.transpose_b;
+            (Activation::None, false, false, 2)
+        }
+        other => return Err(format!("does not compute {}", other.name())),
+    };
+    let (m, n, k, items) = match request.op {
+        Op::MatMul(_) => {
+            let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
+                (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
+            else {
+                return Err("takes matrices".into());
+            };
+            let steps = |own: &[usize], size: usize| -> Vec<i64> {
+                strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
+            };
+            walked = join(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)]);
+            (m, n, k, batch.iter().product())
+        }
+        _ => {
+            let &[n, k] = b.as_slice() else { return Err("takes weights [N, K]".into()) };
+            (a[..a.len() - 1].iter().product(), n, k, 1)
+        }
+    };
+    let mut tensors = Tensors::default().read("a", operands[0].dtype).read("b", operands[1].dtype);
+    let mut scales = String::from("fn a_scale(row: u32, i: u32) -> f32 { return 1.0; }\n");
+    let mut w_group = 1;
+    let (mut before, mut after) = ("1.0".to_string(), String::new());
+    if let Some(granularity) = scale {
+        tensors = tensors.read("w_scales", operands[2].dtype);
+        match granularity {
+            Granularity::Row => after += "x *= w_scales_at(column); ",
+            Granularity::Tensor => after += "x *= w_scales_at(0u); ",
+            Granularity::Columns(columns) => {
+                w_group = columns;
+                before =
+                    "w_scales_at(row * ((sizes.k + sizes.w_group - 1u) / sizes.w_group) + i / sizes.w_group)".into();
+            }
+        }
+    }
+    scales += &format!("fn b_scale(row: u32, i: u32) -> f32 {{ return {before}; }}");
+    if bias {
+        tensors = tensors.read("bias", operands[behind].dtype);
+        after += "x += bias_at(column); ";
+    }
+    after += &format!("x = {}; ", activated(activation, "x"));
+    if residual {
+        tensors = tensors.read("residual", operands[behind + usize::from(bias)].dtype);
+        after += "x += residual_at((item * sizes.m + row) * sizes.n + column); ";
+    }
+    let tensors = tensors.write("y", y.dtype).sizes();
+    let mut shader = Shader::new("gemm.wgsl", &tensors)
+        .constant("TRANSPOSED", usize::from(transposed))
+        .splice("scale", scales)
+        .splice(
+            "epilogue",
+            format!(
+                "fn epilogue(sum: f32, item: u32, row: u32, column: u32) -> f32 {{ var x = sum; {after}return x; }}"
+            ),
+        );
+    if let Some(store) = store(y.dtype, n)? {
+        shader = shader.splice("store", store);
+    }
+    let mut sizes = vec![word(m)?, word(n)?, word(k)?, walked.len() as u32, 1, word(w_group)?, word(items)?, 0];
+    sizes.extend(packed(&walked, 2)?);
+    let groups = folded(m.div_ceil(TILE) * n.div_ceil(TILE) * items)?;
+    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
+}

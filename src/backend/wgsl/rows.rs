@@ -1,0 +1,75 @@
+//! `shaders/rows.wgsl`: softmax and normalisation, a workgroup a row.
+
+use lite3r_ir::{Op, ops::shape_rules};
+
+use super::{
+    Kernel, dims,
+    floats::FLOATS,
+    launch::{Binding, Launch, Lowered, folded, word},
+    shader::{Shader, Tensors},
+    wide::through_f32,
+};
+use crate::backend::Request;
+
+/// The rows of this file.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "softmax.rows", op: "softmax", dtypes: FLOATS, lower: |r| through_f32(r, softmax) },
+    Kernel { name: "layer_norm.rows", op: "layer_norm", dtypes: FLOATS, lower: |r| through_f32(r, layer_norm) },
+];
+
+/// Launches over rows of `length` elements that lie `step` apart.
+fn rows(
+    request: &Request<'_>,
+    names: &[&str],
+    [length, step]: [usize; 2],
+    eps: f64,
+    row: Option<&str>,
+) -> Result<Lowered, String> {
+    if let Some(odd) = request.operands.iter().find(|t| !FLOATS.contains(&t.dtype)) {
+        return Err(format!("takes f32, f16 and bf16, not {odd}"));
+    }
+    let mut tensors = Tensors::default();
+    for (name, operand) in names.iter().zip(request.operands) {
+        tensors = tensors.read(name, operand.dtype);
+    }
+    let mut shader = Shader::new("rows.wgsl", &tensors.write("y", request.results[0].dtype).sizes());
+    if let Some(row) = row {
+        shader = shader.splice("row", row);
+    }
+    let elements = request.results[0].elements().ok_or("needs static shapes")?;
+    let count = if length == 0 { 0 } else { elements / length };
+    let sizes = vec![word(count)?, word(length)?, word(step.max(1))?, (eps as f32).to_bits()];
+    Ok(Launch { shader, groups: folded(count)?, bindings: Binding::all(request), sizes }.into())
+}
+
+fn softmax(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::Softmax(op) = request.op else { return Err("computes softmax".into()) };
+    let shape = dims(&request.operands[0])?;
+    let axis = shape_rules::axis(op.axis, shape.len())?;
+    rows(request, &["x"], [shape[axis], shape[axis + 1..].iter().product()], 0.0, None)
+}
+
+fn layer_norm(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::LayerNorm(op) = request.op else { return Err("computes layer_norm".into()) };
+    let shape = dims(&request.operands[0])?;
+    let affine = if request.operands.len() == 3 { "fma(v, g_at(i), b_at(i))" } else { "v" };
+    let row = format!(
+        "fn row(start: u32, thread: u32) {{
+    let count = f32(sizes.length);
+    var sum = 0.0;
+    for (var i = thread; i < sizes.length; i += 256u) {{ sum += x_at(start + i); }}
+    let mean = sum_of(sum, thread) / count;
+    var squares = 0.0;
+    for (var i = thread; i < sizes.length; i += 256u) {{
+        let v = x_at(start + i) - mean;
+        squares = fma(v, v, squares);
+    }}
+    let scale = 1.0 / sqrt(sum_of(squares, thread) / count + sizes.eps);
+    for (var i = thread; i < sizes.length; i += 256u) {{
+        let v = (x_at(start + i) - mean) * scale;
+        y_set(start + i, {affine});
+    }}
+}}"
+    );
+    rows(request, &["x", "g", "b"], [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
+}
