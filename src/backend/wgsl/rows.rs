@@ -37,7 +37,7 @@ fn rows(
         shader = shader.splice("row", row);
     }
     let elements = request.results[0].elements().ok_or("needs static shapes")?;
-    let count = if length == 0 { 0 } else { elements / length };
+    let count = elements.checked_div(length).unwrap_or(0);
     let sizes = vec![word(count)?, word(length)?, word(step.max(1))?, (eps as f32).to_bits()];
     Ok(Launch { shader, groups: folded(count)?, bindings: Binding::all(request), sizes }.into())
 }
