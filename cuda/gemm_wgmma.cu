@@ -10,10 +10,16 @@
 // XSCALE COLUMNS, groups of a multiple of DEPTH columns are summed apart and scaled one by one; QUANTIZE 0, or how many
 // columns share a scale of e4m3 results; TILE_M x TILE_N a tile, STAGES the slices of the ring; ALTERNATE; BUFFERS, all
 // panels of a warpgroup where a residual as wide as C is copied to them in advance; PRODUCER, CONSUMER registers a
-// thread, 0 for those of the launch.
+// thread, 0 for those of the launch; HEAD 0, or the columns of a head where C is the joint projection of an attention,
+// whose q, k and v are written apart, see heads.cuh.
 #include "epilogue.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"
+#if HEAD
+#include "heads.cuh"
+#else
+const u32 AFFINE = 0;
+#endif
 
 // Warpgroups that multiply, and rows of a tile that one of them owns.
 const u32 GROUPS = ALTERNATE ? 2 : TILE_M / 64, ROWS = ALTERNATE ? TILE_M : 64, THREADS = 128 * (GROUPS + 1);
@@ -32,6 +38,12 @@ typedef Narrow<TY>::type PAIRED;
 const u32 PANEL = 64 * 128, PANEL_COLUMNS = 128 / sizeof(TY), PANELS = TILE_N / PANEL_COLUMNS;
 // Whether the residual comes through the panels, by the copy engine, while the tile is multiplied.
 #define STAGED (RESIDUAL && sizeof(TRESIDUAL) == sizeof(TY) && BUFFERS == PARTS * PANELS)
+
+#if HEAD
+static_assert(TILE_N % HEAD == 0 && sizeof(TY) == 2 && !QUANTIZE && !RESIDUAL, "tiles hold whole heads of 16 bits");
+// The named barrier behind which g and b of the norms are read.
+const u32 AFFINE_COME = 8;
+#endif
 
 // What is added to and multiplied into columns: a copy a tile that is worked on.
 const u32 BYTES_W = WSCALE == ROW ? TILE_N * 4 : 0, BYTES_BIAS = BIAS ? TILE_N * sizeof(TBIAS) : 0;
@@ -146,11 +158,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
     const __grid_constant__ TensorMap map_y, const __grid_constant__ TensorMap map_residual,
     const float* __restrict__ x_scales, const float* __restrict__ w_scales, const TBIAS* __restrict__ bias,
     const TRESIDUAL* __restrict__ residual, float* __restrict__ y_scales, const u32 rows, const u32 columns,
-    const u32 depth, const u32 x_group)
+    const u32 depth, const u32 x_group
+#if HEAD
+    , const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
+    TY* __restrict__ q, TY* __restrict__ k, TY* __restrict__ v,
+    const TN* __restrict__ q_g, const TN* __restrict__ q_b, const TN* __restrict__ k_g, const TN* __restrict__ k_b,
+    const TT* __restrict__ cos, const TT* __restrict__ sin, const Heads heads
+#endif
+)
 {
     extern __shared__ __align__(1024) u8 shared[];
     const u32 ring = shared_address(shared), panels = ring + STAGES * SLICE;
-    const u32 of_columns = panels + GROUPS * BUFFERS * PANEL, full = of_columns + COLUMN_COPIES * COLUMN_BYTES;
+    const u32 of_columns = panels + GROUPS * BUFFERS * PANEL, affine = of_columns + COLUMN_COPIES * COLUMN_BYTES;
+    const u32 full = affine + AFFINE * 4;
     const u32 empty = full + 8 * STAGES, staged = empty + 8 * STAGES, columns_full = staged + 8 * GROUPS;
     const u32 columns_empty = columns_full + 8 * COLUMN_COPIES;
     const u32 warp = warp_index(), group = warpgroup_index(), lane = threadIdx.x % 32;
@@ -205,6 +225,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
     }
 #if PRODUCER
     registers_raise<CONSUMER>();
+#endif
+#if HEAD
+    const Parts parts{{&map_y, &map_k, &map_v}, {q, k, v}};
+    const float* own_affine = (const float*)(shared + (affine - ring));
+#if NORM
+    for (u32 i = threadIdx.x; i < HEAD; i += GROUPS * 128) {
+        float* to = (float*)(shared + (affine - ring)) + i;
+        to[0] = load(q_g + i), to[HEAD] = load(q_b + i), to[2 * HEAD] = load(k_g + i), to[3 * HEAD] = load(k_b + i);
+    }
+    named_sync(AFFINE_COME, GROUPS * 128);
+#endif
 #endif
     auto release = [&](u32 stage) {
         if (lane == 0) barrier_arrive(empty + 8 * stage);
@@ -354,6 +385,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
                 if (n * TILE_N + begin * PANEL_COLUMNS >= columns) continue;
                 to_codes(result[part] + begin * (PANEL_COLUMNS / 2), y_scales, row, rows,
                     (n * TILE_N + begin * PANEL_COLUMNS) / QUANTIZE, (columns + QUANTIZE - 1) / QUANTIZE);
+#elif HEAD
+                // A table turns all heads of the tile; then all panels are written.
+                if (p + 1 != PANELS) continue;
+                const u32 begin = 0;
+                finish_heads(result[part], n * TILE_N, row, rows, own_affine, cos, sin, heads);
 #else
                 const u32 begin = p;
 #endif
@@ -370,9 +406,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
                     fence_shared_for_async();
                     named_sync(1 + group, 128);
                     if (issues) {
+#if HEAD
+                        write_tokens(parts, panel, column, first_row + part * 64, heads);
+#else
                         write_box(&map_y, panel, column, first_row + part * 64);
+#endif
                         writes_commit();
                     }
+#if HEAD
+                    write_other_images(parts, shared + (panel - ring), column, first_row + part * 64, rows, heads);
+#endif
                     if (++turn == BUFFERS) turn = 0;
                 }
             }

@@ -82,6 +82,11 @@ pub trait Target {
         DenseHeads::default()
     }
 
+    /// Whether joint projections write the heads of their attention themselves.
+    fn joins_heads(&self) -> bool {
+        false
+    }
+
     /// The kernel for a request, or why there is none.
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap>;
 

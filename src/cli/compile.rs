@@ -157,6 +157,7 @@ impl Args {
             attention: self.attention.clone(),
             precision: self.precision.clone().for_target(target),
             heads: target.dense_heads(),
+            joint_heads: target.joins_heads(),
             reference_view: self.reference_view,
             outputs: self.outputs.clone(),
             passes: self.passes.clone(),

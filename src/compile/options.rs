@@ -28,6 +28,8 @@ pub struct Options {
     pub precision: Precision,
     /// How dense heads are computed; a matter of the target.
     pub heads: DenseHeads,
+    /// Whether joint projections write heads; a matter of the target.
+    pub joint_heads: bool,
     /// Which view the model takes as its reference.
     pub reference_view: ReferenceView,
     /// Which outputs are kept; all if empty.

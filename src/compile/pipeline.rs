@@ -31,6 +31,9 @@ pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 pub const FINISH: &str =
     "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merge,fuse_pointwise,join_slices,pad_products,cse,dce";
 
+/// Behind [`FINISH`], where products write heads.
+pub const JOINT_HEADS: &str = "fuse_qkv,dce";
+
 /// Full resolution fills a device with one frame.
 pub const LARGE_FRAMES: &str = "frame_tiles{frames=1,bytes=33554432}";
 
@@ -93,6 +96,9 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs)?),
     }
     selected.extend(named(FINISH)?);
+    if options.joint_heads {
+        selected.extend(named(JOINT_HEADS)?);
+    }
     if let Some(frames) = options.heads.frames {
         selected.extend(named(&format!("frame_tiles{{frames={frames}}},{LARGE_FRAMES},dce"))?);
     }
@@ -177,6 +183,7 @@ mod tests {
             EXACT,
             FUSION,
             FINISH,
+            JOINT_HEADS,
             LARGE_FRAMES,
             "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view",
         ] {

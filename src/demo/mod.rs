@@ -69,6 +69,7 @@ impl Variant {
             attention: attention.into_iter().collect(),
             precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target),
             heads: target.dense_heads(),
+            joint_heads: target.joins_heads(),
             ..Options::default()
         };
         let model = Model::Onnx { path: model.into(), random_weights: None };

@@ -254,6 +254,7 @@ ops! {
     SplitHeads: split_heads,
     MergeHeads: merge_heads,
     QkvHeads: qkv_heads,
+    QkvLinear: qkv_linear,
     SelfAttention: self_attention,
     Conv2d: conv2d,
     ConvTranspose2d: conv_transpose2d,

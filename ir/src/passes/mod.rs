@@ -23,6 +23,7 @@ pub mod fuse;
 pub mod fuse_heads;
 pub mod fuse_merge;
 pub mod fuse_pointwise;
+pub mod fuse_qkv;
 pub mod fuse_quantize;
 pub mod fuse_self_attention;
 pub mod join_slices;
@@ -72,6 +73,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_heads::FUSE_HEADS,
     &fuse_merge::FUSE_MERGE,
     &fuse_pointwise::FUSE_POINTWISE,
+    &fuse_qkv::FUSE_QKV,
     &fuse_quantize::FUSE_QUANTIZE,
     &fuse_self_attention::FUSE_SELF_ATTENTION,
     &join_slices::JOIN_SLICES,

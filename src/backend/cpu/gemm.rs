@@ -397,7 +397,7 @@ enum Out<'a> {
 }
 
 /// `rows` rows of `columns` elements, `step` apart from `start`: where they lie, or widened into `buffer`.
-fn panel<'a>(
+pub fn panel<'a>(
     factor: &Factor<'a>,
     start: usize,
     rows: usize,

@@ -19,6 +19,7 @@ pub mod movement;
 pub mod pixels;
 pub mod pointwise;
 pub mod qkv_heads;
+pub mod qkv_linear;
 pub mod quantize;
 pub mod reduce;
 pub mod resize;
@@ -154,6 +155,7 @@ pub const KERNELS: &[Kernel] = &[
     linear_attention::LINEAR_ATTENTION,
     rope::ROPE,
     qkv_heads::QKV_HEADS,
+    qkv_linear::QKV_LINEAR,
     self_attention::SELF_ATTENTION,
     conv::CONV2D,
     pixels::CONV2D,

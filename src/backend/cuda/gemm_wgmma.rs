@@ -7,6 +7,7 @@ use super::{
     floats::FLOATS,
     launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
     product::Product,
+    qkv_linear::Joint,
 };
 use crate::backend::Request;
 
@@ -17,6 +18,15 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "linear.wgmma", op: "linear", dtypes: NARROW, lower },
     Kernel { name: "matmul.wgmma", op: "matmul", dtypes: NARROW, lower },
     Kernel { name: "scaled_linear.wgmma", op: "scaled_linear", dtypes: &[DType::F8E4M3], lower },
+    Kernel {
+        name: "qkv_linear.wgmma",
+        op: "qkv_linear",
+        dtypes: &[DType::F16, DType::BF16, DType::F8E4M3],
+        lower: |request, arch| match Joint::of(request)? {
+            Some(joint) => lower_joint(request, arch, Some(joint)),
+            None => Err("computes qkv_linear".into()),
+        },
+    },
 ];
 
 /// How the products of this file are cut.
@@ -64,11 +74,12 @@ impl Variant {
 
     /// Panels of 64 rows and 128 bytes that a warpgroup has: all of its results where that leaves a ring of at least
     /// `least` slices, or two; and the slices that there is room for.
-    fn panels_and_stages(self, out: DType, least: usize) -> (usize, usize) {
+    fn panels_and_stages(self, out: DType, least: usize, joint: Option<&Joint>) -> (usize, usize) {
         let rows = if self.alternate { self.m } else { 64 };
         let all = (rows / 64 * (self.n * out.size()).div_ceil(128)).max(2);
         let stages = |panels: usize| {
-            let rest = SHARED - self.groups() * panels * PANEL - self.columns() - 64;
+            let columns = self.columns() + joint.map_or(0, Joint::shared);
+            let rest = SHARED - self.groups() * panels * PANEL - columns - 64;
             (rest / ((self.m + self.n) * 128 + 16)).min(8)
         };
         match all * self.groups() * PANEL < SHARED / 2 + 1024 && stages(all) >= least {
@@ -82,14 +93,15 @@ impl Variant {
         if self.alternate { 16 * self.n } else { 8 * self.n }
     }
 
-    /// Whether this variant computes the product, with scales for groups of columns of A (`grouped`).
-    fn takes(self, product: &Product, grouped: bool) -> bool {
+    /// Whether this variant computes the product, with scales for groups of columns of A (`grouped`), and its heads.
+    fn takes(self, product: &Product, grouped: bool, joint: Option<&Joint>) -> bool {
         let sums = self.m * self.n / 128 / if self.alternate { 1 } else { self.groups() };
         let quantizes = match product.quantize {
             Some(Granularity::Columns(columns)) => self.n.is_multiple_of(columns) && columns.is_multiple_of(128),
             _ => true,
         };
-        quantizes && (!grouped || (sums <= 96 && self.groups() < 3 && !(self.alternate && self.m > 64)))
+        let holds = joint.is_none_or(|j| j.fits(self.n, sums, self.groups()) && !(self.alternate && self.m > 64));
+        quantizes && holds && (!grouped || (sums <= 96 && self.groups() < 3 && !(self.alternate && self.m > 64)))
     }
 
     /// Microseconds for a product of so many slices.
@@ -106,8 +118,14 @@ impl Variant {
     }
 
     /// The fastest one for a product; of equals the first.
-    fn best(product: &Product, slices: usize, out: DType, grouped: bool) -> Result<Self, String> {
-        let fit = VARIANTS.into_iter().filter(|v| v.takes(product, grouped));
+    fn best(
+        product: &Product,
+        slices: usize,
+        out: DType,
+        grouped: bool,
+        joint: Option<&Joint>,
+    ) -> Result<Self, String> {
+        let fit = VARIANTS.into_iter().filter(|v| v.takes(product, grouped, joint));
         let time = |v: &Self| v.time((product.m, product.n), slices, out, grouped);
         fit.min_by(|a, b| time(a).total_cmp(&time(b))).ok_or_else(|| "has no tile of whole groups of columns".into())
     }
@@ -117,6 +135,11 @@ impl Variant {
 const PANEL: usize = 64 * 128;
 
 fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    lower_joint(request, arch, None)
+}
+
+/// A product, or one that writes the heads of an attention.
+fn lower_joint(request: &Request<'_>, arch: Arch, joint: Option<Joint>) -> Result<Lowered, String> {
     let product = Product::of(request)?;
     let (a, b) = (request.operands[0].dtype, request.operands[product.b].dtype);
     let out = request.results[0].dtype;
@@ -158,10 +181,10 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         return Err("takes one scale a row of weights".into());
     }
     let slices = product.k.div_ceil(depth);
-    let variant = Variant::best(&product, slices, out, group.is_some())?;
+    let variant = Variant::best(&product, slices, out, group.is_some(), joint.as_ref())?;
     let residual = product.epilogue.residual.map(|i| (Base::Operand(i), request.operands[i].dtype));
     // Residuals as wide as results are copied to their panels in advance, for which a slice less is a fair price.
-    let (panels, stages) = variant.panels_and_stages(out, if residual.is_some() { 3 } else { 4 });
+    let (panels, stages) = variant.panels_and_stages(out, if residual.is_some() { 3 } else { 4 }, joint.as_ref());
     let tiles = product.tiles((variant.m, variant.n))?;
     let registers = match variant.groups() {
         1 => (0, 0),
@@ -176,7 +199,9 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         .define("ALTERNATE", i32::from(variant.alternate))
         .define("BUFFERS", panels)
         .define("PRODUCER", registers.0)
-        .define("CONSUMER", registers.1);
+        .define("CONSUMER", registers.1)
+        .define("HEAD", joint.map_or(0, |j| j.head));
+    let module = joint.map_or(module.clone(), |j| j.define(module));
     let matrix = |base: Base, dtype: DType, (rows, columns): (usize, usize), height: usize| {
         Arg::TensorMap(TensorMap {
             base: Pointer { base, offset: 0 },
@@ -193,12 +218,13 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let mut args = vec![
         matrix(Base::Operand(0), a, (product.m, product.k), variant.m),
         matrix(Base::Operand(product.b), b, (product.n, product.k), variant.n),
-        results(y),
+        joint.map_or_else(|| results(y), |j| j.panels(0)),
         results(residual.filter(|r| whole(product.n, r.1)).unwrap_or(y)),
     ];
     args.extend(product.scale_args());
     args.push(product.code_scales());
     args.extend([product.m, product.n, product.k, group.unwrap_or(depth)].map(|size| Arg::of(size as u32)));
+    args.extend(joint.iter().flat_map(Joint::args));
     Ok(Launch {
         module: product.define(module, request),
         function: "product_wgmma",
@@ -225,7 +251,7 @@ mod tests {
         for v in VARIANTS {
             for out in [DType::F8E4M3, DType::BF16, DType::F32] {
                 for least in [3, 4] {
-                    let (panels, stages) = v.panels_and_stages(out, least);
+                    let (panels, stages) = v.panels_and_stages(out, least, None);
                     let barriers = 16 * stages + 8 * v.groups() + 32;
                     let bytes = stages * (v.m + v.n) * 128 + v.groups() * panels * PANEL + v.columns() + barriers;
                     assert!(bytes <= SHARED && stages >= 3 && panels >= 2, "{v:?} {out}: {panels} {stages} {bytes}");
@@ -240,7 +266,7 @@ mod tests {
         let picks = |m: usize, k: usize, n: usize, out: DType| {
             let (op, operands) = scaled(m, k, n, &plain(Activation::None, false, Granularity::Row, out));
             let request = Request { op: &op, operands: &operands, results: &[of(out, &[m, n])] };
-            let v = Variant::best(&Product::of(&request).unwrap(), k / 128, out, false).unwrap();
+            let v = Variant::best(&Product::of(&request).unwrap(), k / 128, out, false, None).unwrap();
             (v.m, v.n, v.alternate)
         };
         for (m, k, n, want) in [

@@ -26,6 +26,7 @@ pub mod norm;
 pub mod nvrtc;
 pub mod product;
 pub mod qkv_heads;
+pub mod qkv_linear;
 pub mod quantize_items;
 pub mod reduce;
 pub mod resize;
@@ -106,6 +107,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     gemv::KERNELS,
     gemm_wgmma::KERNELS,
     gemm::KERNELS,
+    qkv_linear::KERNELS,
     conv_pixels::KERNELS,
     conv_wgmma::KERNELS,
     conv::KERNELS,
@@ -167,6 +169,10 @@ impl Target for Cuda {
 
     fn dense_heads(&self) -> DenseHeads {
         DenseHeads { channels_last: true, frames: Some(8) }
+    }
+
+    fn joins_heads(&self) -> bool {
+        self.arch == Arch::Sm90a
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {

@@ -66,6 +66,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("epilogue.cuh", include_str!("../../../cuda/include/epilogue.cuh")),
     ("convolution.cuh", include_str!("../../../cuda/include/convolution.cuh")),
     ("shared.cuh", include_str!("../../../cuda/include/shared.cuh")),
+    ("heads.cuh", include_str!("../../../cuda/include/heads.cuh")),
     ("mma.cuh", include_str!("../../../cuda/include/mma.cuh")),
     ("sm90.cuh", include_str!("../../../cuda/include/sm90.cuh")),
     ("wgmma.cuh", include_str!("../../../cuda/include/wgmma.cuh")),

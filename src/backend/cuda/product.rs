@@ -73,7 +73,7 @@ struct Layout {
 }
 
 impl Product {
-    /// Of `linear`, `scaled_linear`, `weight_scaled_linear` and `matmul`.
+    /// Of `linear`, `scaled_linear`, `weight_scaled_linear`, `matmul`, and what `qkv_linear` splits.
     pub fn of(request: &Request<'_>) -> Result<Self, String> {
         let scales = |operand, granularity| Some(Scales { operand, granularity });
         let (b, x_scales, w_scales, activation, bias, residual, quantize) = match request.op {
@@ -84,6 +84,7 @@ impl Product {
                 let (x_scales, w_scales) = (scales(1, op.x_scale), scales(3, op.w_scale));
                 (2, x_scales, w_scales, op.activation, op.bias, op.residual, op.quantize)
             }
+            Op::QkvLinear(op) => return Self::of(&Request { op: &op.product(op.out)?, ..*request }),
             other => return Err(format!("does not compute {}", other.name())),
         };
         let behind = w_scales.map_or(b, |s: Scales| s.operand) + 1;
