@@ -1,6 +1,9 @@
 //! `cuda/attention.cu`: attention of any shape in f32 arithmetic, over all keys or over lists of key blocks.
 
-use lite3r_ir::{DType, Op, ValueType};
+use lite3r_ir::{
+    DType, Op, ValueType,
+    ops::{BlockAttention, blocks::Blocks},
+};
 
 use super::{
     Arch, Kernel, dims,
@@ -126,6 +129,21 @@ pub struct Lists {
     pub counts: [usize; 4],
 }
 
+impl Lists {
+    /// Of a `block_attention`.
+    pub fn of(op: &BlockAttention, s: Sizes, operands: &[ValueType]) -> Result<Self, String> {
+        let list = dims(&operands[3])?;
+        let centroids = if op.centroid > 0 { dims(&operands[5])?[2] } else { 0 };
+        let keys = Blocks::cut(s.m, &op.runs, op.block_k)?.len();
+        Ok(Self {
+            queries: Cut::new(s.n, &op.runs, op.block_q)?,
+            keys: Cut::new(s.m, &op.runs, op.block_k)?,
+            centroid: Cut::new(s.m, &op.runs, op.centroid.max(1))?,
+            counts: [list[2], keys, list[3], centroids],
+        })
+    }
+}
+
 /// The launch of `attend`; `lists` unless it looks at all keys.
 pub fn attend(
     s: Sizes,
@@ -189,19 +207,15 @@ fn block_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
     op.codes.none()?;
     let (s, operands) = (Sizes::of(request.operands)?, request.operands);
-    let list = dims(&operands[3])?;
-    let central = op.centroid > 0;
-    let centroids = if central { dims(&operands[5])?[2] } else { 0 };
-    let keys = lite3r_ir::ops::blocks::Blocks::cut(s.m, &op.runs, op.block_k)?.len();
-    let lists = Lists {
-        queries: Cut::new(s.n, &op.runs, op.block_q)?,
-        keys: Cut::new(s.m, &op.runs, op.block_k)?,
-        centroid: Cut::new(s.m, &op.runs, op.centroid.max(1))?,
-        counts: [list[2], keys, list[3], centroids],
-    };
-    let mut pointers: Vec<Arg> = (0..5).map(Arg::operand).collect();
-    pointers.extend([5, 6].map(|i| Arg::maybe(central.then_some(i))));
-    pointers.extend([Arg::result(0), Arg::result(1)]);
+    let lists = Lists::of(op, s, operands)?;
     let types = (operands[0].dtype, request.results[0].dtype);
-    Ok(attend(s, types, Keys::Listed, Some(&lists), op.scale, op.merged, pointers)?.into())
+    Ok(attend(s, types, Keys::Listed, Some(&lists), op.scale, op.merged, listed_pointers(op))?.into())
+}
+
+/// Operands and results of `block_attention` in the order of kernels.
+pub fn listed_pointers(op: &BlockAttention) -> Vec<Arg> {
+    let mut pointers: Vec<Arg> = (0..5).map(Arg::operand).collect();
+    pointers.extend([5, 6].map(|i| Arg::maybe((op.centroid > 0).then_some(i))));
+    pointers.extend([Arg::result(0), Arg::result(1)]);
+    pointers
 }

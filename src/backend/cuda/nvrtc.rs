@@ -48,6 +48,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "attention.cu",
     "self_attention.cu",
     "attention_sm90.cu",
+    "attention_mma.cu",
     "block_route.cu",
     "block_route_mma.cu",
     "linear_attention.cu",
