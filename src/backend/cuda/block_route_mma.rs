@@ -14,7 +14,7 @@ use super::{
     Arch, Kernel,
     attention::{Cut, Sizes},
     dims,
-    launch::{Arg, Launch, Lowered, Module, THREADS},
+    launch::{Arg, Launch, Lowered, Module, PROCESSORS, THREADS},
 };
 use crate::backend::Request;
 
@@ -25,9 +25,18 @@ pub const KERNELS: &[Kernel] = &[Kernel { name: "block_route.mma", op: "block_ro
 const WIDTH: usize = 64;
 /// Bytes of a mean.
 const MEAN: usize = 4 * WIDTH;
-/// Means that a block of threads makes.
-const MEANS: usize = 64;
+/// Parts that a block of threads weighs.
+const WEIGHED: usize = 64;
 const MAX_RANGES: usize = 32;
+
+/// Bytes of shared memory a processor, without what it keeps for itself.
+const fn shared(arch: Arch) -> usize {
+    match arch {
+        Arch::Sm80 => 162 << 10,
+        Arch::Sm89 => 98 << 10,
+        Arch::Sm90a => 226 << 10,
+    }
+}
 
 /// What is always kept, as `cuda/block_route_mma.cu` lays it out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -69,19 +78,24 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     for (i, run) in op.always.iter().enumerate() {
         (kept.first[i], kept.last[i]) = (keys.runs[*run].start as i32, keys.runs[*run].end as i32);
     }
-    // Scores of all key blocks of every list; two blocks of threads a processor where a list has many parts.
-    let stride = keys.len().next_multiple_of(32) + 8;
+    // Scores of all key blocks of every list. Many lists a block read means of keys less often, if two blocks fit a
+    // processor; few fill the device.
+    let stride = keys.len().next_multiple_of(128) + 8;
     let bytes = |tiles: usize| 4 * tiles * 16 / parts * stride;
-    let room = if arch == Arch::Sm90a { 220 << 10 } else { 96 << 10 };
-    let most = if parts == 1 { 1 } else { 4 };
-    let tiles = [4, 2].into_iter().find(|t| *t <= most && bytes(*t) <= room / 2).unwrap_or(1);
+    let blocks = |tiles: usize| s.heads * queries.div_ceil(tiles * 16 / parts);
+    let room = shared(arch);
+    let tiles = if parts > 1 && bytes(2) <= room / 2 && blocks(2) >= PROCESSORS { 2 } else { 1 };
     if bytes(tiles) > room {
         return Err(format!("has no shared memory for the scores of {} key blocks", keys.len()));
     }
+    let together = if bytes(tiles) <= room / 2 { 2 } else { 1 };
     let (query_cut, key_cut) = (Cut::new(s.n, &op.runs, op.block_q)?, Cut::new(s.m, &op.runs, op.block_k)?);
     let module = Module::new("block_route_mma.cu")
         .define("PARTS", parts)
         .define("TILES", tiles)
+        .define("ATOMS", tiles)
+        .define("WARPS", THREADS / 32)
+        .define("BLOCKS", together)
         .define("MASS", i32::from(op.mass));
     let launch = |function, blocks: usize, shared: usize, args| {
         let grid = [u32::try_from(blocks).map_err(|_| "takes fewer than 2^32 blocks")?, 1, 1];
@@ -89,27 +103,32 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         Ok::<_, String>(Launch { module, function, grid, block: THREADS, shared, args })
     };
     let count = |size: usize| Arg::of(size as u32);
-    let scratch = s.heads * queries * parts * MEAN;
     let part = part.min(s.n);
-    let groups = (queries * parts).div_ceil(MEANS);
-    let mut of_queries = vec![Arg::operand(0), Arg::scratch(0), Arg::of(query_cut)];
-    of_queries.extend([part, queries * parts, groups, s.n].map(count));
-    of_queries.push(Arg::of((op.scale * LOG2_E) as f32));
-    let key_groups = keys.len().div_ceil(MEANS);
-    let mut of_keys = vec![Arg::operand(1), Arg::scratch(scratch), Arg::of(key_cut)];
-    of_keys.extend([keys.len(), key_groups, s.m].map(count));
-    let a_block = tiles * 16 / parts;
-    let list_groups = queries.div_ceil(a_block);
-    let mut lists = vec![Arg::scratch(0), Arg::scratch(scratch), Arg::result(0), Arg::result(1)];
+    // Rows of means a head, whole tiles of them; means of keys and what parts weigh stand behind those of queries.
+    let (rows, columns) = ((queries * parts).next_multiple_of(16), keys.len().next_multiple_of(8));
+    let keys_at = s.heads * rows * MEAN;
+    let offs_at = keys_at + s.heads * columns * MEAN;
+    let (query_means, key_means, offs) = (Arg::scratch(0), Arg::scratch(keys_at), Arg::scratch(offs_at));
+    // Means that a block of threads makes.
+    let made = if parts == 1 { 8 } else { 32 };
+    let groups = [queries * parts, keys.len()].map(|means| means.div_ceil(made));
+    let mut means = vec![Arg::operand(0), Arg::operand(1), query_means.clone(), key_means.clone()];
+    means.extend([Arg::of(query_cut), Arg::of(key_cut)]);
+    let sizes = [part, queries * parts, keys.len(), rows, columns, groups[0], groups[1], s.heads, s.n, s.m];
+    means.extend(sizes.map(count));
+    means.push(Arg::of((op.scale * LOG2_E) as f32));
+    let mut launches = vec![launch("write_all_means", s.heads * (groups[0] + groups[1]), 0, means)?];
+    if parts > 1 {
+        let groups = rows.div_ceil(WEIGHED);
+        let mut weigh = vec![query_means.clone(), key_means.clone(), offs.clone(), Arg::of(query_cut)];
+        weigh.extend([queries, keys.len(), rows, columns, groups, part].map(count));
+        launches.push(launch("weigh_parts", s.heads * groups, 0, weigh)?);
+    }
+    let groups = queries.div_ceil(tiles * 16 / parts);
+    let mut lists = vec![query_means, key_means, offs, Arg::result(0), Arg::result(1)];
     lists.push(if op.mass { Arg::result(2) } else { Arg::Null });
     lists.extend([Arg::of(query_cut), Arg::of(key_cut), Arg::of(kept)]);
-    lists.extend([queries, keys.len(), longest, list_groups, part].map(count));
-    Ok(Lowered {
-        launches: vec![
-            launch("query_means", s.heads * groups, 0, of_queries)?,
-            launch("key_means", s.heads * key_groups, 0, of_keys)?,
-            launch("route_mma", s.heads * list_groups, bytes(tiles), lists)?,
-        ],
-        scratch: scratch + s.heads * keys.len() * MEAN,
-    })
+    lists.extend([queries, keys.len(), rows, columns, longest, groups].map(count));
+    launches.push(launch("route_mma", blocks(tiles), bytes(tiles), lists)?);
+    Ok(Lowered { launches, scratch: offs_at + 4 * s.heads * rows })
 }
