@@ -92,6 +92,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             const i32* list = lists + (i64)tile * longest;
             const u32 count = LISTED ? counts[tile] : 0;
             const i32 first = LISTED ? tokens_of(query_cut, at).begin : at * QUERIES;
+            // What the next tile needs of lists and of the table is on its way while this one waits for its place.
+            u32 next_block = 0;
+            Centroid next[KEYS / 32];
+            auto look_ahead = [&](u32 i) {
+                if (i < plain) {
+                    if (lane < entries && i * entries + lane < count) next_block = list[i * entries + lane];
+                } else {
+#pragma unroll
+                    for (u32 j = 0; j < KEYS / 32; j++) {
+                        const u32 own = (i - plain) * KEYS + j * 32 + lane;
+                        if (own < centroids) next[j] = table[own];
+                    }
+                }
+            };
+            if (LISTED) look_ahead(0);
             barrier_wait(query_empty, query_phase ^ 1);
             if (lane == 0) {
                 barrier_expect(query_full, QUERY_TILE);
@@ -101,12 +116,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             if (LISTED && central) {
 #pragma unroll 1
                 for (u32 i = lane; i < (key_blocks + 31) / 32; i += 32) taken[i] = 0;
-                __syncwarp();
-#pragma unroll 1
-                for (u32 i = lane; i < count; i += 32) {
-                    const u32 bit = (u32)list[i];
-                    atomicOr(taken + bit / 32, 1u << bit % 32);
-                }
                 __syncwarp();
             }
             for (u32 i = 0; i < plain + central; i++) {
@@ -122,9 +131,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                     if (of_centroids) {
                         from = (i - plain) * KEYS;
                     } else if (lane < entries && entry < count) {
-                        const Range range = tokens_of(key_cut, list[entry]);
+                        const Range range = tokens_of(key_cut, next_block);
                         from = range.begin;
                         there = range.end - range.begin;
+                        if (central) atomicOr(taken + next_block / 32, 1u << next_block % 32);
                     }
                     mask = of_centroids || __any_sync(~0u, lane < entries && there < block);
                 }
@@ -132,20 +142,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 barrier_wait(key_empty + 8 * stage, phase ^ 1);
                 if (LISTED) {
                     if (lane == 0) biased[stage] = mask;
-#pragma unroll 1
-                    for (u32 j = lane; mask && j < KEYS; j += 32) {
+#pragma unroll
+                    for (u32 j = 0; j < KEYS / 32; j++) {
+                        if (!mask) break;
+                        const u32 key = j * 32 + lane;
                         float bias = MASKED;
                         if (of_centroids) {
-                            const u32 own = (i - plain) * KEYS + j;
-                            if (own < centroids) {
-                                const Centroid centroid = table[own];
-                                if (!(taken[centroid.block / 32] >> centroid.block % 32 & 1)) bias = centroid.bias;
-                            }
-                        } else if (j % block < __shfl_sync(~0u, there, j / block)) {
+                            const u32 bit = next[j].block;
+                            if ((i - plain) * KEYS + key < centroids && !(taken[bit / 32] >> bit % 32 & 1))
+                                bias = next[j].bias;
+                        } else if (key % block < __shfl_sync(~0u, there, key / block)) {
                             bias = 0.f;
                         }
-                        biases[stage * KEYS + j] = bias;
+                        biases[stage * KEYS + key] = bias;
                     }
+                    look_ahead(i + 1);
                     __syncwarp();
                 }
                 const bool copies = LISTED && !of_centroids ? lane < entries : lane == 0;
