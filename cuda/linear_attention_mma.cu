@@ -4,7 +4,7 @@
 // multiplied by wᵀ; rows of the result.
 //
 // Macros: TW elements of w; PROJECT 1 where there is w; SOFTMAX 1 where phi is the softmax over the head dimension, 0
-// where it is elu + 1.
+// where it is elu + 1; RESIDUAL 1 where something is added to the result.
 #include "activations.cuh"
 #include "blocks.cuh"
 #include "mma.cuh"
@@ -123,57 +123,71 @@ extern "C" __global__ void __launch_bounds__(128, 4) sum_states(
 // H transposed and rounded, times w where there is one; behind it z in f32.
 struct Joined { bf16_t h[WIDTH * WIDTH]; float z[WIDTH]; };
 
-// A row of H, in shared memory, to where it belongs; 64 threads, thread i has column i. Row 64 is z.
-DEVICE void put_row(Joined* to, const float* row, u32 at, u32 i, const TW* w) {
+const u32 LISTS = 32, ROWS_A_BLOCK = 4, JOINERS = ROWS_A_BLOCK * WIDTH;
+
+// Rows of H in shared memory, and w transposed; rows of w are a bank apart.
+struct Joint { float rows[ROWS_A_BLOCK][WIDTH], weights[WIDTH][WIDTH + 1]; };
+
+// All JOINERS threads call it, and wait for one another before they put rows.
+DEVICE void load_weights(Joint& joint, const TW* w) {
+#if PROJECT
+    for (u32 i = threadIdx.x; i < WIDTH * WIDTH; i += JOINERS) joint.weights[i % WIDTH][i / WIDTH] = load(w + i);
+#endif
+}
+
+// Row `at` of H, where `part` of the block has it, to where it belongs; 64 threads, thread i has column i. Row 64 is z.
+DEVICE void put_row(Joined* to, const Joint& joint, u32 part, u32 at, u32 i) {
+    float value = joint.rows[part][i];
     if (at == WIDTH) {
-        to->z[i] = row[i];
+        to->z[i] = value;
         return;
     }
-    float value = row[i];
     if (PROJECT) {
         value = 0.f;
-        for (u32 j = 0; j < WIDTH; j++) value = fmaf(row[j], load(w + i * WIDTH + j), value);
+#pragma unroll 16
+        for (u32 j = 0; j < WIDTH; j++) value = fmaf(joint.rows[part][j], joint.weights[j][i], value);
     }
     store(to->h + i * WIDTH + at, value);
 }
 
-// Row blockIdx.x % 65 of the state of head blockIdx.x / 65.
-extern "C" __global__ void __launch_bounds__(WIDTH) join_states(
+// Four rows of the state of a head.
+extern "C" __global__ void __launch_bounds__(JOINERS) join_states(
     const float* __restrict__ states, const TW* __restrict__ w, Joined* __restrict__ joined, const u32 blocks)
 {
     wait_for_launch_before();
-    __shared__ float row[WIDTH];
-    const u32 head = blockIdx.x / (WIDTH + 1), at = blockIdx.x - head * (WIDTH + 1);
-    const float* from = states + (u64)head * blocks * STATE + at * WIDTH + threadIdx.x;
+    __shared__ Joint joint;
+    const u32 parts = (WIDTH + ROWS_A_BLOCK) / ROWS_A_BLOCK, part = threadIdx.x / WIDTH, column = threadIdx.x % WIDTH;
+    const u32 head = blockIdx.x / parts, at = (blockIdx.x - head * parts) * ROWS_A_BLOCK + part;
+    load_weights(joint, w);
+    const float* from = states + (u64)head * blocks * STATE + min(at, WIDTH) * WIDTH + column;
     float sum = 0.f;
-#pragma unroll 8
+#pragma unroll 16
     for (u32 block = 0; block < blocks; block++) sum += from[(u64)block * STATE];
-    row[threadIdx.x] = sum;
+    joint.rows[part][column] = sum;
     __syncthreads();
-    put_row(joined + head, row, at, threadIdx.x, w);
+    if (at <= WIDTH) put_row(joined + head, joint, part, at, column);
 }
-
-const u32 LISTS = 32, ROWS_A_BLOCK = 4;
 
 // Rows blockIdx.y * 4 and the next three of the states of LISTS query blocks of a head: sums over the key blocks that
 // their lists leave out.
-extern "C" __global__ void __launch_bounds__(ROWS_A_BLOCK* WIDTH) rest_states(
+extern "C" __global__ void __launch_bounds__(JOINERS) rest_states(
     const float* __restrict__ states, const i32* __restrict__ lists, const i32* __restrict__ counts,
     const TW* __restrict__ w, Joined* __restrict__ joined, const u32 key_blocks, const u32 query_blocks,
     const u32 longest, const u32 groups)
 {
     wait_for_launch_before();
-    // For every key block, which of the lists hold it; then rows of states.
+    // For every key block, which of the lists hold it.
     extern __shared__ u32 listed[];
-    __shared__ float rows[ROWS_A_BLOCK][WIDTH];
+    __shared__ Joint joint;
     const u32 head = blockIdx.x / groups, first = (blockIdx.x - head * groups) * LISTS;
     const u32 count = min(LISTS, query_blocks - first), part = threadIdx.x / WIDTH, column = threadIdx.x % WIDTH;
     const u32 at = blockIdx.y * ROWS_A_BLOCK + part;
     const u64 list = (u64)head * query_blocks + first;
-    for (u32 i = threadIdx.x; i < key_blocks; i += ROWS_A_BLOCK * WIDTH) listed[i] = 0;
+    for (u32 i = threadIdx.x; i < key_blocks; i += JOINERS) listed[i] = 0;
+    load_weights(joint, w);
     __syncthreads();
     for (u32 i = 0; i < count; i++)
-        for (u32 j = threadIdx.x; j < counts[list + i]; j += ROWS_A_BLOCK * WIDTH)
+        for (u32 j = threadIdx.x; j < counts[list + i]; j += JOINERS)
             atomicOr(listed + lists[(list + i) * longest + j], 1u << i);
     __syncthreads();
     float sums[LISTS] = {};
@@ -189,23 +203,40 @@ extern "C" __global__ void __launch_bounds__(ROWS_A_BLOCK* WIDTH) rest_states(
     for (u32 i = 0; i < LISTS; i++) {
         if (i >= count) break;
         __syncthreads();
-        rows[part][column] = sums[i];
+        joint.rows[part][column] = sums[i];
         __syncthreads();
-        if (at <= WIDTH) put_row(joined + list + i, rows[part], at, column, w);
+        if (at <= WIDTH) put_row(joined + list + i, joint, part, at, column);
     }
 }
 
-// Rows of a block of queries, sixteen at a time a warp. A lane loads eight neighbouring columns of a row: columns of
-// features and of H are multiplied in an order of their own.
+// Rows of a block of queries, sixteen at a time a warp, the next ones on their way. A lane loads eight neighbouring
+// columns of a row: columns of features and of H are multiplied in an order of their own.
 extern "C" __global__ void __launch_bounds__(128) apply_states(
-    const bf16_t* __restrict__ q, const Joined* __restrict__ joined, bf16_t* __restrict__ y,
-    const __grid_constant__ Cut cut, const Rows places, const u32 blocks, const u32 state_blocks, const u32 n)
+    const bf16_t* __restrict__ q, const Joined* __restrict__ joined, const bf16_t* __restrict__ residual,
+    bf16_t* __restrict__ y, const __grid_constant__ Cut cut, const Rows places, const u32 blocks,
+    const u32 state_blocks, const u32 n)
 {
     wait_for_launch_before();
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, head = blockIdx.x / blocks;
     const u32 block = blockIdx.x - head * blocks, column = lane % 4 * 8;
     const Range range = tokens_of(cut, block);
     const Joined& state = joined[state_blocks == 1 ? head : blockIdx.x];
+    // Of two rows, two pieces of 32 columns each.
+    uint4 next[2][2], added[2][2];
+    auto fetch = [&](i32 first) {
+#pragma unroll
+        for (u32 row = 0; row < 2; row++) {
+            const u32 token = min(first + (i32)(lane / 4 + 8 * row), range.end - 1);
+#pragma unroll
+            for (u32 half = 0; half < 2; half++) {
+                next[row][half] = *(const uint4*)(q + ((u64)head * n + token) * WIDTH + half * 32 + column);
+                if (RESIDUAL)
+                    added[row][half] = *(const uint4*)(residual + row_at(places, head, token) + half * 32 + column);
+            }
+        }
+    };
+    if (range.begin + (i32)warp * 16 >= range.end) return;
+    fetch(range.begin + warp * 16);
     uint4 b[8][2];
     float z[16];
 #pragma unroll
@@ -219,15 +250,14 @@ extern "C" __global__ void __launch_bounds__(128) apply_states(
     for (i32 first = range.begin + warp * 16; first < range.end; first += 64) {
         u32 a[4][4];
         float over[2], sums[8][4] = {};
-        const i32 token = first + lane / 4;
+        u32 others[2][2][4];
 #pragma unroll
         for (u32 row = 0; row < 2; row++) {
-            const bf16_t* from = q + ((u64)head * n + min(token + 8 * (i32)row, range.end - 1)) * WIDTH + column;
             float x[16], half[8], under = 0.f;
-            unpack(half, *(const uint4*)from);
+            unpack(half, next[row][0]);
 #pragma unroll
             for (u32 i = 0; i < 8; i++) x[i] = half[i];
-            unpack(half, *(const uint4*)(from + 32));
+            unpack(half, next[row][1]);
 #pragma unroll
             for (u32 i = 0; i < 8; i++) x[8 + i] = half[i];
             map_features<4>(x);
@@ -239,7 +269,17 @@ extern "C" __global__ void __launch_bounds__(128) apply_states(
                 a[i / 2][row + i % 2 * 2] = both;
             }
             over[row] = 1.f / (lanes_sum<4>(under) + 1e-6f);
+            if (RESIDUAL)
+#pragma unroll
+                for (u32 piece = 0; piece < 2; piece++) {
+                    const uint4& own = added[row][piece];
+                    u32 words[4] = {own.x, own.y, own.z, own.w};
+                    transpose_words(words);
+#pragma unroll
+                    for (u32 j = 0; j < 4; j++) others[row][piece][j] = words[j];
+                }
         }
+        if (first + 64 < range.end) fetch(first + 64);
 #pragma unroll
         for (u32 j = 0; j < 8; j++) {
             Mma<bf16_t>::add(sums[j], a[0], b[j][0].x, b[j][0].y);
@@ -255,10 +295,15 @@ extern "C" __global__ void __launch_bounds__(128) apply_states(
 #pragma unroll
                 for (u32 j = 0; j < 4; j++) {
                     const float* two = sums[half * 4 + j] + 2 * row;
-                    words[j] = Pair<bf16_t>::of(two[0] * over[row], two[1] * over[row]);
+                    float left = two[0] * over[row], right = two[1] * over[row];
+                    if (RESIDUAL) {
+                        left += widen(bf16_t{(u16)others[row][half][j]});
+                        right += widen(bf16_t{(u16)(others[row][half][j] >> 16)});
+                    }
+                    words[j] = Pair<bf16_t>::of(left, right);
                 }
                 transpose_words(words);
-                const i32 own = token + 8 * (i32)row;
+                const i32 own = first + (i32)(lane / 4 + 8 * row);
                 if (own < range.end)
                     *(uint4*)(y + row_at(places, head, own) + half * 32 + column) =
                         {words[0], words[1], words[2], words[3]};

@@ -127,7 +127,7 @@ fn cases() -> Vec<Case> {
             ("64x16 sub16 centroids", "block_k=16,router=sub16,form=centroid"),
         ] {
             for keep in ["0.3", "0.2", "0.1", "0.05"] {
-                let pass = format!("sla{{keep={keep},{options}}}");
+                let pass = format!("sla{{keep={keep},{options}}},fuse,dce");
                 cases.push(attention(format!("SLA {what} {n} keep {keep}"), 1, n, pass));
             }
         }

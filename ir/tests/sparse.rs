@@ -160,8 +160,16 @@ fn the_linear_branch_is_the_quadratic_formula() {
         for (map, scope) in
             [(FeatureMap::Elu1, Scope::All), (FeatureMap::Softmax, Scope::Rest), (FeatureMap::Elu1, Scope::Rest)]
         {
-            let op =
-                LinearAttention { map, scope, proj: false, block_q: 64, block_k: 16, runs: Vec::new(), merged: false };
+            let op = LinearAttention {
+                map,
+                scope,
+                proj: false,
+                block_q: 64,
+                block_k: 16,
+                runs: Vec::new(),
+                merged: false,
+                residual: false,
+            };
             let got = match scope {
                 Scope::All => eval(op, &[&q, &k, &v]),
                 Scope::Rest => eval(op, &[&q, &k, &v, &lists[0], &lists[1]]),
@@ -214,6 +222,7 @@ fn forms_are_assembled_as_written() {
         block_k: 64,
         runs: Vec::new(),
         merged: false,
+        residual: false,
     };
     let linear = eval(op, &[&q, &k, &v]).remove(0).to_f64();
     for i in 0..sparse.len() {

@@ -1,5 +1,5 @@
-//! `linear_attention(q, k, v, [idx, cnt], [w]) {map, scope}`: attention through a feature map (Katharopoulos et al.
-//! 2020).
+//! `linear_attention(q, k, v, [idx, cnt], [w], [r]) {map, scope}`: attention through a feature map (Katharopoulos et
+//! al. 2020).
 
 use rayon::prelude::*;
 
@@ -48,9 +48,10 @@ crate::word_enum! {
 crate::attributes! {
     /// q [B, H, N, D], k [B, H, M, D], v [B, H, M, E] to [B, H, N, E]: φ(q)·H / (φ(q)·z + 1e-6) with H = Σⱼ φ(kⱼ)ᵀvⱼ
     /// and z = Σⱼ φ(kⱼ)ᵀ, wide. With `scope=rest` the lists of `block_route` follow v, and a row of query block i sums
-    /// the keys outside list i; where none is left the result is zero. With `proj` the last operand is w [E, E],
+    /// the keys outside list i; where none is left the result is zero. With `proj` the next operand is w [E, E],
     /// shared by heads, and the result is multiplied by wᵀ; a kernel may fold it into H. If `merged`, the result is
-    /// [B, N, H·E], the heads side by side.
+    /// [B, N, H·E], the heads side by side. With `residual` the last operand has the type of the result and is added
+    /// to it.
     pub struct LinearAttention {
         /// The feature map.
         pub map: FeatureMap = FeatureMap::Elu1,
@@ -66,6 +67,8 @@ crate::attributes! {
         pub runs: Vec<usize> = [],
         /// Whether the heads of the result stand side by side.
         pub merged: bool = false,
+        /// Whether there is an operand that is added to the result.
+        pub residual: bool = false,
     }
 }
 
@@ -98,6 +101,17 @@ impl State {
 }
 
 impl LinearAttention {
+    /// Which operand is w.
+    pub fn weights_at(&self) -> Option<usize> {
+        self.proj.then_some(if self.scope == Scope::Rest { 5 } else { 3 })
+    }
+
+    /// Which operand is added.
+    pub fn residual_at(&self) -> Option<usize> {
+        let lists = if self.scope == Scope::Rest { 2 } else { 0 };
+        self.residual.then_some(3 + lists + usize::from(self.proj))
+    }
+
     /// For every query block of one head, its state.
     fn states(&self, phi: &[f64], v: &[f64], s: &Sizes, keys: &Blocks, lists: &[Vec<usize>]) -> Vec<State> {
         let of = |range| State::over(range, phi, v, s.d, s.e);
@@ -120,7 +134,13 @@ impl OpDef for LinearAttention {
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let [q, k, v, extra @ ..] = inputs else { return Err("takes q, k and v at least".into()) };
         let out = merge(infer_qkv(q, k, v)?, self.merged);
+        let (extra, residual) = extra.split_at(extra.len() - usize::from(self.residual && !extra.is_empty()));
         let (lists, w) = extra.split_at(extra.len() - usize::from(self.proj && !extra.is_empty()));
+        match (self.residual, residual) {
+            (false, []) => {}
+            (true, [r]) if *r == out => {}
+            _ => return Err(format!("a residual must be {out}")),
+        }
         match (self.scope, lists) {
             (Scope::All, []) => {}
             (Scope::Rest, [idx, cnt]) => {
@@ -149,7 +169,7 @@ impl OpDef for LinearAttention {
         };
         let (mut q, mut k, v) = (inputs[0].to_f64(), inputs[1].to_f64(), inputs[2].to_f64());
         q.chunks_mut(s.d.max(1)).chain(k.chunks_mut(s.d.max(1))).for_each(|row| self.map.apply(row));
-        let w = self.proj.then(|| inputs[inputs.len() - 1].to_f64());
+        let w = self.weights_at().map(|i| inputs[i].to_f64());
         let head = |head: usize| -> Vec<f64> {
             let Head { q, k, v } = Head::of(head, &s, &q, &k, &v);
             let lists = if lists.is_empty() { &[][..] } else { &lists[head * queries.len()..][..queries.len()] };
@@ -172,7 +192,12 @@ impl OpDef for LinearAttention {
             out
         };
         let parts: Vec<Vec<f64>> = (0..s.b * s.h).into_par_iter().map(head).collect();
-        Ok(vec![s.result(results[0].dtype, &parts.concat(), self.merged)])
+        let y = s.result(DType::F64, &parts.concat(), self.merged);
+        let mut sum = y.to_f64();
+        if let Some(at) = self.residual_at() {
+            sum.iter_mut().zip(inputs[at].to_f64()).for_each(|(y, r)| *y += r);
+        }
+        Ok(vec![Tensor::from_f64(results[0].dtype, y.shape(), &sum)])
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -195,6 +220,7 @@ impl OpDef for LinearAttention {
             block_k: 64,
             runs: Vec::new(),
             merged: false,
+            residual: false,
         };
         let wave = |dtype, n: usize, seed| Tensor::wave(dtype, &[1, 2, n, 64], seed);
         let qkv = |dtype, n| vec![wave(dtype, n, 1), wave(dtype, n, 2), wave(dtype, n, 3)];
@@ -233,6 +259,23 @@ impl OpDef for LinearAttention {
             let (idx, cnt) = checkered(2, count(64), count(block_k));
             let tail = if proj { vec![w()] } else { Vec::new() };
             cases.push(Case::new(name, op, [qkv(dtype, n), vec![idx, cnt], tail].concat()));
+        }
+        for (name, dtype, n, scope, merged, proj) in [
+            ("residual", DType::F32, 65, Scope::All, false, true),
+            ("residual_f16", DType::F16, 63, Scope::All, true, false),
+            ("residual_bf16", DType::BF16, 1374, Scope::All, true, true),
+            ("residual_rest", DType::BF16, 190, Scope::Rest, false, true),
+        ] {
+            let op = Self { scope, block_k: 16, merged, residual: true, ..all(FeatureMap::Elu1, proj) };
+            let mut inputs = qkv(dtype, n);
+            if scope == Scope::Rest {
+                let (idx, cnt) = checkered(2, n.div_ceil(64), n.div_ceil(16));
+                inputs.extend([idx, cnt]);
+            }
+            inputs.extend(proj.then(w));
+            let shape = if merged { vec![1, n, 128] } else { vec![1, 2, n, 64] };
+            inputs.push(Tensor::wave(dtype, &shape, 5));
+            cases.push(Case::new(name, op, inputs));
         }
         // Everything is listed: nothing is left, the result is zero.
         let list = Tensor::from_i64(DType::I32, &[1, 2, 1, 1], &[0, 0]);

@@ -89,7 +89,7 @@ fn reads_bf16(op: &Op, operand: usize) -> Option<bool> {
         Op::WeightScaledLinear(_) | Op::Quantize(_) | Op::SplitHeads(SplitHeads { parts: 3, .. }) => Some(operand == 0),
         Op::Attention(_) | Op::BlockRoute(_) | Op::BlockMean(_) | Op::Resize(_) => Some(true),
         Op::BlockAttention(_) => Some(!(3..=4).contains(&operand)),
-        Op::LinearAttention(_) => Some(operand < 3),
+        Op::LinearAttention(op) => Some(operand < 3 || op.residual_at() == Some(operand)),
         _ => None,
     }
 }

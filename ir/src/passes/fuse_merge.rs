@@ -6,12 +6,14 @@
 //! merge_heads(add(x, y))            →   add(merge_heads(x), merge_heads(y))       where both do
 //! ```
 //!
+//! and what a `linear_attention` adds to its result with it.
+//!
 //! The same goes for `block_attention` and `linear_attention`. Values that something else reads stay as they are.
 
 use super::{Effect, Options, Pass, PassError, Report, dce::DCE};
 use crate::{
     graph::{Graph, NodeId, Value},
-    ops::{Attention, BlockAttention, LinearAttention, Op},
+    ops::{Attention, BlockAttention, Op},
     patch::{Patch, PatchError},
 };
 
@@ -46,9 +48,12 @@ fn ends_in_attention(graph: &Graph, heads: Value) -> bool {
     let alike = || operands.iter().all(|x| graph.ty(*x).shape == graph.ty(heads).shape);
     graph.use_count(heads) == 1
         && match graph.op(heads.node) {
-            Op::Attention(Attention { merged, .. })
-            | Op::BlockAttention(BlockAttention { merged, .. })
-            | Op::LinearAttention(LinearAttention { merged, .. }) => !merged && heads.slot == 0,
+            Op::Attention(Attention { merged, .. }) | Op::BlockAttention(BlockAttention { merged, .. }) => {
+                !merged && heads.slot == 0
+            }
+            Op::LinearAttention(op) => {
+                !op.merged && op.residual_at().is_none_or(|at| ends_in_attention(graph, operands[at]))
+            }
             Op::Cast(_) | Op::Add(_) => alike() && operands.iter().all(|x| ends_in_attention(graph, *x)),
             _ => false,
         }
@@ -59,9 +64,13 @@ fn merge(patch: &mut Patch<'_>, heads: Value) -> Result<Value, PatchError> {
     let mut op = patch.graph().op(heads.node).clone();
     let mut operands = patch.graph().operands(heads.node);
     match &mut op {
-        Op::Attention(Attention { merged, .. })
-        | Op::BlockAttention(BlockAttention { merged, .. })
-        | Op::LinearAttention(LinearAttention { merged, .. }) => *merged = true,
+        Op::Attention(Attention { merged, .. }) | Op::BlockAttention(BlockAttention { merged, .. }) => *merged = true,
+        Op::LinearAttention(op) => {
+            op.merged = true;
+            if let Some(at) = op.residual_at() {
+                operands[at] = merge(patch, operands[at])?;
+            }
+        }
         _ => operands = operands.into_iter().map(|x| merge(patch, x)).collect::<Result<_, _>>()?,
     }
     let results = patch.wire_all(op, &operands)?;

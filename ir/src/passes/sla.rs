@@ -339,6 +339,7 @@ fn linear(
         block_k: if rest { route.block_k } else { 64 },
         runs: if rest { route.runs.clone() } else { Vec::new() },
         merged: false,
+        residual: false,
     };
     let operands = [&inputs[..if rest { 5 } else { 3 }], &[w]].concat();
     patch.wire(op, &operands)

@@ -143,6 +143,15 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// The first element of a row of a head, counted through all images.
+    pub fn at(&self, head: usize, row: usize) -> usize {
+        let &Self { heads, n, e, merged } = self;
+        match merged {
+            true => ((head / heads * n + row) * heads + head % heads) * e,
+            false => (head * n + row) * e,
+        }
+    }
+
     /// Rows of a head, counted through all images, from row `first` on, as `dtype`.
     ///
     /// # Safety
@@ -156,15 +165,13 @@ impl Rows {
         head: usize,
         first: usize,
     ) -> Result<(), String> {
-        let &Self { heads, n, e, merged } = self;
-        let size = dtype.size();
-        if !merged {
+        let (size, e) = (dtype.size(), self.e);
+        if !self.merged {
             // SAFETY: as the caller promises.
-            return store(dtype, values, unsafe { out.slice((head * n + first) * e * size, values.len() * size) });
+            return store(dtype, values, unsafe { out.slice(self.at(head, first) * size, values.len() * size) });
         }
-        let (image, own) = (head / heads, head % heads);
         for (i, row) in values.chunks_exact(e.max(1)).enumerate() {
-            let at = ((image * n + first + i) * heads + own) * e;
+            let at = self.at(head, first + i);
             // SAFETY: as the caller promises.
             store(dtype, row, unsafe { out.slice(at * size, e * size) })?;
         }

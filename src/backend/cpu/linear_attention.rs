@@ -97,7 +97,8 @@ fn linear_attention(
         }
     };
     let (q, k, v, y) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?, only(results)?);
-    let w = op.proj.then(|| Floats::of(operand(args, args.len() - 1)?)).transpose()?;
+    let w = op.weights_at().map(|at| Floats::of(operand(args, at)?)).transpose()?;
+    let residual = op.residual_at().map(|at| Floats::of(operand(args, at)?)).transpose()?;
     let (dtype, places) = (y.dtype, Rows { heads: h, n, e, merged: op.merged });
     let out = Shared::new(&mut *y.bytes);
     lanes::run(b * h, lane(d, e, keys.len()), scratch, |head, memory| {
@@ -156,6 +157,13 @@ fn linear_attention(
                 for (out, phi) in output.chunks_exact_mut(e.max(1)).zip(phi.chunks_exact(d.max(1))) {
                     let weight: f32 = phi.iter().zip(norm).map(|(a, b)| a * b).sum();
                     out.iter_mut().for_each(|o| *o /= weight + EPS as f32);
+                }
+                if let Some(residual) = &residual {
+                    let added = &mut values[..e];
+                    for (i, out) in output.chunks_exact_mut(e.max(1)).enumerate() {
+                        residual.read(places.at(head, rows.start + i), added);
+                        out.iter_mut().zip(&*added).for_each(|(o, r)| *o += r);
+                    }
                 }
                 // SAFETY: every head belongs to one task.
                 unsafe { places.store(dtype, output, &out, head, rows.start)? };

@@ -40,11 +40,12 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     if (s.d, s.e) != (WIDTH, WIDTH) {
         return Err(format!("takes heads of {WIDTH} columns, not {} and {}", s.d, s.e));
     }
-    let w = op.proj.then(|| operands.len() - 1);
+    let w = op.weights_at();
     only(w.map(|i| &operands[i]))?;
     let module = Module::new("linear_attention_mma.cu")
         .element("TW", w.map_or(DType::F32, |i| operands[i].dtype))
         .define("PROJECT", i32::from(op.proj))
+        .define("RESIDUAL", i32::from(op.residual))
         .define("SOFTMAX", i32::from(op.map == FeatureMap::Softmax));
     let launch = |function, grid: [usize; 3], block, shared, args| {
         let grid = grid.map(|size| u32::try_from(size).map_err(|_| "takes fewer than 2^32 blocks"));
@@ -74,7 +75,8 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let join = match op.scope {
         Scope::All => {
             let args = vec![Arg::scratch(0), Arg::maybe(w), Arg::scratch(joined), count(key_blocks)];
-            launch("join_states", [s.heads * (WIDTH + 1), 1, 1], WIDTH as u32, 0, args)?
+            let parts = (WIDTH + 1).div_ceil(ROWS);
+            launch("join_states", [s.heads * parts, 1, 1], (ROWS * WIDTH) as u32, 0, args)?
         }
         Scope::Rest => {
             let groups = query_blocks.div_ceil(LISTS);
@@ -87,7 +89,8 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             launch("rest_states", grid, (ROWS * WIDTH) as u32, 4 * key_blocks as u32, args)?
         }
     };
-    let mut apply = vec![Arg::operand(0), Arg::scratch(joined), Arg::result(0), Arg::of(queries)];
+    let mut apply = vec![Arg::operand(0), Arg::scratch(joined), Arg::maybe(op.residual_at())];
+    apply.extend([Arg::result(0), Arg::of(queries)]);
     apply.push(Arg::of(Rows::of(s, op.merged)));
     apply.extend([query_blocks, states, s.n].map(count));
     Ok(Lowered {

@@ -2,8 +2,9 @@
 //! feature map.
 
 use lite3r_ir::{
-    DType, Op,
+    DType, Op, ValueType,
     ops::{
+        Add,
         block_route::{Own, Router},
         blocks::Blocks,
         linear_attention::{FeatureMap, LinearAttention, Scope},
@@ -15,7 +16,7 @@ use super::{
     attention::{Cut, Keys, Lists, Rows, Sizes, attend},
     dims,
     floats::{FLOATS, only},
-    launch::{Arg, Launch, Lowered, Module, PROCESSORS},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer},
 };
 use crate::backend::Request;
 
@@ -23,6 +24,7 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "block_route.fma", op: "block_route", dtypes: FLOATS, lower: block_route },
     Kernel { name: "linear_attention.fma", op: "linear_attention", dtypes: FLOATS, lower: linear_attention },
+    Kernel { name: "linear_attention.sum", op: "linear_attention", dtypes: FLOATS, lower: sum },
 ];
 
 const MAX_ALWAYS: usize = 32;
@@ -117,7 +119,10 @@ fn block_route(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
 fn linear_attention(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let Op::LinearAttention(op) = request.op else { return Err("computes linear_attention".into()) };
     let (s, operands) = (Sizes::of(request.operands)?, request.operands);
-    let w = op.proj.then(|| operands.len() - 1);
+    if op.residual {
+        return Err("adds nothing".into());
+    }
+    let w = op.weights_at();
     let w_type = w.map_or(DType::F32, |i| operands[i].dtype);
     only(w.map(|i| &operands[i]))?;
     let module = Module::new("linear_attention.cu")
@@ -212,4 +217,22 @@ fn rest(
         ],
     };
     Ok(Lowered { launches: vec![summed, project], scratch: 4 * rows * s.e })
+}
+
+/// The result to scratch memory, its sum with the residual from there.
+fn sum(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::LinearAttention(op) = request.op else { return Err("computes linear_attention".into()) };
+    let residual = op.residual_at().ok_or("adds a residual")?;
+    let y = &request.results[0];
+    let inner_at = y.bytes().ok_or("needs static shapes")?.next_multiple_of(256);
+    let at = |base, offset: usize| Pointer { base, offset: offset as u64 };
+    let operands: Vec<(ValueType, Pointer)> =
+        request.operands.iter().enumerate().map(|(i, ty)| (ty.clone(), at(Base::Operand(i), 0))).collect();
+    let (plain, inner) = (at(Base::Scratch, 0), at(Base::Scratch, inner_at));
+    let alone = LinearAttention { residual: false, ..op.clone() };
+    let summed = super::within(&alone.into(), &operands[..residual], &[plain], inner, arch)?;
+    let both = [(y.clone(), plain), operands[residual].clone()];
+    let added = super::within(&Add {}.into(), &both, &[at(Base::Result(0), 0)], inner, arch)?;
+    let scratch = inner_at + summed.scratch.max(added.scratch);
+    Ok(Lowered { launches: [summed.launches, added.launches].concat(), scratch })
 }

@@ -1,4 +1,4 @@
-//! product(x) + r = product{residual}(x, r), for linear layers of every precision and conv2d.
+//! product(x) + r = product{residual}(x, r), for linear layers of every precision, conv2d and linear attention.
 
 use std::collections::HashMap;
 
@@ -49,6 +49,7 @@ fn adding(graph: &Graph, y: Value) -> Option<Op> {
         Op::ScaledLinear(op) if op.quantize.is_none() => &mut op.residual,
         Op::WeightScaledLinear(op) => &mut op.residual,
         Op::Conv2d(op) => &mut op.residual,
+        Op::LinearAttention(op) => &mut op.residual,
         _ => return None,
     };
     if *residual || sole_reader(graph, y).is_none() {
