@@ -225,6 +225,12 @@ impl OpDef for Linear {
             let inputs = vec![bf16(&[m, 72], 1), bf16(&[n, 72], 2), wave(&[n], 3)];
             cases.push(Case::new(name, Self { quantize: Some(scale), ..op }, inputs));
         }
+        for (name, n, k, out) in [("few_columns", 2, 32, DType::F32), ("few_columns_odd", 7, 40, DType::BF16)] {
+            let op = Self { activation: Activation::Relu, out: Some(out), ..Self::new(true) };
+            cases.push(Case::new(name, op, vec![bf16(&[4097, k], 1), bf16(&[n, k], 2), wave(&[n], 3)]));
+        }
+        let inputs = vec![wave(&[2, 2100, 12], 1), wave(&[3, 12], 2), wave(&[3], 3), wave(&[2, 2100, 3], 4)];
+        cases.push(Case::new("few_columns_f32", Self { residual: true, ..Self::new(true) }, inputs));
         cases.push(Case::new(
             "f16",
             Self::new(false),

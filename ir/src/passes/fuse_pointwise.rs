@@ -4,15 +4,16 @@
 //! add(mul(x, add(s, 1)), t)   →   pointwise(x, s, t) {expr="add(mul(a,add(b,1)),c)"}
 //! ```
 //!
-//! An intermediate value goes where one operation alone reads it, in the shape of its own result; it is f32, or cast to
-//! f32. A cast of the last value is the type of the result. Numbers are rounded once instead of after every step.
+//! An intermediate value goes where one operation alone reads it, in the shape of its own result; where it is small and all
+//! its readers are elementwise, each computes it anew, which takes less than a launch. A cast of the last value is the type of the result. Numbers
+//! are rounded once instead of after every step, to 16 bits too.
 
 use std::collections::HashSet;
 
 use super::{
     Effect, Options, Pass, PassError, Report,
     dce::{DCE, weight_time},
-    uses::{result, sole_reader},
+    uses::{is_output, result, sole_reader},
 };
 use crate::{
     graph::{Graph, NodeId, Value},
@@ -35,6 +36,8 @@ pub const FUSE_POINTWISE: Pass = Pass {
 
 /// The most functions of one expression.
 const MOST_CALLS: usize = 24;
+/// The most elements that are computed more than once.
+const SMALL: usize = 1024;
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     options.only(&[])?;
@@ -61,7 +64,8 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         patch.apply();
         fused += 1;
         operations += nodes.len();
-        inner.extend(nodes);
+        // What others read too may have to be a chain of its own.
+        inner.extend(nodes.into_iter().filter(|node| sole_reader(graph, result(*node)).is_some()));
     }
     let counts = [("chains", fused), ("operations", operations)];
     Ok(Report { counts: counts.map(|(what, n)| (what.to_string(), n)).into(), notes: Vec::new() })
@@ -132,11 +136,15 @@ impl Chain<'_> {
     fn joins(&self, value: Value, reader: NodeId) -> bool {
         let graph = self.graph;
         let ty = graph.ty(value);
+        let takes = |node: NodeId| step(graph, node).is_some() && graph.ty(result(node)).shape == ty.shape;
+        let anew = || {
+            let small = ty.elements().is_some_and(|n| n <= SMALL);
+            small && !is_output(graph, value) && graph.users(value).iter().all(|(node, _)| takes(*node))
+        };
         self.nodes.len() < MOST_CALLS
-            && ty.dtype == DType::F32
-            && ty.shape == graph.ty(result(reader)).shape
+            && takes(reader)
             && !self.fixed.contains(&value.node)
-            && sole_reader(graph, value).is_some()
+            && (sole_reader(graph, value).is_some() || anew())
             && step(graph, value.node).is_some()
     }
 }

@@ -17,6 +17,7 @@ pub mod elementwise;
 pub mod exec;
 pub mod floats;
 pub mod gemm;
+pub mod gemm_narrow;
 pub mod gemm_wgmma;
 pub mod gemv;
 pub mod indexing;
@@ -106,6 +107,7 @@ pub struct Kernel {
 pub const KERNELS: &[&[Kernel]] = &[
     elementwise::KERNELS,
     gemv::KERNELS,
+    gemm_narrow::KERNELS,
     gemm_wgmma::KERNELS,
     gemm::KERNELS,
     qkv_linear::KERNELS,

@@ -27,6 +27,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "tally.cu",
     "gemm.cu",
     "gemm_mma.cu",
+    "gemm_narrow.cu",
     "gemm_wgmma.cu",
     "gemv.cu",
     "conv2d.cu",
