@@ -2,10 +2,11 @@
 // corners.
 //
 // Pixel i of a result lies at i (from - 1) / (to - 1): a quotient of integers, so its neighbours are exact and its
-// weights rounded once. A thread makes eight channels of a pixel; a row of blocks is a row of pixels.
+// weights rounded once. A thread makes eight channels of ROWS pixels below each other, and blends the columns of a row
+// of x once for all of them.
 //
 // Macros: TX the elements, bf16_t or half_t, of x, addends and y; ADDENDS how many there are; ACTIVATION a function of
-// activations.cuh.
+// activations.cuh; ROWS.
 #include "activations.cuh"
 #include "pairs.cuh"
 
@@ -34,25 +35,52 @@ extern "C" __global__ void __launch_bounds__(256) resize_pixels(
     const Sizes s, const Steps of_a, const Steps of_b)
 {
     wait_for_launch_before();
-    const u32 at = blockIdx.x * 256 + threadIdx.x, j = at / s.chunks, chunk = at - j * s.chunks;
-    const u32 i = blockIdx.y, image = blockIdx.z;
+    const u32 at = blockIdx.x * 256 + threadIdx.x, j = at / s.chunks, chunk = at - j * s.chunks, image = blockIdx.z;
     if (j >= s.result_width) return;
-    const Neighbours down = neighbours(i, s.height, s.result_height), across = neighbours(j, s.width, s.result_width);
-    const uint4* from = x + ((i64)(image * s.height + down.first) * s.width + across.first) * s.chunks + chunk;
-    const i64 next_row = (i64)s.width * s.chunks;
+    const Neighbours across = neighbours(j, s.width, s.result_width);
+    const uint4* from = x + ((i64)image * s.height * s.width + across.first) * s.chunks + chunk;
     // A neighbour without weight may lie outside, or not be finite.
-    float sums[8] = {};
-    add_chunk(sums, from[0], (1.f - down.weight) * (1.f - across.weight));
-    if (across.weight != 0.f) add_chunk(sums, from[s.chunks], (1.f - down.weight) * across.weight);
-    if (down.weight != 0.f) {
-        add_chunk(sums, from[next_row], down.weight * (1.f - across.weight));
-        if (across.weight != 0.f) add_chunk(sums, from[next_row + s.chunks], down.weight * across.weight);
-    }
-    auto place = [&](const Steps& of) { return (i64)image * of.image + i * of.row + j * of.column + chunk; };
-    if (ADDENDS > 0) add_chunk(sums, a[place(of_a)], 1.f);
-    if (ADDENDS > 1) add_chunk(sums, b[place(of_b)], 1.f);
+    auto blend = [&](u32 row, float (&sums)[8]) {
+        const uint4* pixel = from + (i64)row * s.width * s.chunks;
 #pragma unroll
-    for (u32 k = 0; k < 8; k++) sums[k] = ACTIVATION(sums[k]);
-    y[((i64)(image * s.result_height + i) * s.result_width) * s.chunks + at] = {Pair<TX>::of(sums[0], sums[1]),
-        Pair<TX>::of(sums[2], sums[3]), Pair<TX>::of(sums[4], sums[5]), Pair<TX>::of(sums[6], sums[7])};
+        for (u32 k = 0; k < 8; k++) sums[k] = 0.f;
+        add_chunk(sums, pixel[0], 1.f - across.weight);
+        if (across.weight != 0.f) add_chunk(sums, pixel[s.chunks], across.weight);
+    };
+    // Rows `held` and held + 1 of x, the latter where it was needed.
+    float upper[8], lower[8];
+    u32 held = ~0u;
+    bool has_lower = false;
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r++) {
+        const u32 i = blockIdx.y * ROWS + r;
+        if (i >= s.result_height) break;
+        const Neighbours down = neighbours(i, s.height, s.result_height);
+        if (down.first != held) {
+            if (has_lower && down.first == held + 1) {
+#pragma unroll
+                for (u32 k = 0; k < 8; k++) upper[k] = lower[k];
+            } else {
+                blend(down.first, upper);
+            }
+            held = down.first;
+            has_lower = false;
+        }
+        float sums[8];
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) sums[k] = upper[k] * (1.f - down.weight);
+        if (down.weight != 0.f) {
+            if (!has_lower) blend(held + 1, lower);
+            has_lower = true;
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) sums[k] = fmaf(lower[k], down.weight, sums[k]);
+        }
+        auto place = [&](const Steps& of) { return (i64)image * of.image + i * of.row + j * of.column + chunk; };
+        if (ADDENDS > 0) add_chunk(sums, a[place(of_a)], 1.f);
+        if (ADDENDS > 1) add_chunk(sums, b[place(of_b)], 1.f);
+#pragma unroll
+        for (u32 k = 0; k < 8; k++) sums[k] = ACTIVATION(sums[k]);
+        y[((i64)(image * s.result_height + i) * s.result_width) * s.chunks + at] = {Pair<TX>::of(sums[0], sums[1]),
+            Pair<TX>::of(sums[2], sums[3]), Pair<TX>::of(sums[4], sums[5]), Pair<TX>::of(sums[6], sums[7])};
+    }
 }

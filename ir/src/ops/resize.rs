@@ -281,6 +281,11 @@ impl OpDef for Resize {
                 Self { addends: 2, ..pixels(to(Linear, AlignCorners, 65, 63)) },
                 vec![bf16(&[1, 33, 35, 16], 1), wave(&[1, 1, 63, 16]), wave(&[1, 65, 1, 16])],
             ),
+            Case::new(
+                "pixels_tall",
+                Self { addends: 1, ..pixels(to(Linear, AlignCorners, 361, 300)) },
+                vec![bf16(&[2, 91, 40, 16], 1), bf16(&[2, 361, 300, 16], 2)],
+            ),
             Case::new("pixels_f32", pixels(to(Linear, AlignCorners, 3, 9)), vec![wave(&[2, 5, 4, 8])]),
             Case::new("pixels_odd", pixels(to(Linear, AlignCorners, 3, 9)), vec![bf16(&[2, 5, 4, 3], 1)]),
             Case::new("pixels_cubic", pixels(to(Cubic, HalfPixel, 9, 9)), vec![bf16(&[1, 5, 4, 8], 1)]),

@@ -13,13 +13,17 @@ use lite3r_ir::{
 use super::{
     Arch, Kernel, dims,
     floats::{FLOATS, floats},
-    launch::{Arg, Launch, Lowered, Module, THREADS, index_type},
+    launch::{Arg, Launch, Lowered, Module, PROCESSORS, THREADS, index_type},
     product::activation,
 };
 use crate::backend::Request;
 
 /// Bytes of a tap: source and weight.
 const TAP: usize = 8;
+
+/// Rows of pixels that a thread makes, and blocks that fill a device.
+const ROWS: usize = 4;
+const MANY_BLOCKS: usize = 4 * PROCESSORS;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
@@ -170,8 +174,12 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         let chunks = |n: i64| u32::try_from(n / 8).map_err(|_| "takes addends of less than 2^35 elements".to_string());
         Ok(ChunkSteps { image: chunks(s.image)?, row: chunks(s.row)?, column: chunks(s.column)? })
     };
+    // Threads that make several rows blend those of x less often, where there are threads enough.
+    let across = (ow * chunks).div_ceil(THREADS as usize);
+    let rows = if across * images * oh >= MANY_BLOCKS * ROWS { ROWS } else { 1 };
     let module = Module::new("resize_pixels.cu")
         .element("TX", dtype)
+        .define("ROWS", rows)
         .define("ADDENDS", op.addends)
         .define("ACTIVATION", activation(op.activation, request.results[0].dtype, false));
     let two = |pair: &[usize]| [pair[0] as u32, pair[1] as u32];
@@ -180,7 +188,7 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     Ok(Launch {
         module,
         function: "resize_pixels",
-        grid: [(ow * chunks).div_ceil(THREADS as usize) as u32, oh as u32, images as u32],
+        grid: [across as u32, oh.div_ceil(rows) as u32, images as u32],
         block: THREADS,
         shared: 0,
         args: vec![
