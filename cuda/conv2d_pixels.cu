@@ -15,7 +15,8 @@
 //
 // Macros: TX the elements of x and w, bf16_t, half_t or e4m3_t; SCALED 1 for codes; TY the elements of residual and y,
 // bf16_t or half_t; TBIAS, BIAS, RESIDUAL, ACTIVATION as epilogue.cuh says; TILE_N, BLOCKS, STAGES; PARTIAL; MEASURE 1
-// to write the largest magnitudes of y: for each image, the tiles that reach into it, and each warpgroup.
+// to write the largest magnitudes of y: for each image, the tiles that reach into it, and each warpgroup; RECTIFIED 1 to
+// give max(y, 0) too, without a residual.
 #include "activations.cuh"
 #include "mma.cuh"
 #include "sm90.cuh"
@@ -28,6 +29,7 @@ const u32 BYTES_X = TILE_M * 128, STAGE = BYTES_X + TILE_N * 128;
 const u32 WIDTH = TILE_N < 64 ? TILE_N : 64, PANELS = TILE_N / WIDTH, PANEL = TILE_M * WIDTH * 2;
 const u32 ROOM = STAGE / PANEL < PANELS ? STAGE / PANEL : PANELS, RESULT_STAGES = (PANELS + ROOM - 1) / ROOM;
 static_assert(RESULT_STAGES <= STAGES, "a result fits into the ring");
+static_assert(!RESIDUAL || !RECTIFIED, "what lies beside y is a residual or a second result");
 // Columns of a tile that a thread of a warpgroup prepares for the others.
 const u32 OWN = (TILE_N + 127) / 128;
 
@@ -74,7 +76,7 @@ DEVICE void next(u32& stage, u32& phase) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
     const __grid_constant__ TensorMap map_x, const __grid_constant__ TensorMap map_w,
-    const __grid_constant__ TensorMap map_y, const __grid_constant__ TensorMap map_residual,
+    const __grid_constant__ TensorMap map_y, const __grid_constant__ TensorMap map_beside,
     const float* __restrict__ x_scales, const float* __restrict__ w_scales, const TBIAS* __restrict__ bias,
     float* __restrict__ partial, float* __restrict__ largest, const Convolution c)
 {
@@ -107,14 +109,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
                     if (++slice == c.slices_of_tap) slice = 0, tap++;
                     next(stage, phase);
                 }
-                for (u32 first = 0; !PARTIAL && first < PANELS; first += ROOM) {
+                for (u32 part = 0; !PARTIAL && part < RESULT_STAGES * (1 + RECTIFIED); part++) {
                     const u32 done = full + 8 * stage;
                     barrier_wait(empty + 8 * stage, phase ^ 1);
                     if (RESIDUAL) {
-                        const u32 panels = PANELS - first < ROOM ? PANELS - first : ROOM;
+                        const u32 first = part * ROOM, panels = PANELS - first < ROOM ? PANELS - first : ROOM;
                         barrier_expect(done, panels * PANEL);
                         for (u32 i = 0; i < panels; i++)
-                            copy_box(ring + stage * STAGE + i * PANEL, &map_residual, done,
+                            copy_box(ring + stage * STAGE + i * PANEL, &map_beside, done,
                                 tile.first_output + (first + i) * WIDTH, tile.first_pixel, KEEP_LITTLE);
                     } else {
                         barrier_arrive(done);
@@ -202,8 +204,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
         // Of this thread's rows, the largest magnitudes of even and of odd columns, rounded: their bits are in order.
         u32 most[BLOCKS][2] = {};
 #pragma unroll
-        for (u32 part = 0; part < RESULT_STAGES; part++) {
-            const u32 from = ring + stage * STAGE;
+        for (u32 all = 0; all < RESULT_STAGES * (1 + RECTIFIED); all++) {
+            const bool positive = all >= RESULT_STAGES;
+            const u32 part = all % RESULT_STAGES, from = ring + stage * STAGE;
             barrier_wait(full + 8 * stage, phase);
 #pragma unroll
             for (u32 i = part * ROOM; i < PANELS && i < (part + 1) * ROOM; i++)
@@ -235,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
                                 low += widen(TY{(u16)added[k]});
                                 high += widen(TY{(u16)(added[k] >> 16)});
                             }
-                            words[k] = Pair<TY>::of(low, high);
+                            words[k] = positive ? Pair<TY>::of(relu(low), relu(high)) : Pair<TY>::of(low, high);
                             // Weights beyond the outputs are zeros, biases too: an activation leaves those at zero.
                             if (MEASURE) most[block][k % 2] = max_pair(most[block][k % 2], words[k] & 0x7fff7fff);
                         }
@@ -261,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_pixels(
                 if (elect_one()) {
 #pragma unroll
                     for (u32 i = part * ROOM; i < PANELS && i < (part + 1) * ROOM; i++)
-                        write_box(&map_y, from + (i - part * ROOM) * PANEL + first_pixel * WIDTH * 2,
+                        write_box(positive ? &map_beside : &map_y, from + (i - part * ROOM) * PANEL + first_pixel * WIDTH * 2,
                             tile.first_output + i * WIDTH, tile.first_pixel + first_pixel);
                     writes_commit();
                     writes_wait_read<0>();

@@ -6,7 +6,7 @@
 // of x once for all of them.
 //
 // Macros: TX the elements, bf16_t or half_t, of x, addends and y; ADDENDS how many there are; ACTIVATION a function of
-// activations.cuh; ROWS.
+// activations.cuh; ROWS; RECTIFIED 1 to give max(y, 0) too.
 #include "activations.cuh"
 #include "pairs.cuh"
 
@@ -30,9 +30,13 @@ DEVICE void add_chunk(float (&sums)[8], const uint4& chunk, float weight) {
     }
 }
 
+DEVICE uint4 chunk_of(const float (&x)[8]) {
+    return {Pair<TX>::of(x[0], x[1]), Pair<TX>::of(x[2], x[3]), Pair<TX>::of(x[4], x[5]), Pair<TX>::of(x[6], x[7])};
+}
+
 extern "C" __global__ void __launch_bounds__(256) resize_pixels(
     const uint4* __restrict__ x, const uint4* __restrict__ a, const uint4* __restrict__ b, uint4* __restrict__ y,
-    const Sizes s, const Steps of_a, const Steps of_b)
+    uint4* __restrict__ rectified, const Sizes s, const Steps of_a, const Steps of_b)
 {
     wait_for_launch_before();
     const u32 at = blockIdx.x * 256 + threadIdx.x, j = at / s.chunks, chunk = at - j * s.chunks, image = blockIdx.z;
@@ -80,7 +84,12 @@ extern "C" __global__ void __launch_bounds__(256) resize_pixels(
         if (ADDENDS > 1) add_chunk(sums, b[place(of_b)], 1.f);
 #pragma unroll
         for (u32 k = 0; k < 8; k++) sums[k] = ACTIVATION(sums[k]);
-        y[((i64)(image * s.result_height + i) * s.result_width) * s.chunks + at] = {Pair<TX>::of(sums[0], sums[1]),
-            Pair<TX>::of(sums[2], sums[3]), Pair<TX>::of(sums[4], sums[5]), Pair<TX>::of(sums[6], sums[7])};
+        const i64 to = (i64)(image * s.result_height + i) * s.result_width * s.chunks + at;
+        y[to] = chunk_of(sums);
+        if (RECTIFIED) {
+#pragma unroll
+            for (u32 k = 0; k < 8; k++) sums[k] = relu(sums[k]);
+            rectified[to] = chunk_of(sums);
+        }
     }
 }

@@ -28,8 +28,8 @@ pub const EXACT: &str = "resize_after_conv1x1,dce,fold_layer_norm,dce,fold_layer
 pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 
 /// At the end.
-pub const FINISH: &str =
-    "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merge,fuse_pointwise,join_slices,pad_products,cse,dce";
+pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merge,fuse_pointwise,join_slices,pad_products,cse,dce,\
+     fuse_rectified,dce";
 
 /// Behind [`FINISH`], where products write heads.
 pub const JOINT_HEADS: &str = "fuse_qkv,dce";

@@ -29,6 +29,8 @@ crate::attributes! {
         pub bias: bool = false,
         /// Whether there is a residual operand, the last.
         pub residual: bool = false,
+        /// Whether max(y, 0) is a second result; with `layout=nhwc`.
+        pub rectified: bool = false,
     }
 }
 
@@ -44,6 +46,7 @@ impl Conv2d {
             activation: Activation::None,
             bias,
             residual: false,
+            rectified: false,
         }
     }
 }
@@ -84,7 +87,7 @@ impl OpDef for Conv2d {
         {
             return Err(format!("bias [{o}] and residual like {y} do not fit the operands behind w"));
         }
-        Ok(vec![y])
+        rectifiable(self.rectified, self.layout, y)
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
@@ -118,7 +121,7 @@ impl OpDef for Conv2d {
                 *value = self.activation.apply(sum) + residual.as_ref().map_or(0.0, |r| r[plane * oh * ow + i]);
             }
         });
-        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &self.layout.of_planes(y, to))])
+        Ok(rectified(results, &shape, self.layout.of_planes(y, to)))
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -207,6 +210,11 @@ impl OpDef for Conv2d {
                 pixels(&Self::same(0, true)),
                 vec![bf16(&[2, 9, 7, 64], 1), bf16(&[48, 1, 1, 64], 2), wave(&[48], 3)],
             ),
+            Case::new(
+                "pixels_rectified",
+                pixels(&Self { rectified: true, ..Self::same(1, true) }),
+                vec![bf16(&[2, 19, 21, 72], 1), bf16(&[136, 3, 3, 72], 2), wave(&[136], 3)],
+            ),
             Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
             Case::new("bf16", Self::same(1, false), vec![bf16(&[1, 8, 6, 6], 1), bf16(&[4, 8, 3, 3], 2)]),
             Case::new(
@@ -228,4 +236,22 @@ impl OpDef for Conv2d {
             ),
         ]
     }
+}
+
+/// The types of y, and of max(y, 0) where that is given too.
+pub fn rectifiable(rectified: bool, layout: ImageLayout, y: ValueType) -> Result<Vec<ValueType>, String> {
+    match (rectified, layout) {
+        (false, _) => Ok(vec![y]),
+        (true, ImageLayout::Pixels) => Ok(vec![y.clone(), y]),
+        (true, ImageLayout::Planes) => Err("gives a second result with layout=nhwc alone".into()),
+    }
+}
+
+/// Wide y as the first result, and max(y, 0) as the second where there is one.
+pub fn rectified(results: &[ValueType], shape: &[usize], y: Vec<f64>) -> Vec<Tensor> {
+    let positive = results.get(1).map(|ty| {
+        let values: Vec<f64> = y.iter().map(|v| v.max(0.0)).collect();
+        Tensor::from_f64(ty.dtype, shape, &values)
+    });
+    std::iter::once(Tensor::from_f64(results[0].dtype, shape, &y)).chain(positive).collect()
 }

@@ -2,7 +2,12 @@
 //! is added to them.
 
 use super::{
-    Case, Cost, OpDef, Tolerance, activation::Activation, images::ImageLayout, shape_rules::strides_for, traffic,
+    Case, Cost, OpDef, Tolerance,
+    activation::Activation,
+    conv2d::{rectifiable, rectified},
+    images::ImageLayout,
+    shape_rules::strides_for,
+    traffic,
 };
 use crate::{
     dim::Dim,
@@ -76,6 +81,8 @@ crate::attributes! {
         pub activation: Activation = Activation::None,
         /// How many operands behind x are added.
         pub addends: usize = 0usize,
+        /// Whether max(y, 0) is a second result; with `layout=nhwc`.
+        pub rectified: bool = false,
     }
 }
 
@@ -94,6 +101,7 @@ impl Resize {
             layout: ImageLayout::Planes,
             activation: Activation::None,
             addends: 0,
+            rectified: false,
         }
     }
 
@@ -182,7 +190,7 @@ impl OpDef for Resize {
                 x.with_shape(shape)
             ));
         }
-        Ok(vec![x.with_shape(shape)])
+        rectifiable(self.rectified, self.layout, x.with_shape(shape))
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
@@ -218,7 +226,7 @@ impl OpDef for Resize {
             }
         }
         y.iter_mut().for_each(|y| *y = self.activation.apply(*y));
-        Ok(vec![Tensor::from_f64(results[0].dtype, &shape, &y)])
+        Ok(rectified(results, &shape, y))
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
@@ -280,6 +288,11 @@ impl OpDef for Resize {
                 "pixels_strips",
                 Self { addends: 2, ..pixels(to(Linear, AlignCorners, 65, 63)) },
                 vec![bf16(&[1, 33, 35, 16], 1), wave(&[1, 1, 63, 16]), wave(&[1, 65, 1, 16])],
+            ),
+            Case::new(
+                "pixels_rectified",
+                Self { addends: 1, rectified: true, ..pixels(to(Linear, AlignCorners, 9, 13)) },
+                vec![bf16(&[2, 5, 7, 24], 1), bf16(&[2, 9, 13, 24], 2)],
             ),
             Case::new(
                 "pixels_tall",

@@ -45,16 +45,17 @@ impl ScaledConv2d {
             activation: self.activation,
             bias: self.bias,
             residual: self.residual,
+            rectified: false,
         }
     }
 
-    /// A convolution of codes in place of one of 16 or 32 bits; `None` for planes and groups.
+    /// A convolution of codes in place of one of 16 or 32 bits; `None` for planes and groups, and
+    /// where there is a second result.
     pub fn of(wide: &Conv2d, out: DType) -> Option<Self> {
-        let Conv2d { strides, pads, dilations, groups: 1, layout: ImageLayout::Pixels, activation, bias, residual } =
-            wide.clone()
-        else {
+        if wide.groups != 1 || wide.layout != ImageLayout::Pixels || wide.rectified {
             return None;
-        };
+        }
+        let Conv2d { strides, pads, dilations, activation, bias, residual, .. } = wide.clone();
         Some(Self { strides, pads, dilations, activation, bias, residual, out, quantize: false })
     }
 

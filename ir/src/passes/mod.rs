@@ -25,6 +25,7 @@ pub mod fuse_merge;
 pub mod fuse_pointwise;
 pub mod fuse_qkv;
 pub mod fuse_quantize;
+pub mod fuse_rectified;
 pub mod fuse_self_attention;
 pub mod join_slices;
 pub mod late_slices;
@@ -75,6 +76,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_pointwise::FUSE_POINTWISE,
     &fuse_qkv::FUSE_QKV,
     &fuse_quantize::FUSE_QUANTIZE,
+    &fuse_rectified::FUSE_RECTIFIED,
     &fuse_self_attention::FUSE_SELF_ATTENTION,
     &join_slices::JOIN_SLICES,
     &late_slices::LATE_SLICES,

@@ -5,12 +5,12 @@
 
 use lite3r_ir::{
     DType, Op, ValueType,
-    ops::{Conv2d, Resize, ScaledConv2d, images::ImageLayout, shape_rules::strides_for},
+    ops::{Conv2d, Resize, ScaledConv2d, activation::Activation, images::ImageLayout, shape_rules::strides_for},
 };
 
 use super::{
     Arg, ArgMut, Kernel,
-    floats::{FLOATS, Floats, cast, cast_mut, only, operand, store},
+    floats::{FLOATS, Floats, cast, cast_mut, operand, store},
     gemm::{View, all_floats, multiply},
     lanes::{self, Shared},
     math::activate,
@@ -85,6 +85,17 @@ fn channels(request: &Request<'_>) -> usize {
     request.results.first().and_then(ValueType::dims).and_then(|dims| dims.last().copied()).unwrap_or(0)
 }
 
+/// y, and max(y, 0) where it is asked for.
+fn with_positive<'r, 'a>(
+    results: &'r mut [ArgMut<'a>],
+) -> Result<(&'r mut ArgMut<'a>, Option<&'r mut ArgMut<'a>>), String> {
+    match results {
+        [y] => Ok((y, None)),
+        [y, positive] => Ok((y, Some(positive))),
+        _ => Err("has one result or two".into()),
+    }
+}
+
 /// Bytes that a task needs: gathered pixels, their products, a line of what is added, weights.
 fn lane(weights: Option<&ValueType>) -> usize {
     let size =
@@ -102,7 +113,7 @@ fn conv2d(
     results: &mut [ArgMut<'_>],
     scratch: &mut [u8],
 ) -> Result<(), String> {
-    let y = only(results)?;
+    let (y, positive) = with_positive(results)?;
     let (&[_, height, width, c], &[outputs, kh, kw, _], &[images, oh, ow, _]) = (x.shape, w.shape, y.shape) else {
         return Err("takes images".into());
     };
@@ -115,6 +126,7 @@ fn conv2d(
     let (depth, pixels, dtype) = (kh * kw * c, images * oh * ow, y.dtype);
     let lane = (TILE * (depth + 2 * outputs) + outputs * depth) * size_of::<f32>();
     let out = Shared::new(&mut *y.bytes);
+    let positive = positive.map(|r| Shared::new(&mut *r.bytes));
     lanes::run(pixels.div_ceil(TILE), lane, scratch, |task, memory| {
         let (first, count) = (task * TILE, TILE.min(pixels - task * TILE));
         let (columns, rest) = cast_mut::<f32>(memory)?.split_at_mut(TILE * depth);
@@ -151,12 +163,19 @@ fn conv2d(
         }
         let size = outputs * dtype.size();
         // SAFETY: every task has its own pixels.
-        store(dtype, products, unsafe { out.slice(first * size, count * size) })
+        store(dtype, products, unsafe { out.slice(first * size, count * size) })?;
+        if let Some(positive) = &positive {
+            activate(Activation::Relu, products);
+            // SAFETY: as above.
+            store(dtype, products, unsafe { positive.slice(first * size, count * size) })?;
+        }
+        Ok(())
     })
 }
 
 fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
-    let (x, y) = (operand(args, 0)?, only(results)?);
+    let x = operand(args, 0)?;
+    let (y, positive) = with_positive(results)?;
     let (&[_, h, w, c], &[images, oh, ow, _]) = (x.shape, y.shape) else { return Err("takes images".into()) };
     let x = Floats::of(x)?;
     let addends: Vec<(Floats<'_>, Vec<usize>)> =
@@ -164,6 +183,7 @@ fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
     let (rows, columns) = (op.weights(0, h, oh), op.weights(1, w, ow));
     let (dtype, size) = (y.dtype, c * y.dtype.size());
     let out = Shared::new(&mut *y.bytes);
+    let positive = positive.map(|r| Shared::new(&mut *r.bytes));
     lanes::run(images * oh, 2 * c * size_of::<f32>(), scratch, |task, memory| {
         let (image, i) = (task / oh, task % oh);
         let (sums, buffer) = cast_mut::<f32>(memory)?.split_at_mut(c);
@@ -188,6 +208,11 @@ fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
             activate(op.activation, sums);
             // SAFETY: every row of y belongs to one task.
             store(dtype, sums, unsafe { out.slice((task * ow + j) * size, size) })?;
+            if let Some(positive) = &positive {
+                activate(Activation::Relu, sums);
+                // SAFETY: as above.
+                store(dtype, sums, unsafe { positive.slice((task * ow + j) * size, size) })?;
+            }
         }
         Ok(())
     })

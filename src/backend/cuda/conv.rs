@@ -17,6 +17,7 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "conv2d.mma", op: "conv2d", dtypes: &[DType::F16, DType::BF16], lower: mma },
     Kernel { name: "conv2d.fma", op: "conv2d", dtypes: FLOATS, lower: fma },
+    Kernel { name: "conv2d.rectified", op: "conv2d", dtypes: FLOATS, lower: rectified },
     Kernel { name: "scaled_conv2d.mma", op: "scaled_conv2d", dtypes: CODES, lower: mma },
     Kernel { name: "scaled_conv2d.fma", op: "scaled_conv2d", dtypes: CODES, lower: fma },
     Kernel { name: "scaled_conv2d.quantize", op: "scaled_conv2d", dtypes: CODES, lower: quantize },
@@ -77,7 +78,7 @@ impl Geometry {
         let planes = |shape: &[usize]| op.layout.planes(shape).ok_or("takes images");
         let ([images, _, h, width], [outputs, channels, kh, kw], [_, _, oh, ow]) =
             (planes(&x)?, planes(&w)?, planes(&y)?);
-        let Conv2d { strides, pads, dilations, groups, activation, bias, residual, layout } = &op;
+        let Conv2d { strides, pads, dilations, groups, activation, bias, residual, layout, .. } = &op;
         // Positions within an image are 32-bit numbers with room for padding.
         let most = 1 << 30;
         let reach = |i: usize| [h, width][i] + pads[i] + pads[i + 2] + strides[i];
@@ -158,6 +159,7 @@ impl Geometry {
 fn plain(request: &Request<'_>, arch: Arch) -> Result<Geometry, String> {
     match request.op {
         Op::ScaledConv2d(op) if op.quantize => Err("gives no codes".into()),
+        Op::Conv2d(op) if op.rectified => Err("gives one result".into()),
         _ => Geometry::of(request, arch),
     }
 }
@@ -229,4 +231,14 @@ fn quantize(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     }
     let op = Op::from(ScaledConv2d { quantize: false, ..op.clone() });
     super::quantized_behind(&op, &QuantizeItems { activation: Activation::None }.into(), request, arch)
+}
+
+/// The convolution, and what is positive of it.
+fn rectified(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    match request.op {
+        Op::Conv2d(op) if op.rectified => {
+            super::rectified_behind(&Conv2d { rectified: false, ..op.clone() }.into(), request, arch)
+        }
+        _ => Err("gives two results".into()),
+    }
 }

@@ -72,6 +72,8 @@ const SUM: f32 = 2.5;
 const SUM_MEGABYTE: f32 = 0.25;
 /// Microseconds of codes by launches of their own, beyond what codes of a product cost that has measured them.
 const MEASURE: f32 = 4.0;
+/// And of a second result by a launch of its own.
+const RELU: f32 = 3.0;
 /// The share of a slice that an idle device saves.
 const IDLE: f32 = 0.25;
 /// The most parts of a sum, and the fewest slices of one.
@@ -143,6 +145,9 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let (&[images, height, width, channels], &[outputs, kh, kw, _], &[_, oh, ow, _]) = (&x[..], &w[..], &y[..]) else {
         return Err("takes images".into());
     };
+    if op.rectified && op.residual {
+        return Err("gives two results without a residual".into());
+    }
     if y.contains(&0) || op.groups != 1 || !(channels * dtype.size()).is_multiple_of(16) || !outputs.is_multiple_of(8) {
         return Err("takes one group, 16 bytes of channels or a multiple, and a multiple of eight outputs".into());
     }
@@ -158,6 +163,8 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     if size.pixels * outputs >= 1 << 31 {
         return Err("takes results of less than 2^31 elements".into());
     }
+    // Parts are added up to one result.
+    let most_parts = if op.rectified { 1 } else { MOST_PARTS };
     let (tile, parts) = if quantize {
         // A tile that measures reaches into two images at most, and has whole sums.
         let whole = fastest(size, 1, |tile| tile.pixels() <= oh * ow).ok_or("gives codes of larger images")?;
@@ -167,7 +174,12 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         }
         whole
     } else {
-        fastest(size, MOST_PARTS, |_| true).ok_or("has no tile")?
+        let whole = fastest(size, most_parts, |_| true).ok_or("has no tile")?;
+        let apart = fastest(size, MOST_PARTS, |_| true).map_or(f32::MAX, |(tile, parts)| tile.time(size, parts));
+        if op.rectified && apart + RELU < whole.0.time(size, 1) {
+            return Err("sums in parts and a second result apart are faster".into());
+        }
+        whole
     };
     let [down, along] = tile.count(size);
     let tiles = down * along * parts;
@@ -185,7 +197,8 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
         .define("BLOCKS", tile.blocks)
         .define("STAGES", tile.stages)
         .define("PARTIAL", i32::from(parts > 1))
-        .define("MEASURE", i32::from(quantize));
+        .define("MEASURE", i32::from(quantize))
+        .define("RECTIFIED", i32::from(op.rectified));
 
     let at = |base: Base| Pointer { base, offset: 0 };
     let panel = tile.channels.min(64);
@@ -251,8 +264,11 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
             Arg::PixelMap(pixels),
             Arg::TensorMap(weights),
             matrix(result, tile.pixels() / 2),
-            // Without a residual, nobody reads this one.
-            matrix(geometry.epilogue.residual.map_or(result, Base::Operand), tile.pixels()),
+            match geometry.epilogue.residual {
+                Some(residual) => matrix(Base::Operand(residual), tile.pixels()),
+                // Without a second result, nobody writes this one.
+                None => matrix(if op.rectified { Base::Result(1) } else { result }, tile.pixels() / 2),
+            },
             x_scales.clone(),
             w_scales.clone(),
             bias.clone(),
@@ -329,7 +345,7 @@ mod tests {
             for residual in [false, true] {
                 let op = Conv2d {
                     strides: vec![stride; 2],
-                    activation: Activation::Relu,
+                    activation: if residual { Activation::Relu } else { Activation::None },
                     residual,
                     layout: ImageLayout::Pixels,
                     ..Conv2d::same(1, true)
@@ -343,7 +359,10 @@ mod tests {
                     let op = ScaledConv2d { quantize, ..scaled.clone() };
                     requests.push((Op::ScaledConv2d(op), [&codes(&x)[..], &codes(&w), &extra].concat()));
                 }
-                requests.push((Op::Conv2d(op), [&[of(&x), of(&w)], &extra[..]].concat()));
+                for rectified in [false, !residual] {
+                    let op = Conv2d { rectified, ..op.clone() };
+                    requests.push((Op::Conv2d(op), [&[of(&x), of(&w)], &extra[..]].concat()));
+                }
             }
         }
         for variant in ["conv2d.pixels_wgmma", "conv2d.mma", "scaled_conv2d.quantize"] {

@@ -294,6 +294,19 @@ pub(crate) fn quantized_behind(plain: &Op, codes: &Op, request: &Request<'_>, ar
     Ok(Lowered { launches: [product.launches, codes.launches].concat(), scratch })
 }
 
+/// What computes an operation as result 0, and behind it max(y, 0) as result 1.
+pub(crate) fn rectified_behind(plain: &Op, request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let y = plain.infer(request.operands)?.remove(0);
+    let at = |base| Pointer { base, offset: 0 };
+    let operands: Vec<(ValueType, Pointer)> =
+        request.operands.iter().enumerate().map(|(i, ty)| (ty.clone(), at(Base::Operand(i)))).collect();
+    let mut all = within(plain, &operands, &[at(Base::Result(0))], at(Base::Scratch), arch)?;
+    let relu = lite3r_ir::ops::Relu {}.into();
+    let positive = within(&relu, &[(y, at(Base::Result(0)))], &[at(Base::Result(1))], at(Base::Scratch), arch)?;
+    all.launches.extend(positive.launches);
+    Ok(Lowered { scratch: all.scratch.max(positive.scratch), ..all })
+}
+
 /// Sizes of a static type.
 pub(crate) fn dims(ty: &lite3r_ir::ValueType) -> Result<Vec<usize>, String> {
     ty.dims().ok_or_else(|| "needs static shapes".to_string())

@@ -180,6 +180,7 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let module = Module::new("resize_pixels.cu")
         .element("TX", dtype)
         .define("ROWS", rows)
+        .define("RECTIFIED", i32::from(op.rectified))
         .define("ADDENDS", op.addends)
         .define("ACTIVATION", activation(op.activation, request.results[0].dtype, false));
     let two = |pair: &[usize]| [pair[0] as u32, pair[1] as u32];
@@ -196,6 +197,7 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             addend(0),
             addend(1),
             Arg::result(0),
+            if op.rectified { Arg::result(1) } else { Arg::Null },
             Arg::of(sizes),
             Arg::of(narrow(&steps[0])?),
             Arg::of(narrow(&steps[1])?),
@@ -204,8 +206,11 @@ fn pixels(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     .into())
 }
 
-fn taps(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+fn taps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Parts { op, from: [_, channels, h, w], to, steps } = parts(request)?;
+    if op.rectified {
+        return super::rectified_behind(&Resize { rectified: false, ..op.clone() }.into(), request, arch);
+    }
     let [.., oh, ow] = to;
     let elements: usize = to.iter().product();
     let law = Law {
