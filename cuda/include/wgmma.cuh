@@ -17,11 +17,20 @@ template <int N> DEVICE void pin(float (&d)[N]) {
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
+template <int N> DEVICE void pin(u32 (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
+}
 
 // Descriptors of operands in shared memory. Rows of one swizzle span along K (128 or 64 bytes), tile bases aligned to
 // 8 rows. The next 32 bytes of K: + 2. The next 8 rows: + 8 * span / 16.
 DEVICE u64 operand_k128(u32 at) { return (u64)((at & 0x3FFFF) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 DEVICE u64 operand_k64(u32 at) { return (u64)((at & 0x3FFFF) >> 4) | 1ull << 16 | 32ull << 32 | 2ull << 62; }
+// Bytes as chunks of 16 along K: 8 neighbouring rows of a chunk are 128 bytes in one piece, `next_chunk` bytes lie from
+// a chunk to the next along K, `next_rows` to the next 8 rows. The next 32 bytes of K: + next_chunk / 8.
+DEVICE u64 operand_chunks(u32 at, u32 next_chunk, u32 next_rows) {
+    return (u64)((at & 0x3FFFF) >> 4) | (u64)(next_chunk >> 4) << 16 | (u64)(next_rows >> 4) << 32;
+}
 // 16-bit elements stored [K][64 columns] of 128 bytes a row; `step` bytes from 64 columns to the next 64. The next 16
 // of K: + 128.
 DEVICE u64 operand_mn128(u32 at, u32 step) {
@@ -99,6 +108,42 @@ WGMMA_FORMS(160, 5, "80", "81", "82", "83", "84", "85", "86")
 WGMMA_FORMS(192, 6, "96", "97", "98", "99", "100", "101", "102")
 WGMMA_FORMS(224, 7, "112", "113", "114", "115", "116", "117", "118")
 WGMMA_FORMS(256, 8, "128", "129", "130", "131", "132", "133", "134")
+
+// Products of e4m3 besides, A in registers: widths of 8 columns more, and sums in pairs of f16: `halves` has in d[2j]
+// columns 8j + 2t and 8j + 2t + 1 of row 16w + g, in d[2j + 1] those of row 16w + g + 8.
+#define WGMMA_NAMES72 WGMMA_NAMES2 ", %32, %33, %34, %35"
+#define WGMMA_NAMES136 WGMMA_NAMES4 ", %64, %65, %66, %67"
+#define WGMMA_SUMS72 WGMMA_SUMS2, WGMMA_4(32)
+#define WGMMA_SUMS136 WGMMA_SUMS4, WGMMA_4(64)
+#define WGMMA_MORE(N, I0, I1, I2, I3, I4, I5) \
+    template <> struct Wgmma<N> { \
+        DEVICE void e4m3(float (&d)[N / 2], const u32 (&a)[4], u64 b, bool add) { \
+            asm volatile(WGMMA_TEXT("m64n" #N "k32.f32.e4m3.e4m3", WGMMA_NAMES##N, \
+                    "{%" I0 ", %" I1 ", %" I2 ", %" I3 "}, %" I4 ", p, 1, 1", I5) \
+                : WGMMA_SUMS##N : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((i32)add)); \
+        } \
+    };
+WGMMA_MORE(72, "36", "37", "38", "39", "40", "41")
+WGMMA_MORE(136, "68", "69", "70", "71", "72", "73")
+
+#define WGMMA_WORDS4(i) "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3])
+#define WGMMA_WORDS16(i) WGMMA_WORDS4(i), WGMMA_WORDS4(i + 4), WGMMA_WORDS4(i + 8), WGMMA_WORDS4(i + 12)
+#define WGMMA_ALL1 WGMMA_WORDS16(0)
+#define WGMMA_ALL2 WGMMA_ALL1, WGMMA_WORDS16(16)
+#define WGMMA_ALL3 WGMMA_ALL2, WGMMA_WORDS16(32)
+#define WGMMA_ALL4 WGMMA_ALL3, WGMMA_WORDS16(48)
+template <int N> struct HalfWgmma;
+#define WGMMA_HALVES(N, NAMES, WORDS, I0, I1, I2, I3, I4, I5) \
+    template <> struct HalfWgmma<N> { \
+        DEVICE void e4m3(u32 (&d)[N / 4], const u32 (&a)[4], u64 b, bool add) { \
+            asm volatile(WGMMA_TEXT("m64n" #N "k32.f16.e4m3.e4m3", NAMES, \
+                    "{%" I0 ", %" I1 ", %" I2 ", %" I3 "}, %" I4 ", p, 1, 1", I5) \
+                : WORDS : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((i32)add)); \
+        } \
+    };
+WGMMA_HALVES(128, WGMMA_NAMES2, WGMMA_ALL2, "32", "33", "34", "35", "36", "37")
+WGMMA_HALVES(192, WGMMA_NAMES3, WGMMA_ALL3, "48", "49", "50", "51", "52", "53")
+WGMMA_HALVES(256, WGMMA_NAMES4, WGMMA_ALL4, "64", "65", "66", "67", "68", "69")
 
 // One step of 32 bytes of K by element type, both operands in shared memory; e4m3 has no TRANSPOSED form.
 template <class T> struct Step;

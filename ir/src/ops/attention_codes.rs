@@ -115,10 +115,9 @@ pub fn blocks_of(m: usize, size: usize) -> Vec<Range<usize>> {
     (0..m).step_by(size).map(|at| at..(at + size).min(m)).collect()
 }
 
-/// What others may differ by where codes are multiplied: half a step of a weight's code is up to 1/16 of the weight;
-/// over the keys of a row these errors cancel in part.
+/// What others may differ by where codes are multiplied: half a step of a weight's code is up to 1/16 of the weight.
 pub fn tolerance() -> Tolerance {
-    Tolerance { absolute: 1e-6, relative: 1.0 / 32.0 }
+    Tolerance { absolute: 1e-6, relative: 1.0 / 16.0 }
 }
 
 /// The numbers that codes of x [.., k] stand for.

@@ -20,7 +20,10 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 /// Bytes of shared memory that a block may have.
-const SHARED: usize = 227 << 10;
+pub const SHARED: usize = 227 << 10;
+
+/// Fewer queries than this would leave most of a tile empty.
+const FEWEST: usize = 17;
 
 /// A variant of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +68,8 @@ impl Variant {
     }
 }
 
-/// What both operations share, or why not.
-fn sizes(request: &Request<'_>, arch: Arch, scale: f64) -> Result<Sizes, String> {
+/// What all attention on warpgroups shares, or why not; `fewest` queries.
+pub fn sizes(request: &Request<'_>, arch: Arch, scale: f64, fewest: usize) -> Result<Sizes, String> {
     if arch != Arch::Sm90a {
         return Err("needs sm_90a".into());
     }
@@ -78,8 +81,8 @@ fn sizes(request: &Request<'_>, arch: Arch, scale: f64) -> Result<Sizes, String>
         return Err(format!("takes head dimensions of 64 and 128, not {} and {}", s.d, s.e));
     }
     match scale > 0.0 {
-        true if s.heads > 0 && s.m > 0 && s.n > 16 => Ok(s),
-        true => Err(format!("takes more than 16 queries and at least a key, not {} and {}", s.n, s.m)),
+        true if s.heads > 0 && s.m > 0 && s.n >= fewest => Ok(s),
+        true => Err(format!("takes {fewest} queries and a key at least, not {} and {}", s.n, s.m)),
         false => Err(format!("takes a scale above zero, not {scale}")),
     }
 }
@@ -186,7 +189,7 @@ fn launch(
 fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
     op.codes.none()?;
-    let s = sizes(request, arch, op.scale)?;
+    let s = sizes(request, arch, op.scale, FEWEST)?;
     let most = if s.d == 64 { 3 } else { 2 };
     // Fewer tiles than this leave much of the device idle.
     let groups = if s.heads * s.n.div_ceil(64 * most) < PROCESSORS * 3 / 4 { 1 } else { most };
@@ -196,7 +199,7 @@ fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
 fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
     op.codes.none()?;
-    let (s, operands) = (sizes(request, arch, op.scale)?, request.operands);
+    let (s, operands) = (sizes(request, arch, op.scale, FEWEST)?, request.operands);
     if !128usize.is_multiple_of(op.block_k) || !op.block_k.is_multiple_of(8) {
         return Err(format!("takes key blocks of 8, 16, 32, 64 and 128, not {}", op.block_k));
     }

@@ -43,7 +43,7 @@ impl Use {
     /// Rows are named after the instructions that they promise.
     fn fault(&self, cubins: &BTreeMap<&Module, Vec<u8>>) -> Option<String> {
         let wanted: &[u16] = match self.row.rsplit('.').next() {
-            Some("wgmma") => &op::WGMMA,
+            Some(variant) if variant.ends_with("wgmma") => &op::WGMMA,
             Some("mma") => &op::MMA,
             _ => return None,
         };

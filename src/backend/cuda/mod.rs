@@ -4,6 +4,7 @@
 //! code of every module that its steps launch, so that running needs the driver alone.
 
 pub mod attention;
+pub mod attention_e4m3;
 pub mod attention_mma;
 pub mod attention_wgmma;
 pub mod block_mean;
@@ -128,6 +129,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     self_attention::KERNELS,
     attention_wgmma::KERNELS,
     attention_mma::KERNELS,
+    attention_e4m3::KERNELS,
     attention::KERNELS,
     block_route_mma::KERNELS,
     linear_attention_mma::KERNELS,

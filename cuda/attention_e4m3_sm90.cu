@@ -1,0 +1,419 @@
+// Attention over e4m3 codes on Hopper's tensor cores: bf16 q [heads, tokens, WIDTH], codes of keys and values as
+// attention_codes.cu makes them. A block holds TEAMS of GROUPS warpgroups; a persistent grid of teams walks over tiles
+// of GROUPS * 64 queries of a head. A warp for every team keeps its ring of key and value tiles filled by the copy
+// engine; each warpgroup makes codes of its own queries, and multiplies them with a tile of keys while it still adds
+// up the values of the tile before.
+//
+// Scores are pairs of f16: codes of queries are at most 112 / WIDTH, so that no score is above 50176. What follows is
+// counted in spans of SPAN octaves: z = score * slope, and with the bias b of a row, 1 at its largest z, the weight of
+// a key is the e4m3 number with the code 120 * saturate(z + b), rounded to an integer. That is exp2(SPAN * (z + b) -
+// 7) at powers of two and straight lines between them. Its errors are 3.1 % (root of the mean square) where those of
+// the nearest codes are 2.6 %, and neither special functions nor conversions are needed; DROP makes them zero on
+// average.
+//
+// A tile of weights times values has sums of its own, since those of e4m3 keep 14 bits, and is added in f32. Values
+// have eight columns of ones behind them: the sum of the weights, as they were multiplied.
+//
+// BLOCK above 0: a tile is a query block, at most GROUPS * 64 rows; its keys are those of the key blocks in its list,
+// KEYS / BLOCK boxes a tile of keys, then the centroids outside of the list, each with the logarithm of its number of
+// tokens added to its score.
+//
+// Macros: WIDTH 64 or 128; GROUPS; TEAMS; KEYS a tile; STAGES of the ring; BLOCK, tokens a key block, or 0 for all
+// keys; PRODUCER, CONSUMER registers a thread.
+#include "activations.cuh"
+#include "attention_codes.cuh"
+#include "blocks.cuh"
+#include "halves.cuh"
+#include "pairs.cuh"
+#include "rows.cuh"
+#include "sm90.cuh"
+#include "wgmma.cuh"
+
+#define LISTED (BLOCK > 0)
+const u32 ENTRIES = LISTED ? KEYS / (LISTED ? BLOCK : 1) : 0;
+// Scales a tile: of key blocks, and of centroids.
+const u32 SCALES = LISTED ? (ENTRIES < KEYS / CENTRAL ? KEYS / CENTRAL : ENTRIES) : KEYS / DENSE;
+const u32 QUERIES = GROUPS * 64, WORKERS = TEAMS * GROUPS, THREADS = 128 * (WORKERS + 1);
+// Bytes of a tile of keys, of values, and of a team's ring and its barriers.
+const u32 KEY_TILE = KEYS * WIDTH, VALUE_TILE = KEYS * VALUE_ROWS;
+const u32 RING = STAGES * (KEY_TILE + VALUE_TILE), BARRIERS = 16 * STAGES;
+// Lanes of a quad hold WIDTH / 4 columns of a query each.
+const u32 COLUMNS = WIDTH / 4;
+const float LARGEST_QUERY = 112.f / WIDTH;
+const float DROP = 0.46f / 120;
+// Pairs of f16: the bias of rows that have seen no key, 1, 120 and 1024, whose neighbours are 1 apart.
+const u32 UNSEEN = 0x7BFF7BFF, ONES = 0x3C003C00, CODES = 0x57805780, WHOLE = 0x64006400;
+// What a centroid has for a bias that does not count: minus infinity.
+#define NO_KEY 0xFC00
+
+// Fills a tile of keys and one of values, a part each from the slots that begin there, once what the warp has written
+// beside them stands.
+template <u32 PARTS> DEVICE void fill(
+    u32 keys, u32 values, u32 full, const u8* key_codes, const u8* value_codes, const u32 (&key_slots)[PARTS],
+    const u32 (&value_slots)[PARTS])
+{
+    const u32 part = KEYS / PARTS;
+    __syncwarp();
+    if (elect_one()) {
+        barrier_expect(full, KEY_TILE + VALUE_TILE);
+#pragma unroll
+        for (u32 i = 0; i < PARTS; i++) {
+            copy_bytes(keys + i * part * WIDTH, key_codes + (i64)key_slots[i] * WIDTH, full, part * WIDTH);
+            copy_bytes(values + i * part * VALUE_ROWS, value_codes + (i64)value_slots[i] * VALUE_ROWS, full,
+                part * VALUE_ROWS);
+        }
+    }
+    __syncwarp();
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
+    const bf16_t* __restrict__ q, const u8* __restrict__ key_codes, const u8* __restrict__ value_codes,
+    const float* __restrict__ key_scales, const u8* __restrict__ central_keys, const u8* __restrict__ central_values,
+    const float* __restrict__ central_scales, const float* __restrict__ centres, const float* __restrict__ columns,
+    const i32* __restrict__ lists, const i32* __restrict__ counts, const Centroid* __restrict__ table,
+    bf16_t* __restrict__ y, float* __restrict__ lse, const __grid_constant__ Cut query_cut, const Rows places,
+    const u32 longest, const u32 key_blocks, const u32 slots, const u32 centroids, const u32 central_slots,
+    const u32 tiles, const u32 total, const u32 n, const u32 m, const float scale)
+{
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 warp = warp_index(), group = warpgroup_index(), lane = threadIdx.x % 32;
+    const u32 team = group == WORKERS ? warp - 4 * WORKERS : group / GROUPS;
+    const u32 keys = shared_address(shared) + team * RING, values = keys + STAGES * KEY_TILE;
+    const u32 full = shared_address(shared) + TEAMS * RING + team * BARRIERS, empty = full + 8 * STAGES;
+    // Scales of the blocks of each stage, and biases of its keys where they are centroids.
+    u8* const notes = shared + TEAMS * (RING + BARRIERS);
+    float* const scales = (float*)notes + team * STAGES * SCALES;
+    u16* const biases = (u16*)(notes + TEAMS * STAGES * SCALES * 4) + team * STAGES * KEYS;
+    if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
+        ring_init(full, empty, STAGES, 4 * GROUPS);
+        barrier_init_done();
+    }
+    __syncthreads();
+    wait_for_launch_before();
+    const u32 first_tile = blockIdx.x * TEAMS + team, step_tile = gridDim.x * TEAMS;
+    // Tiles of listed blocks, or of all keys, and tiles of centroids.
+    auto plain_of = [&](u32 tile) {
+        return LISTED ? ((u32)counts[tile] + ENTRIES - 1) / max(ENTRIES, 1) : (m + KEYS - 1) / KEYS;
+    };
+    const u32 central = LISTED ? (centroids + KEYS - 1) / KEYS : 0;
+
+    if (group == WORKERS) {
+        registers_lower<PRODUCER>();
+        if (team >= TEAMS) return;
+        u32 stage = 0, phase = 0;
+        auto next_stage = [&] { if (++stage == STAGES) stage = 0, phase ^= 1; };
+        for (u32 tile = first_tile; tile < total; tile += step_tile) {
+            const u32 head = tile / tiles, plain = plain_of(tile);
+            const u8* const head_keys = key_codes + (i64)head * slots * WIDTH;
+            const u8* const head_values = value_codes + (i64)head * slots * VALUE_ROWS;
+#if LISTED
+            const i32* list = lists + (i64)tile * longest;
+            const float* key_scale = key_scales + (i64)head * key_blocks;
+            const u32 count = counts[tile];
+            // A bit for every key block of the list.
+            u32* const taken =
+                (u32*)(notes + TEAMS * STAGES * (SCALES * 4 + KEYS * 2)) + team * ((key_blocks + 31) / 32);
+            if (central) {
+#pragma unroll 1
+                for (u32 i = lane; i < (key_blocks + 31) / 32; i += 32) taken[i] = 0;
+                __syncwarp();
+#pragma unroll 4
+                for (u32 i = lane; i < count; i += 32) {
+                    const u32 bit = (u32)list[i];
+                    atomicOr(taken + bit / 32, 1u << bit % 32);
+                }
+                __syncwarp();
+            }
+            // A lane knows an entry of the list; the next 32 are known, and those after them on their way, while these
+            // are copied. A box left over repeats the first block over values of zero.
+            const u32 nothing = key_blocks, fallback = count ? list[0] : 0;
+            auto entry_of = [&](u32 i) { return i < count ? (u32)list[i] : nothing; };
+            auto scale_of = [&](u32 of) { return key_scale[of == nothing ? fallback : of]; };
+            u32 of = 0, next_of = entry_of(lane), ahead = entry_of(lane + 32);
+            float own = 0.f, next_own = scale_of(next_of);
+            for (u32 i = 0; i < plain; i++) {
+                const u32 first = i * ENTRIES % 32;
+                if (first == 0) {
+                    of = next_of, own = next_own;
+                    next_of = ahead, next_own = scale_of(ahead);
+                    ahead = entry_of(i * ENTRIES + lane + 64);
+                }
+                u32 key_slots[ENTRIES], value_slots[ENTRIES];
+#pragma unroll
+                for (u32 j = 0; j < ENTRIES; j++) {
+                    const u32 entry = __shfl_sync(~0u, of, first + j);
+                    value_slots[j] = entry * BLOCK;
+                    key_slots[j] = (entry == nothing ? fallback : entry) * BLOCK;
+                }
+                barrier_wait(empty + 8 * stage, phase ^ 1);
+                if (lane - first < ENTRIES)
+#pragma unroll
+                    for (u32 j = 0; j < SCALES; j += ENTRIES) scales[stage * SCALES + lane - first + j] = own;
+                fill(keys + stage * KEY_TILE, values + stage * VALUE_TILE, full + 8 * stage, head_keys, head_values,
+                    key_slots, value_slots);
+                next_stage();
+            }
+            // A lane knows four centroids.
+            struct Four { uint4 low, high; float scale; } four;
+            auto look = [&](u32 i) {
+                const u32 blocks = (centroids + CENTRAL - 1) / CENTRAL;
+                const u32 of = i * (KEYS / CENTRAL) + lane / (SCALES * CENTRAL / KEYS);
+                four.scale = central_scales[head * blocks + min(of, blocks - 1)];
+                const uint4* from = (const uint4*)(table + min(i * KEYS + lane * 4, (centroids + 3) / 4 * 4 - 4));
+                four.low = from[0], four.high = from[1];
+            };
+            if (central) look(0);
+            for (u32 i = 0; i < central; i++) {
+                barrier_wait(empty + 8 * stage, phase ^ 1);
+                if (lane < SCALES) scales[stage * SCALES + lane] = four.scale;
+                const u32 left = centroids - min(centroids, i * KEYS + lane * 4);
+                const Centroid four_of[4] = {{(u16)four.low.x, four.low.y}, {(u16)four.low.z, four.low.w},
+                    {(u16)four.high.x, four.high.y}, {(u16)four.high.z, four.high.w}};
+                u32 bias[4];
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    const u32 of = four_of[j].block;
+                    bias[j] = j < left && !(taken[of / 32] >> of % 32 & 1) ? four_of[j].bias : NO_KEY;
+                }
+                *(uint2*)(biases + stage * KEYS + lane * 4) = {bias[0] | bias[1] << 16, bias[2] | bias[3] << 16};
+                const u32 from[1] = {head * central_slots + i * KEYS};
+                fill(keys + stage * KEY_TILE, values + stage * VALUE_TILE, full + 8 * stage, central_keys,
+                    central_values, from, from);
+                if (i + 1 < central) look(i + 1);
+                next_stage();
+            }
+#else
+            auto look = [&](u32 i) {
+                const u32 of = i * SCALES + lane;
+                return lane < SCALES ? key_scales[(i64)head * key_blocks + min(of, key_blocks - 1)] : 0.f;
+            };
+            float scale_of = look(0);
+            for (u32 i = 0; i < plain; i++) {
+                barrier_wait(empty + 8 * stage, phase ^ 1);
+                if (lane < SCALES) scales[stage * SCALES + lane] = scale_of;
+                const u32 from[1] = {i * KEYS};
+                fill(keys + stage * KEY_TILE, values + stage * VALUE_TILE, full + 8 * stage, head_keys, head_values,
+                    from, from);
+                if (i + 1 < plain) scale_of = look(i + 1);
+                next_stage();
+            }
+#endif
+        }
+        return;
+    }
+    registers_raise<CONSUMER>();
+    u32 stage = 0, phase = 0;
+    const u32 member = group % GROUPS;
+    // Two queries of a tile, 8 tokens apart, of which a lane has COLUMNS from there on.
+    struct Queries { u32 head; i32 token, end; const bf16_t* from; };
+    auto queries_of = [&](u32 tile) {
+        const u32 head = tile / tiles, at = tile - head * tiles;
+        Range rows = {(i32)(at * QUERIES), (i32)min(n, (at + 1) * QUERIES)};
+        if (LISTED) rows = tokens_of(query_cut, at);
+        const i32 token = rows.begin + (i32)(member * 64 + warp % 4 * 16 + lane / 4);
+        return Queries{head, token, rows.end, q + ((i64)head * n + token) * WIDTH + lane % 4 * COLUMNS};
+    };
+    for (u32 tile = first_tile; tile < total; tile += step_tile) {
+        const Queries own = queries_of(tile);
+        const u32 head = own.head, plain = plain_of(tile), key_tiles = plain + central;
+        const i32 token = own.token;
+        auto is_there = [&](u32 row) { return token + 8 * (i32)row < own.end; };
+        uint4 raw[2][COLUMNS / 8];
+#pragma unroll
+        for (u32 row = 0; row < 2; row++)
+#pragma unroll
+            for (u32 i = 0; i < COLUMNS / 8; i++)
+                raw[row][i] = is_there(row) ? *(const uint4*)(own.from + 8 * row * WIDTH + 8 * i) : uint4{0, 0, 0, 0};
+        // Codes of the queries, and spans of octaves a unit of their scores. Octaves that centring took from these
+        // wait in `lse`.
+        u32 query[WIDTH / 32][4];
+        float slopes[2];
+        auto writes_lse = [&](u32 row) { return lse && lane % 4 == 0 && is_there(row); };
+        float* const own_lse = lse + (i64)head * n + token;
+#pragma unroll
+        for (u32 row = 0; row < 2; row++) {
+            float most = 0.f;
+            auto x = [&](u32 i) { return bf16_of(raw[row][i / 8], i % 8); };
+#pragma unroll
+            for (u32 i = 0; i < COLUMNS; i++) most = fmaxf(most, fabsf(x(i)));
+            const float unit = fmaxf(lanes_max<4>(most), SMALLEST_AMAX) * (1.f / LARGEST_QUERY), inverse = 1.f / unit;
+#pragma unroll
+            for (u32 i = 0; i < COLUMNS; i += 4)
+                query[i / 8][i / 4 % 2 * 2 + row] =
+                    four_codes(x(i) * inverse, x(i + 1) * inverse, x(i + 2) * inverse, x(i + 3) * inverse);
+            slopes[row] = unit * scale;
+            if (lse) {
+                const float* centre = centres + head * WIDTH + lane % 4 * COLUMNS;
+                float lost = 0.f;
+#pragma unroll
+                for (u32 i = 0; i < COLUMNS; i += 4) {
+                    const float4 c = *(const float4*)(centre + i);
+                    lost += x(i) * c.x + x(i + 1) * c.y + x(i + 2) * c.z + x(i + 3) * c.w;
+                }
+                lost = lanes_sum<4>(lost) * scale * SPAN;
+                if (writes_lse(row)) own_lse[8 * row] = lost;
+            }
+        }
+        float sums[WIDTH / 2], part[VALUE_ROWS / 2], under[2] = {0.f, 0.f}, shrink[2] = {0.f, 0.f}, held[2];
+        u32 scores[KEYS / 4], weights[KEYS / 32][4], bias = UNSEEN;
+#pragma unroll
+        for (u32 i = 0; i < WIDTH / 2; i++) sums[i] = 0.f;
+        auto multiply_keys = [&](u32 of) {
+            const u64 b = operand_chunks(keys + of * KEY_TILE, 128, 8 * WIDTH);
+#pragma unroll
+            for (u32 step = 0; step < WIDTH / 32; step++)
+                HalfWgmma<KEYS>::e4m3(scores, query[step], b + step * 16, step != 0);
+            products_commit();
+        };
+        auto multiply_values = [&](u32 of) {
+            const u64 b = operand_chunks(values + of * VALUE_TILE, 16 * VALUE_ROWS, 128);
+#pragma unroll
+            for (u32 step = 0; step < KEYS / 32; step++)
+                Wgmma<VALUE_ROWS>::e4m3(part, weights[step], b + step * 2 * VALUE_ROWS, step != 0);
+            products_commit();
+        };
+        // Scores become 1024 + the code of their weight; `shrink` is what sums of before are worth under the new bias.
+        auto exponentials = [&](u32 of, bool of_centroids) {
+            // Of row g below, of row g + 8 above.
+            u32 slope[SCALES];
+#pragma unroll
+            for (u32 i = 0; i < SCALES; i++) {
+                const float here = scales[of * SCALES + i];
+                slope[i] = half_pair(slopes[0] * here, slopes[1] * here);
+            }
+            const u32 each = KEYS / 4 / SCALES;
+            // Many slopes leave their registers at once.
+            const bool many = SCALES > 2;
+            if (LISTED && of_centroids) {
+                const u16* bias_of = biases + of * KEYS + lane % 4 * 2;
+#pragma unroll
+                for (u32 i = 0; i < KEYS / 4; i += 2) {
+                    const u32 two = *(const u32*)(bias_of + i * 4);
+#pragma unroll
+                    for (u32 row = 0; row < 2; row++)
+                        scores[i + row] = half_fma(scores[i + row], half_twice(slope[i / each], row), two);
+                }
+#pragma unroll
+                for (u32 i = 0; i < SCALES; i++) slope[i] = ONES;
+            } else if (many) {
+#pragma unroll
+                for (u32 i = 0; i < KEYS / 4; i++)
+                    scores[i] = half_mul(scores[i], half_twice(slope[i / each], i % 2));
+            }
+            u32 most[2];
+#pragma unroll
+            for (u32 row = 0; row < 2; row++)
+#pragma unroll
+                for (u32 i = 0; i < SCALES; i++) {
+                    u32 here = scores[i * each + row];
+#pragma unroll
+                    for (u32 j = 2; j < each; j += 2) here = half_max(here, scores[i * each + j + row]);
+                    if (!many) here = half_mul(here, half_twice(slope[i], row));
+                    most[row] = i ? half_max(most[row], here) : here;
+                }
+            u32 both = half_max(__byte_perm(most[0], most[1], 0x5410), __byte_perm(most[0], most[1], 0x7632));
+            both = half_max(both, __shfl_xor_sync(~0u, both, 1));
+            both = half_max(both, __shfl_xor_sync(~0u, both, 2));
+            const u32 lower = half_min(bias, half_sub(half_pair(1.f - DROP, 1.f - DROP), both));
+            const float2 old_bias = half_widen(bias), new_bias = half_widen(lower);
+            shrink[0] = exp2_fast(SPAN * (new_bias.x - old_bias.x));
+            shrink[1] = exp2_fast(SPAN * (new_bias.y - old_bias.y));
+            bias = lower;
+#pragma unroll
+            for (u32 i = 0; i < KEYS / 4; i++) {
+                const u32 weight = half_fma_saturated(
+                    scores[i], many ? ONES : half_twice(slope[i / each], i % 2), half_twice(lower, i % 2));
+                scores[i] = half_fma(weight, CODES, WHOLE);
+            }
+        };
+        auto pack_weights = [&] {
+#pragma unroll
+            for (u32 i = 0; i < KEYS / 8; i++) {
+                const u32 from = i / 2 * 4 + i % 2;
+                weights[i / 4][i % 4] = __byte_perm(scores[from], scores[from + 2], 0x6420);
+            }
+        };
+        auto add_values = [&](const float (&worth)[2]) {
+#pragma unroll
+            for (u32 i = 0; i < WIDTH / 2; i++) sums[i] = fmaf(sums[i], worth[i / 2 % 2], part[i]);
+#pragma unroll
+            for (u32 row = 0; row < 2; row++) under[row] = fmaf(under[row], worth[row], part[WIDTH / 2 + 2 * row]);
+        };
+        if (key_tiles > 0) {
+            barrier_wait(full + 8 * stage, phase);
+            pin(scores);
+            products_fence();
+            multiply_keys(stage);
+            products_wait<0>();
+            pin(scores);
+            exponentials(stage, plain == 0);
+            pack_weights();
+            for (u32 i = 1; i < key_tiles; i++) {
+                const u32 before = stage;
+                if (++stage == STAGES) stage = 0, phase ^= 1;
+                barrier_wait(full + 8 * stage, phase);
+                pin(scores);
+                pin(part);
+                products_fence();
+                multiply_keys(stage);
+                multiply_values(before);
+                held[0] = shrink[0], held[1] = shrink[1];
+                products_wait<1>();
+                pin(scores);
+                exponentials(stage, i >= plain);
+                products_wait<0>();
+                pin(part);
+                if (lane == 0) barrier_arrive(empty + 8 * before);
+                pack_weights();
+                add_values(held);
+            }
+        }
+        // On their way meanwhile: scales of the columns, what waits, and the next queries.
+        float2 units[WIDTH / 8];
+        float lost[2];
+#pragma unroll
+        for (u32 row = 0; row < 2; row++)
+            if (writes_lse(row)) lost[row] = own_lse[8 * row];
+#pragma unroll
+        for (u32 i = 0; i < WIDTH / 8; i++)
+            units[i] = *(const float2*)(columns + head * WIDTH + 8 * i + lane % 4 * 2);
+        if (tile + step_tile < total) {
+            const Queries next = queries_of(tile + step_tile);
+#pragma unroll
+            for (u32 row = 0; row < 2; row++)
+                if (next.token + 8 * (i32)row < next.end) prefetch(next.from + 8 * row * WIDTH);
+        }
+        if (key_tiles > 0) {
+            pin(part);
+            products_fence();
+            multiply_values(stage);
+            products_wait<0>();
+            pin(part);
+            if (lane == 0) barrier_arrive(empty + 8 * stage);
+            add_values(shrink);
+            if (++stage == STAGES) stage = 0, phase ^= 1;
+        }
+        const float2 last = half_widen(bias);
+#pragma unroll
+        for (u32 row = 0; row < 2; row++) {
+            const float over = under[row] > 0.f ? 1.f / under[row] : 0.f;
+            bf16_t* const to = y + row_at(places, head, token + 8 * row) + lane % 4 * 8;
+#pragma unroll
+            for (u32 part = 0; part < WIDTH / 32; part++) {
+                u32 words[4];
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) {
+                    const u32 i = 16 * part + 4 * j + 2 * row;
+                    const float2 unit = units[4 * part + j];
+                    words[j] = Pair<bf16_t>::of(sums[i] * over * unit.x, sums[i + 1] * over * unit.y);
+                }
+                transpose_words(words);
+                if (is_there(row)) *(uint4*)(to + part * 32) = {words[0], words[1], words[2], words[3]};
+            }
+            if (writes_lse(row)) {
+                const float octaves = log2f(under[row]) + 7.f - SPAN * ((row ? last.y : last.x) + DROP);
+                own_lse[8 * row] = 0.69314718f * (octaves + lost[row]);
+            }
+        }
+    }
+}
