@@ -64,6 +64,8 @@ def attentions() -> Iterator[Peer]:
                 return F.scaled_dot_product_attention(q, k, v)
 
         yield f"attention bf16 {items}x{n}", call
+        # There is none over codes.
+        yield f"attention e4m3 {items}x{n}", call
 
 
 def convolutions() -> Iterator[Peer]:

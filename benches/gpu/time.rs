@@ -109,26 +109,28 @@ fn cases() -> Vec<Case> {
             add("bf16", "linear {bias=true}", vec![of(b, &[m, k]), of(b, &[n, k]), of(f, &[n])]);
         }
     }
-    let attention = |name: String, items: usize, n: usize, passes: String| Case {
-        name,
-        flops: 4.0 * (items * 16 * n * n * 64) as f64,
-        op: "attention {scale=0.125,kind=global}".into(),
-        inputs: vec![of(b, &[items, 16, n, 64]); 3],
-        passes,
-        copies: if n > 10_000 { 1 } else { 8 },
-    };
-    for (items, n) in [(2, 1374), (1, 2748), (1, 10_992), (1, 43_968)] {
-        cases.push(attention(format!("attention bf16 {items}x{n}"), items, n, String::new()));
-    }
-    for n in [10_992, 43_968] {
-        for (what, options) in [
-            ("64x64 pooled + linear", "block_k=64,form=add"),
-            ("64x64 pooled", "block_k=64,form=sparse"),
-            ("64x16 sub16 centroids", "block_k=16,router=sub16,form=centroid"),
-        ] {
-            for keep in ["0.3", "0.2", "0.1", "0.05"] {
-                let pass = format!("sla{{keep={keep},{options}}},fuse,dce");
-                cases.push(attention(format!("SLA {what} {n} keep {keep}"), 1, n, pass));
+    for (dtype, codes) in [("bf16", ""), ("e4m3", ",codes=e4m3")] {
+        let attention = |name: String, items: usize, n: usize, passes: String| Case {
+            name,
+            flops: 4.0 * (items * 16 * n * n * 64) as f64,
+            op: format!("attention {{scale=0.125,kind=global{codes}}}"),
+            inputs: vec![of(b, &[items, 16, n, 64]); 3],
+            passes,
+            copies: if n > 10_000 { 1 } else { 8 },
+        };
+        for (items, n) in [(2, 1374), (1, 2748), (1, 10_992), (1, 43_968)] {
+            cases.push(attention(format!("attention {dtype} {items}x{n}"), items, n, String::new()));
+        }
+        for n in [10_992, 43_968] {
+            for (what, options) in [
+                ("64x64 pooled + linear", "block_k=64,form=add"),
+                ("64x64 pooled", "block_k=64,form=sparse"),
+                ("64x16 sub16 centroids", "block_k=16,router=sub16,form=centroid"),
+            ] {
+                for keep in ["0.3", "0.2", "0.1", "0.05"] {
+                    let pass = format!("sla{{keep={keep},{options}}},fuse,dce");
+                    cases.push(attention(format!("SLA {dtype} {what} {n} keep {keep}"), 1, n, pass));
+                }
             }
         }
     }
