@@ -45,10 +45,10 @@ impl Variant {
         // Two atoms a warp read shared memory half as often. Ada's tensor cores do not need that, and its processors
         // have room for few blocks.
         let (warps, atoms) = match rows {
-            ..=16 => (1, 1),
-            ..=32 => (2, 1),
-            ..=64 if arch == Arch::Sm89 || !many => (4, 1),
-            ..=64 => (2, 2),
+            0..=16 => (1, 1),
+            17..=32 => (2, 1),
+            33..=64 if arch == Arch::Sm89 || !many => (4, 1),
+            33..=64 => (2, 2),
             _ if !many => (4, 1),
             129..=192 if arch != Arch::Sm89 => (6, 2),
             _ => (4, 2),

@@ -29,12 +29,15 @@ const MEAN: usize = 4 * WIDTH;
 const WEIGHED: usize = 64;
 const MAX_RANGES: usize = 32;
 
-/// Bytes of shared memory a processor, without what it keeps for itself.
+/// Bytes of shared memory that a block needs beside its scores: what the kernel declares, and what the device keeps.
+const BESIDE: usize = 2 << 10;
+
+/// Bytes of shared memory of a processor.
 const fn shared(arch: Arch) -> usize {
     match arch {
-        Arch::Sm80 => 162 << 10,
-        Arch::Sm89 => 98 << 10,
-        Arch::Sm90a => 226 << 10,
+        Arch::Sm80 => 164 << 10,
+        Arch::Sm89 => 100 << 10,
+        Arch::Sm90a => 228 << 10,
     }
 }
 
@@ -83,12 +86,12 @@ fn lower(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let stride = keys.len().next_multiple_of(128) + 8;
     let bytes = |tiles: usize| 4 * tiles * 16 / parts * stride;
     let blocks = |tiles: usize| s.heads * queries.div_ceil(tiles * 16 / parts);
-    let room = shared(arch);
-    let tiles = if parts > 1 && bytes(2) <= room / 2 && blocks(2) >= PROCESSORS { 2 } else { 1 };
-    if bytes(tiles) > room {
+    let fit = |tiles: usize| shared(arch) / (bytes(tiles) + BESIDE);
+    let tiles = if parts > 1 && fit(2) >= 2 && blocks(2) >= PROCESSORS { 2 } else { 1 };
+    if fit(tiles) == 0 {
         return Err(format!("has no shared memory for the scores of {} key blocks", keys.len()));
     }
-    let together = if bytes(tiles) <= room / 2 { 2 } else { 1 };
+    let together = fit(tiles).min(2);
     let (query_cut, key_cut) = (Cut::new(s.n, &op.runs, op.block_q)?, Cut::new(s.m, &op.runs, op.block_k)?);
     let module = Module::new("block_route_mma.cu")
         .define("PARTS", parts)
