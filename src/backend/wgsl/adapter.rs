@@ -157,8 +157,34 @@ impl Gpu {
         })
     }
 
+    /// What a shader is bound to: so many tensors, then the sizes.
+    pub fn layout(&self, tensors: usize) -> wgpu::BindGroupLayout {
+        let entry = |binding: usize| {
+            let read = binding == tensors;
+            let storage = wgpu::BufferBindingType::Storage { read_only: false };
+            wgpu::BindGroupLayoutEntry {
+                binding: binding as u32,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: if read { wgpu::BufferBindingType::Uniform } else { storage },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            }
+        };
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..=tensors).map(entry).collect();
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries };
+        self.device.create_bind_group_layout(&descriptor)
+    }
+
     /// The pipeline of a shader. Errors: `wgsl.shader`, what the validator or the driver says.
-    pub fn pipeline(&self, key: &str, text: &str) -> Result<wgpu::ComputePipeline> {
+    pub fn pipeline(&self, key: &str, text: &str, bindings: &wgpu::BindGroupLayout) -> Result<wgpu::ComputePipeline> {
+        let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: None,
+            bind_group_layouts: &[Some(bindings)],
+            immediate_size: 0,
+        });
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(key),
@@ -166,7 +192,7 @@ impl Gpu {
         });
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(key),
-            layout: None,
+            layout: Some(&layout),
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions::default(),

@@ -83,6 +83,7 @@ impl Loaded {
         })?;
         part("weights");
         let mut pipelines: HashMap<Shader, wgpu::ComputePipeline> = HashMap::new();
+        let mut layouts: HashMap<usize, wgpu::BindGroupLayout> = HashMap::new();
         let mut launches = Vec::with_capacity(lowered.len());
         for (entry, steps) in plan.entries().iter().zip(lowered) {
             let mut ready = Vec::with_capacity(steps.len());
@@ -105,16 +106,18 @@ impl Loaded {
                 };
                 let calls: Vec<Launch> = calls.into_iter().filter(|l| l.groups.iter().all(|n| *n > 0)).collect();
                 let calls = calls.iter().map(|launch| {
+                    let tensors = launch.bindings.len();
+                    let layout = layouts.entry(tensors).or_insert_with(|| gpu.layout(tensors));
                     let pipeline = match pipelines.get(&launch.shader) {
                         Some(pipeline) => pipeline.clone(),
                         None => {
                             let text = carried(&plan, &launch.shader)?;
-                            let pipeline = gpu.pipeline(&launch.shader.key(), text)?;
+                            let pipeline = gpu.pipeline(&launch.shader.key(), text, layout)?;
                             pipelines.insert(launch.shader.clone(), pipeline.clone());
                             pipeline
                         }
                     };
-                    bound(&gpu, pipeline, launch, &place)
+                    bound(&gpu, (pipeline, layout), launch, &place)
                 });
                 ready.push(calls.collect::<Result<Vec<_>>>().map_err(|e| at(step, e))?);
             }
@@ -258,7 +261,7 @@ impl Weights {
 /// Binds a launch.
 fn bound<'b>(
     gpu: &Gpu,
-    pipeline: wgpu::ComputePipeline,
+    (pipeline, layout): (wgpu::ComputePipeline, &wgpu::BindGroupLayout),
     launch: &Launch,
     place: &dyn Fn(Base) -> Result<(&'b wgpu::Buffer, u64)>,
 ) -> Result<Ready> {
@@ -284,8 +287,7 @@ fn bound<'b>(
     let all = storage.chain([sizes.as_entire_buffer_binding()]).map(wgpu::BindingResource::Buffer);
     let entries: Vec<wgpu::BindGroupEntry<'_>> =
         (0..).zip(all).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
-    let layout = pipeline.get_bind_group_layout(0);
-    let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &layout, entries: &entries };
+    let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
     let bindings = gpu.device().create_bind_group(&descriptor);
     Ok(Ready { pipeline, bindings, groups: launch.groups })
 }
@@ -368,8 +370,9 @@ pub(super) fn run_alone(
     {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
         for launch in lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0)) {
-            let pipeline = gpu.pipeline(&launch.shader.key(), &launch.shader.text())?;
-            let ready = bound(gpu, pipeline, launch, &place)?;
+            let layout = gpu.layout(launch.bindings.len());
+            let pipeline = gpu.pipeline(&launch.shader.key(), &launch.shader.text(), &layout)?;
+            let ready = bound(gpu, (pipeline, &layout), launch, &place)?;
             pass.set_pipeline(&ready.pipeline);
             pass.set_bind_group(0, &ready.bindings, &[]);
             pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);

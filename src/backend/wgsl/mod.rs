@@ -10,8 +10,10 @@ mod elementwise;
 pub mod exec;
 mod floats;
 mod gemm;
+mod indexing;
 pub mod launch;
 mod movement;
+mod reduce;
 mod rows;
 pub mod shader;
 mod wide;
@@ -40,7 +42,8 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] = &[elementwise::KERNELS, movement::KERNELS, gemm::KERNELS, rows::KERNELS];
+pub const KERNELS: &[&[Kernel]] =
+    &[elementwise::KERNELS, movement::KERNELS, gemm::KERNELS, rows::KERNELS, reduce::KERNELS, indexing::KERNELS];
 
 /// Every row of [`KERNELS`], in its order.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {

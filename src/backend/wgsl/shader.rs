@@ -23,6 +23,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
     ("movement.wgsl", include_str!("../../../shaders/movement.wgsl")),
     ("gemm.wgsl", include_str!("../../../shaders/gemm.wgsl")),
+    ("indexing.wgsl", include_str!("../../../shaders/indexing.wgsl")),
+    ("reduce.wgsl", include_str!("../../../shaders/reduce.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("functions.wgsl", include_str!("../../../shaders/functions.wgsl")),
 ];
@@ -136,6 +138,20 @@ impl Tensors {
         if matches!(dtype, DType::F32 | DType::I32) {
             _ = writeln!(self.0, "fn {name}_set(i: u32, v: {value}) {{ {name}[i] = bitcast<u32>(v); }}");
         }
+        self
+    }
+
+    /// With one of words or pairs of words that is written element by element: `y_set`.
+    pub fn single(mut self, name: &str, dtype: DType) -> Self {
+        self = self.words(name);
+        let (value, body) = match dtype {
+            DType::I64 => {
+                ("i32", format!("{name}[2u * i] = bitcast<u32>(v); {name}[2u * i + 1u] = bitcast<u32>(v >> 31u);"))
+            }
+            DType::I32 => ("i32", format!("{name}[i] = bitcast<u32>(v);")),
+            _ => ("f32", format!("{name}[i] = bitcast<u32>(v);")),
+        };
+        _ = writeln!(self.0, "fn {name}_set(i: u32, v: {value}) {{ {body} }}");
         self
     }
 
