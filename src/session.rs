@@ -221,6 +221,7 @@ fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
     let name = match options.device.as_deref() {
         Some(name) => name,
         None if target.starts_with("cuda") => "cuda:0",
+        None if target == "wgsl" => "wgsl:0",
         None => "cpu",
     };
     match name {
@@ -232,8 +233,17 @@ fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
             let ordinal = name["cuda:".len()..].parse().unwrap_or(0);
             Ok(Box::new(crate::backend::cuda::exec::CudaDevice::new(ordinal, options.trust)?))
         }
+        #[cfg(feature = "wgpu")]
+        "wgsl" => Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(0)?)),
+        #[cfg(feature = "wgpu")]
+        name if name.strip_prefix("wgsl:").is_some_and(|n| n.parse::<u16>().is_ok()) => {
+            let ordinal = name["wgsl:".len()..].parse().unwrap_or(0);
+            Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(ordinal)?))
+        }
         name => {
-            let has = if cfg!(feature = "cuda") { "cpu, cuda:0, cuda:1, …" } else { "cpu" };
+            let cuda = if cfg!(feature = "cuda") { ", cuda:0, cuda:1, …" } else { "" };
+            let wgsl = if cfg!(feature = "wgpu") { ", wgsl:0, wgsl:1, …" } else { "" };
+            let has = format!("cpu{cuda}{wgsl}");
             Err(Error::device(
                 "device.unknown",
                 format!("there is no device `{name}`; this build of lite3r has: {has}"),

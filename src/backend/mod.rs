@@ -67,8 +67,8 @@ pub trait Target {
     /// As `--target` and plan headers write it: `cpu`, `cuda:sm_90a`, `wgsl`.
     fn name(&self) -> &'static str;
 
-    /// What a machine must offer to run plans for this target, by the target's own names.
-    fn limits(&self) -> BTreeMap<String, u64> {
+    /// What a machine must offer to run such a plan for this target, by the target's own names.
+    fn limits(&self, _entries: &[crate::plan::Entry]) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 
@@ -285,6 +285,8 @@ pub const TARGETS: &[&dyn Target] = &[
     &cuda::SM_89,
     #[cfg(feature = "cuda")]
     &cuda::SM_80,
+    #[cfg(feature = "wgpu")]
+    &wgsl::Wgsl,
 ];
 
 /// The target of that name; `cuda` is Hopper. Errors: `device.target`, which says what this build has.
@@ -302,7 +304,7 @@ pub fn target(name: &str) -> Result<&'static dyn Target> {
         _ if (name == "cuda" || name.starts_with("cuda:")) && cfg!(not(feature = "cuda")) => {
             missing("CUDA", " (build it with `--features cuda`)")
         }
-        "wgsl" => missing("WGSL", " yet"),
+        "wgsl" => missing("WGSL", " (build it with `--features wgpu`)"),
         _ => Err(Error::usage("device.target", format!("there is no target `{name}`; this build has: {}", known()))),
     }
 }

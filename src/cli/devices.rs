@@ -15,17 +15,30 @@ pub fn main(common: &Common) -> Result<()> {
         _ => "AVX2 and FMA or wider",
     };
     let (cuda, mut missing) = cuda();
-    missing.push("wgsl: this lite3r has no WGSL backend yet".into());
+    let (wgsl, none) = wgsl();
+    missing.extend(none);
     if common.json {
         let mut devices = vec![serde_json::json!({ "name": "cpu", "target": "cpu", "cores": cores, "vectors": lanes })];
         devices.extend(cuda.iter().map(
             |d| serde_json::json!({ "name": d.name, "target": d.target, "card": d.card, "memory_bytes": d.memory }),
         ));
+        devices.extend(wgsl.iter().map(|(name, adapter)| {
+            serde_json::json!({
+                "name": name, "target": "wgsl", "adapter": adapter.name, "api": adapter.api,
+                "software": adapter.software, "lacks": adapter.lacks,
+            })
+        }));
         return super::print_json(&serde_json::json!({ "devices": devices, "missing": missing }));
     }
     super::say!("cpu     target cpu, {cores} cores, vectors: {lanes}");
     for Cuda { name, target, card, memory } in &cuda {
         super::say!("{name:<7} target {target}, {card}, {}", super::bytes(*memory));
+    }
+    for (name, adapter) in &wgsl {
+        let software = if adapter.software { ", software: computes on the CPU" } else { "" };
+        let lacks =
+            if adapter.lacks.is_empty() { String::new() } else { format!(", lacks {}", adapter.lacks.join(", ")) };
+        super::say!("{name:<7} target wgsl, {} through {}{software}{lacks}", adapter.name, adapter.api);
     }
     missing.iter().for_each(|why| super::say!("-       {why}"));
     Ok(())
@@ -37,6 +50,30 @@ struct Cuda {
     target: &'static str,
     card: String,
     memory: u64,
+}
+
+/// An adapter as builds with and without wgpu know it.
+struct Adapter {
+    name: String,
+    api: String,
+    software: bool,
+    lacks: Vec<&'static str>,
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgsl() -> (Vec<(String, Adapter)>, Option<String>) {
+    (Vec::new(), Some("wgsl: this build has no WGSL backend; build it with `--features wgpu`".into()))
+}
+
+/// The adapters of this machine, and why there is none.
+#[cfg(feature = "wgpu")]
+fn wgsl() -> (Vec<(String, Adapter)>, Option<String>) {
+    let named = |(i, a): (usize, crate::backend::wgsl::adapter::Adapter)| {
+        (format!("wgsl:{i}"), Adapter { name: a.name, api: a.api, software: a.software, lacks: a.lacks })
+    };
+    let found: Vec<_> = crate::backend::wgsl::adapter::adapters().into_iter().enumerate().map(named).collect();
+    let none = found.is_empty().then(|| "wgsl: no Vulkan, Metal or DirectX 12 driver offers an adapter".to_string());
+    (found, none)
 }
 
 #[cfg(not(feature = "cuda"))]

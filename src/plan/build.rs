@@ -62,10 +62,11 @@ pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, me
         collected.infos.push(WeightInfo { name: format!("module {name}"), ty: code.value_type() });
         collected.weights.held.push(Some(Weight::owned(code)));
     }
+    let limits = target.limits(&entries);
     let header = Header {
         producer: concat!("lite3r ", env!("CARGO_PKG_VERSION")).into(),
         target: target.name().into(),
-        limits: target.limits(),
+        limits,
         meta,
         entries,
         weights: collected.infos,

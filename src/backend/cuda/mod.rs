@@ -160,7 +160,7 @@ impl Target for Cuda {
     }
 
     /// The version of CUDA that a driver must know to run what the compiler of this machine makes.
-    fn limits(&self) -> BTreeMap<String, u64> {
+    fn limits(&self, _: &[Entry]) -> BTreeMap<String, u64> {
         let version = nvrtc::version().ok().and_then(|(major, _)| u64::try_from(major).ok());
         version.map(|major| (DRIVER.to_string(), major * 1000)).into_iter().collect()
     }

@@ -9,6 +9,7 @@ use std::{
 use lite3r_ir::Tensor;
 
 use super::{
+    BINDING_BYTES, BINDINGS,
     adapter::{Gpu, padded},
     launch::{Base, Binding, Launch},
     lower,
@@ -67,6 +68,7 @@ impl Loaded {
             times.push((name, begun.elapsed()));
             begun = Instant::now();
         };
+        within_limits(&gpu, &plan)?;
         let lowered = lowered(&plan)?;
         part("lowering");
         let places = Weights::new(&plan, gpu.limits().max_buffer_size);
@@ -228,6 +230,21 @@ impl Executable for Loaded {
     fn allocated_bytes(&self) -> u64 {
         self.weights.iter().chain([&self.arena]).map(wgpu::Buffer::size).sum()
     }
+}
+
+/// Whether the device offers what the plan needs. Errors: `wgsl.limit`, every limit that is too small.
+fn within_limits(gpu: &Gpu, plan: &Plan) -> Result<()> {
+    let limits = gpu.limits();
+    let offered = [
+        (BINDING_BYTES, limits.max_storage_buffer_binding_size, "bytes of a buffer that a shader sees at once"),
+        (BINDINGS, u64::from(limits.max_storage_buffers_per_shader_stage), "tensors that a shader is bound to"),
+    ];
+    let problem = |(name, has, what): &(&str, u64, &str)| {
+        let needs = *plan.header().limits.get(*name)?;
+        (needs > *has).then(|| format!("`{}` offers {has} {what}; the plan needs {needs}", gpu.name()))
+    };
+    let problems: Vec<String> = offered.iter().filter_map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Unsupported, "wgsl.limit", problems)) }
 }
 
 /// Where weights lie: several buffers where one would be larger than the device allows.

@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 use lite3r_ir::DType;
 
-use self::launch::Lowered;
+use self::launch::{Launch, Lowered};
 use super::{Choice, Gap, Request, Target};
 use crate::{
     Error, Result,
@@ -50,12 +50,29 @@ pub fn rows() -> impl Iterator<Item = &'static Kernel> {
     KERNELS.iter().copied().flatten()
 }
 
+/// The limit of plans that says how many bytes of a buffer a shader must see at once.
+pub const BINDING_BYTES: &str = "wgsl_binding_bytes";
+/// The limit of plans that says how many tensors a shader is bound to.
+pub const BINDINGS: &str = "wgsl_bindings";
+
 /// Plans for any GPU.
 pub struct Wgsl;
 
 impl Target for Wgsl {
     fn name(&self) -> &'static str {
         "wgsl"
+    }
+
+    fn limits(&self, entries: &[Entry]) -> BTreeMap<String, u64> {
+        let steps = entries.iter().flat_map(|e| e.steps.iter().map(move |s| (e, s))).filter(|(_, s)| s.kernel != ALIAS);
+        let lowered = steps.filter_map(|(entry, step)| lower(entry, step).ok());
+        let launches: Vec<Launch> = lowered.flat_map(|l| l.launches).collect();
+        let most = |of: &dyn Fn(&Launch) -> u64| launches.iter().map(of).max().unwrap_or(0);
+        let bytes = |l: &Launch| l.bindings.iter().map(|b| b.bytes).max().unwrap_or(0);
+        BTreeMap::from([
+            (BINDING_BYTES.to_string(), most(&bytes)),
+            (BINDINGS.to_string(), most(&|l| l.bindings.len() as u64)),
+        ])
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
