@@ -151,7 +151,6 @@ fn errors_name_what_is_wrong() {
     case("not a model", COMPILE, &[&text, "-o", &plan]);
     case("no output", COMPILE, &[&model("vggt_ts17")]);
     case("unknown target", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--target", "abacus"]);
-    case("a model with gaps", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--target", "wgsl", "--precision", "fp8"]);
     case("unbound symbol", COMPILE, &[&model("vggt_s_dyn18"), "-o", &plan]);
     case("bound twice", COMPILE, &[&model("vggt_s_dyn18"), "-o", &plan, "--bind", "S=2", "--bind", "S=3"]);
     case("unknown symbol", COMPILE, &[&model("vggt_ts17"), "-o", &plan, "--bind", "T=2"]);
