@@ -87,7 +87,8 @@ impl Gpu {
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lite3r"),
-            required_features: wgpu::Features::empty(),
+            // Those that runs are timed with, where they are.
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits.clone(),
             ..wgpu::DeviceDescriptor::default()
         };
@@ -119,6 +120,11 @@ impl Gpu {
     /// What it offers.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.limits
+    }
+
+    /// Whether the device can tell the time.
+    pub fn has_timestamps(&self) -> bool {
+        self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
     }
 
     /// A buffer that shaders read and write. Errors: `wgsl.memory`.

@@ -162,18 +162,65 @@ impl Loaded {
         Ok(buffers.iter().zip(bytes).map(tensor).collect())
     }
 
-    /// Submits steps `range` of an entry.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, index: usize, steps: std::ops::Range<usize>) {
+        for ready in self.launches[index][steps].iter().flatten() {
+            pass.set_pipeline(&ready.pipeline);
+            pass.set_bind_group(0, &ready.bindings, &[]);
+            pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
+        }
+    }
+
+    /// Submits some steps of an entry.
     fn submit(&self, index: usize, steps: std::ops::Range<usize>) {
         let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for ready in self.launches[index][steps].iter().flatten() {
-                pass.set_pipeline(&ready.pipeline);
-                pass.set_bind_group(0, &ready.bindings, &[]);
-                pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
-            }
+            self.dispatch(&mut pass, index, steps);
         }
         self.gpu.queue().submit([encoder.finish()]);
+    }
+
+    /// Runs all steps without waiting in between, the device's own time taken around each.
+    fn run_timed(&self, index: usize, seen: &mut dyn FnMut(StepRun<'_>)) -> Result<()> {
+        let steps = &self.plan.entries()[index].steps;
+        let most = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+        let period = f64::from(self.gpu.queue().get_timestamp_period());
+        for first in (0..steps.len()).step_by(most) {
+            let count = most.min(steps.len() - first);
+            let (queries, bytes) = (2 * count as u32, 16 * count as u64);
+            let query_set = self.gpu.device().create_query_set(&wgpu::QuerySetDescriptor {
+                label: None,
+                ty: wgpu::QueryType::Timestamp,
+                count: queries,
+            });
+            let resolved = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("times"),
+                size: bytes,
+                usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            for (i, step) in (0..).zip(first..first + count) {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                    label: None,
+                    timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                        query_set: &query_set,
+                        beginning_of_pass_write_index: Some(2 * i),
+                        end_of_pass_write_index: Some(2 * i + 1),
+                    }),
+                });
+                self.dispatch(&mut pass, index, step..step + 1);
+            }
+            encoder.resolve_query_set(&query_set, 0..queries, &resolved, 0);
+            self.gpu.queue().submit([encoder.finish()]);
+            let ticks = self.gpu.read(&[(&resolved, 0, bytes)])?.remove(0);
+            let ticks: Vec<u64> = ticks.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
+            for (pair, index) in ticks.chunks_exact(2).zip(first..) {
+                let time = Duration::from_secs_f64(pair[1].saturating_sub(pair[0]) as f64 * period * 1e-9);
+                seen(StepRun { index, step: &steps[index], time });
+            }
+        }
+        Ok(())
     }
 
     /// Runs every step by itself and waits for it.
@@ -195,6 +242,7 @@ impl Executable for Loaded {
         self.write(entry, inputs)?;
         match probe {
             Probe::Nothing => self.submit(index, 0..entry.steps.len()),
+            Probe::Times(seen) if self.gpu.has_timestamps() => self.run_timed(index, seen)?,
             Probe::Times(seen) => self.run_stepwise(index, &mut |step| {
                 seen(step);
                 Ok(())
