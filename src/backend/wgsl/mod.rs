@@ -6,6 +6,7 @@
 pub mod adapter;
 #[cfg(test)]
 mod conformance;
+mod conv;
 mod elementwise;
 pub mod exec;
 mod floats;
@@ -13,14 +14,16 @@ mod gemm;
 mod indexing;
 pub mod launch;
 mod movement;
+mod quantize;
 mod reduce;
+mod resize;
 mod rows;
 pub mod shader;
 mod wide;
 
 use std::collections::BTreeMap;
 
-use lite3r_ir::DType;
+use lite3r_ir::{DType, Op};
 
 use self::launch::{Launch, Lowered};
 use super::{Choice, Gap, Request, Target};
@@ -42,8 +45,17 @@ pub struct Kernel {
 }
 
 /// Every kernel, the fast ones first: the first row that accepts is taken.
-pub const KERNELS: &[&[Kernel]] =
-    &[elementwise::KERNELS, movement::KERNELS, gemm::KERNELS, rows::KERNELS, reduce::KERNELS, indexing::KERNELS];
+pub const KERNELS: &[&[Kernel]] = &[
+    elementwise::KERNELS,
+    movement::KERNELS,
+    gemm::KERNELS,
+    rows::KERNELS,
+    reduce::KERNELS,
+    indexing::KERNELS,
+    conv::KERNELS,
+    resize::KERNELS,
+    quantize::KERNELS,
+];
 
 /// Every row of [`KERNELS`], in its order.
 pub fn rows() -> impl Iterator<Item = &'static Kernel> {
@@ -100,7 +112,13 @@ impl Target for Wgsl {
 
 /// The first row that takes a request and what it launches, or why the last row of its operation refused.
 pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> {
-    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+    let clause = match request.op {
+        Op::ScaledLinear(_) | Op::ScaledConv2d(_) => {
+            "it multiplies activations of 8 bits; compile with --precision fp8w"
+        }
+        _ => "no kernel computes it",
+    };
+    let mut gap = Gap { nearest: None, clause: clause.into() };
     for kernel in rows().filter(|k| k.op == request.op.name()) {
         match (kernel.lower)(request) {
             Ok(lowered) => return Ok((kernel, lowered)),
