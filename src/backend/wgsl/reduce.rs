@@ -16,6 +16,8 @@ use crate::backend::{
 
 /// Fewer terms than this are taken by one thread.
 const FEW_TERMS: usize = 16;
+/// More terms than this are taken by a whole workgroup.
+const MANY_TERMS: usize = 1024;
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
     Kernel { name, op, dtypes: DTYPES, lower: |request| through_f32(request, lower) }
@@ -55,8 +57,8 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     let count = |axes: &[Axis]| axes.iter().map(|a| a.0).product::<usize>();
     let (results, terms) = (count(&kept), count(&gone));
     let group = match terms {
-        ..=FEW_TERMS => 1,
-        ..=1024 => 32,
+        0..=FEW_TERMS => 1,
+        _ if terms <= MANY_TERMS => 32,
         _ => THREADS,
     };
     let tensors = Tensors::default().read("x", request.operands[0].dtype).single("y", y.dtype).sizes();
