@@ -173,8 +173,44 @@ fn power(a: f32, b: f32) -> f32 {
     return select(value, -value, (i32(b) & 1) == 1);
 }
 
-// Row i of the result is row i of `sums` plus element i of `a` times `b`.
-fn with_outer(sums: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4(fma(vec4(a.x), b, sums[0]), fma(vec4(a.y), b, sums[1]), fma(vec4(a.z), b, sums[2]),
-        fma(vec4(a.w), b, sums[3]));
+// How a sequence is cut into blocks: runs that no block crosses, each cut by itself, the last block of a run ragged.
+// `runs` lengths, at least one, the last repeated to the end of the sequence.
+struct Cut { tokens: u32, size: u32, runs: u32, pad: u32, lengths: array<vec4<u32>, 8> }
+
+// The tokens of a block, which exists: the first, and behind the last.
+fn tokens_of(given: Cut, number: u32) -> vec2<u32> {
+    var cut = given;
+    var block = number;
+    var start = 0u;
+    var length = cut.lengths[0].x;
+    var blocks = (length + cut.size - 1u) / cut.size;
+    for (var run = 1u; run < cut.runs && block >= blocks; run++) {
+        block -= blocks;
+        start += length;
+        length = cut.lengths[run / 4u][run % 4u];
+        blocks = (length + cut.size - 1u) / cut.size;
+    }
+    // Only the last run is repeated.
+    let first = start + block / max(blocks, 1u) * length;
+    let begin = first + block % max(blocks, 1u) * cut.size;
+    return vec2(begin, min(begin + cut.size, first + length));
+}
+
+// The block and the run that hold a token.
+fn place_of(given: Cut, number: u32) -> vec2<u32> {
+    var cut = given;
+    var token = number;
+    var before = 0u;
+    var length = cut.lengths[0].x;
+    var blocks = (length + cut.size - 1u) / cut.size;
+    var run = 0u;
+    while run + 1u < cut.runs && token >= length {
+        before += blocks;
+        token -= length;
+        run++;
+        length = cut.lengths[run / 4u][run % 4u];
+        blocks = (length + cut.size - 1u) / cut.size;
+    }
+    let repeat = token / max(length, 1u);
+    return vec2(before + repeat * blocks + token % max(length, 1u) / cut.size, run + repeat);
 }

@@ -4,28 +4,27 @@
 //! of their shaders; running them takes a driver and nothing else. [`shader`] says how texts are made, [`exec`] runs them.
 
 pub mod adapter;
+mod attention;
 #[cfg(test)]
 mod conformance;
-mod conv;
 mod elementwise;
 pub mod exec;
 mod floats;
 mod gemm;
+mod heads;
 mod indexing;
 pub mod launch;
 mod movement;
-mod quantize;
 mod reduce;
-mod resize;
 mod rows;
 pub mod shader;
 mod wide;
 
 use std::collections::BTreeMap;
 
-use lite3r_ir::{DType, Op};
+use lite3r_ir::{DType, Op, ValueType};
 
-use self::launch::{Launch, Lowered};
+use self::launch::{Base, Binding, Launch, Lowered};
 use super::{Choice, Gap, Request, Target};
 use crate::{
     Error, Result,
@@ -52,9 +51,8 @@ pub const KERNELS: &[&[Kernel]] = &[
     rows::KERNELS,
     reduce::KERNELS,
     indexing::KERNELS,
-    conv::KERNELS,
-    resize::KERNELS,
-    quantize::KERNELS,
+    heads::KERNELS,
+    attention::KERNELS,
 ];
 
 /// Every row of [`KERNELS`], in its order.
@@ -112,13 +110,7 @@ impl Target for Wgsl {
 
 /// The first row that takes a request and what it launches, or why the last row of its operation refused.
 pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> {
-    let clause = match request.op {
-        Op::ScaledLinear(_) | Op::ScaledConv2d(_) => {
-            "it multiplies activations of 8 bits; compile with --precision fp8w"
-        }
-        _ => "no kernel computes it",
-    };
-    let mut gap = Gap { nearest: None, clause: clause.into() };
+    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
     for kernel in rows().filter(|k| k.op == request.op.name()) {
         match (kernel.lower)(request) {
             Ok(lowered) => return Ok((kernel, lowered)),
@@ -126,6 +118,29 @@ pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> 
         }
     }
     Err(gap)
+}
+
+/// What computes an operation whose operands and result lie elsewhere: a part of a larger one. Its own scratch memory
+/// starts at `inner`.
+pub(crate) fn within(
+    op: &Op,
+    operands: &[(ValueType, (Base, usize))],
+    (result, to): (ValueType, (Base, usize)),
+    inner: usize,
+) -> Result<Lowered, String> {
+    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| ty.clone()).collect();
+    let (_, mut lowered) = kernel(&Request { op, operands: &types, results: &[result] }).map_err(|gap| gap.clause)?;
+    let inner = inner.next_multiple_of(256);
+    for binding in lowered.launches.iter_mut().flat_map(|l| &mut l.bindings) {
+        let (base, offset) = match binding.base {
+            Base::Operand(index) => operands[index].1,
+            Base::Result(_) => to,
+            Base::Scratch => (Base::Scratch, inner),
+        };
+        *binding = Binding { base, offset: offset as u64 + binding.offset, ..*binding };
+    }
+    lowered.scratch += inner;
+    Ok(lowered)
 }
 
 /// What a step of a plan launches.

@@ -1,0 +1,298 @@
+//! `shaders/attention.wgsl`: attention of any shape, over all keys or over lists of key blocks.
+
+use lite3r_ir::{
+    DType, Dim, Op, ValueType,
+    ops::{BlockAttention, Concat, blocks::Blocks},
+};
+
+use super::{
+    Kernel, dims,
+    floats::FLOATS,
+    gemm::store,
+    launch::{Base, Binding, Launch, Lowered, folded, word},
+    shader::{Shader, Tensors},
+    wide::through_f32,
+    within,
+};
+use crate::backend::Request;
+
+/// The rows of this file: head dimensions up to 256.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "attention.tiled", op: "attention", dtypes: FLOATS, lower: |r| either(r, attention) },
+    Kernel { name: "self_attention.tiled", op: "self_attention", dtypes: FLOATS, lower: |r| either(r, self_attention) },
+    Kernel {
+        name: "block_attention.tiled",
+        op: "block_attention",
+        dtypes: FLOATS,
+        lower: |r| either(r, block_attention),
+    },
+];
+
+const MAX_RUNS: usize = 32;
+const MAX_WIDTH: usize = 256;
+/// Key blocks that have a bit in shared memory.
+const MAX_BLOCKS: usize = 16384;
+/// Queries of a workgroup.
+const QUERIES: usize = 64;
+
+/// Rows of narrow results that are not whole words go by way of f32.
+pub fn either(
+    request: &Request<'_>,
+    lower: impl Fn(&Request<'_>) -> Result<Lowered, String>,
+) -> Result<Lowered, String> {
+    lower(request).or_else(|_| through_f32(request, lower))
+}
+
+/// The words of a `Cut` of `shaders/functions.wgsl`: `n` tokens by a pattern of runs into blocks of `size`.
+pub fn cut(n: usize, pattern: &[usize], size: usize) -> Result<Vec<u32>, String> {
+    let pattern = if pattern.is_empty() { &[n] } else { pattern };
+    if pattern.len() > MAX_RUNS {
+        return Err(format!("takes patterns of up to {MAX_RUNS} runs, not {}", pattern.len()));
+    }
+    // A block longer than the sequence is the sequence.
+    let mut words = vec![word(n)?, word(size.min(n.max(1)))?, pattern.len() as u32, 0];
+    for length in pattern {
+        words.push(word(*length)?);
+    }
+    words.resize(4 + MAX_RUNS, 0);
+    Ok(words)
+}
+
+/// Sizes of q, k and v, checked.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// Batch.
+    pub images: usize,
+    /// Batch times heads.
+    pub heads: usize,
+    /// Queries.
+    pub n: usize,
+    /// Keys.
+    pub m: usize,
+    /// Width of queries and keys.
+    pub d: usize,
+    /// Width of values.
+    pub e: usize,
+}
+
+impl Sizes {
+    /// From the first three operands.
+    pub fn of(operands: &[ValueType]) -> Result<Self, String> {
+        let [q, k, v, ..] = operands else { return Err("takes q, k and v".into()) };
+        if let Some(odd) = [q, k, v].into_iter().find(|t| !FLOATS.contains(&t.dtype)) {
+            return Err(format!("takes f32, f16 and bf16, not {odd}"));
+        }
+        let (q, k, v) = (dims(q)?, dims(k)?, dims(v)?);
+        let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (&q[..], &k[..], &v[..]) else {
+            return Err("takes operands of rank 4".into());
+        };
+        Self { images: b, heads: b * h, n, m, d, e }.checked()
+    }
+
+    fn checked(self) -> Result<Self, String> {
+        match self.d.max(self.e) {
+            width if width > MAX_WIDTH => Err(format!("takes head dimensions up to {MAX_WIDTH}, not {width}")),
+            _ => Ok(self),
+        }
+    }
+
+    /// Heads an image.
+    pub fn image_heads(&self) -> usize {
+        self.heads.checked_div(self.images).unwrap_or(0)
+    }
+
+    /// Elements from image to image, head to head and token to token of [B, H, tokens, width], or of
+    /// [B, tokens, H·width] if merged; the first.
+    pub fn rows(&self, tokens: usize, width: usize, merged: bool) -> [usize; 4] {
+        let heads = self.image_heads();
+        let (head, token) = if merged { (width, heads * width) } else { (tokens * width, width) };
+        [heads * tokens * width, head, token, 0]
+    }
+}
+
+/// Which keys a query sees, with what weight.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// All, by the softmax.
+    All,
+    /// Those of listed blocks and centroids, by the softmax.
+    Listed,
+    /// Those outside of listed blocks, by products of features.
+    Rest,
+}
+
+/// The lists of a launch.
+pub struct Lists {
+    /// The cuts of queries, of keys, and of keys that have a centroid.
+    cuts: [Vec<u32>; 3],
+    /// Tokens of the longest query block.
+    tokens: usize,
+    /// How many lists a head has, how many key blocks there are, how long a list is, how many centroids there are.
+    counts: [usize; 4],
+}
+
+impl Lists {
+    /// Of blocks of so many queries and keys, `list` being the type of the lists.
+    pub fn of(
+        s: Sizes,
+        runs: &[usize],
+        [block_q, block_k]: [usize; 2],
+        list: &ValueType,
+        [centroid, centroids]: [usize; 2],
+    ) -> Result<Self, String> {
+        let blocks = Blocks::cut(s.m, runs, block_k)?.len();
+        if blocks > MAX_BLOCKS {
+            return Err(format!("takes up to {MAX_BLOCKS} key blocks, not {blocks}"));
+        }
+        let list = dims(list)?;
+        Ok(Self {
+            cuts: [cut(s.n, runs, block_q)?, cut(s.m, runs, block_k)?, cut(s.m, runs, centroid.max(1))?],
+            tokens: block_q.min(s.n),
+            counts: [list[2], blocks, list[3], centroids],
+        })
+    }
+
+    /// Words of all lists with their lengths.
+    pub fn words(&self, s: Sizes) -> usize {
+        s.heads * self.counts[0] * (self.counts[2] + 1)
+    }
+}
+
+/// What `shaders/attention.wgsl` is bound to.
+pub struct Bound {
+    /// By the names that it has there, all or some of q, k, v, lists, centroid_keys, centroid_values, residual.
+    pub operands: Vec<(&'static str, DType, Binding)>,
+    /// The result.
+    pub y: (DType, Binding),
+    /// The logarithms of sums.
+    pub lse: Option<Binding>,
+}
+
+/// The launch of attention; `lists` unless it looks at all keys; `rows` are those of q, k, v and the result.
+pub fn attend(
+    s: Sizes,
+    keys: Keys,
+    lists: Option<&Lists>,
+    scale: f64,
+    rows: [[usize; 4]; 4],
+    bound: Bound,
+) -> Result<Launch, String> {
+    let none = cut(1, &[], 1)?;
+    let (tokens, counts) = lists.map_or((s.n, [1, 0, 0, 0]), |l| (l.tokens, l.counts));
+    let tiles = tokens.div_ceil(QUERIES);
+    let mut tensors = Tensors::default();
+    let mut bindings = Vec::new();
+    for name in ["q", "k", "v", "lists", "centroid_keys", "centroid_values", "residual"] {
+        tensors = match bound.operands.iter().find(|(n, ..)| *n == name) {
+            Some((_, dtype, binding)) => {
+                bindings.push(*binding);
+                tensors.read(name, *dtype)
+            }
+            // A joint projection holds them all.
+            None if matches!(name, "k" | "v") => {
+                tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return q_at(i); }}"))
+            }
+            None if name == "lists" => tensors.function("fn lists_at(i: u32) -> i32 { return 0; }"),
+            None => tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return 0.0; }}")),
+        };
+    }
+    tensors = tensors.write("y", bound.y.0);
+    bindings.push(bound.y.1);
+    tensors = match bound.lse {
+        Some(_) => tensors.single("lse", DType::F32),
+        None => tensors.function("fn lse_set(i: u32, v: f32) {}"),
+    };
+    bindings.extend(bound.lse);
+    let mut shader = Shader::new("attention.wgsl", &tensors.sizes())
+        .constant("KEYS", keys as usize)
+        .constant("WIDTH", s.d.max(s.e).max(64).next_power_of_two())
+        .constant("TAKEN", counts[1].div_ceil(32).max(1));
+    if let Some(store) = store(bound.y.0, s.e)? {
+        shader = shader.splice("store", store);
+    }
+    let mut sizes = Vec::new();
+    for size in [s.heads, s.image_heads(), s.n, s.m, s.d, s.e, tiles].into_iter().chain(counts) {
+        sizes.push(word(size)?);
+    }
+    sizes.push((scale as f32).to_bits());
+    for size in rows.into_iter().flatten() {
+        sizes.push(word(size)?);
+    }
+    match lists {
+        Some(lists) => sizes.extend(lists.cuts.concat()),
+        None => sizes.extend([none.clone(), none.clone(), none].concat()),
+    }
+    Ok(Launch { shader, groups: folded(s.heads * counts[0] * tiles)?, bindings, sizes })
+}
+
+/// Operands `first` and on, by names.
+fn named(request: &Request<'_>, first: usize, names: &[&'static str]) -> Vec<(&'static str, DType, Binding)> {
+    let operand = |(i, name): (usize, &&'static str)| {
+        (*name, request.operands[first + i].dtype, Binding::operand(request, first + i))
+    };
+    names.iter().enumerate().map(operand).collect()
+}
+
+/// Every list with its length before it, in scratch memory: launches and bytes.
+pub fn packed_lists(request: &Request<'_>, first: usize) -> Result<(Lowered, usize), String> {
+    let list = dims(&request.operands[first])?;
+    let ty = |last: usize| ValueType::new(DType::I32, [list[0], list[1], list[2], last].map(Dim::from));
+    let operands = [(ty(1), (Base::Operand(first + 1), 0)), (ty(list[3]), (Base::Operand(first), 0))];
+    let both = ty(1 + list[3]);
+    let bytes = both.bytes().ok_or("needs static shapes")?;
+    Ok((within(&Concat { axis: 3 }.into(), &operands, (both, (Base::Scratch, 0)), bytes)?, bytes))
+}
+
+fn attention(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+    op.codes.none()?;
+    let s = Sizes::of(request.operands)?;
+    let bound = Bound {
+        operands: named(request, 0, &["q", "k", "v"]),
+        y: (request.results[0].dtype, Binding::result(request, 0)),
+        lse: op.lse.then(|| Binding::result(request, 1)),
+    };
+    let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, op.merged)];
+    Ok(attend(s, Keys::All, None, op.scale, rows, bound)?.into())
+}
+
+fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::SelfAttention(op) = request.op else { return Err("computes self_attention".into()) };
+    if !FLOATS.contains(&request.operands[0].dtype) {
+        return Err(format!("takes f32, f16 and bf16, not {}", request.operands[0]));
+    }
+    let &[b, n, width] = &dims(&request.results[0])?[..] else { return Err("gives [B, N, C]".into()) };
+    let d = width / op.heads;
+    let s = Sizes { images: b, heads: b * op.heads, n, m: n, d, e: d }.checked()?;
+    let bound = Bound {
+        operands: named(request, 0, &["q"]),
+        y: (request.results[0].dtype, Binding::result(request, 0)),
+        lse: None,
+    };
+    let part = |first: usize| [3 * n * width, d, 3 * width, first * width];
+    let rows = [part(0), part(1), part(2), s.rows(n, d, true)];
+    Ok(attend(s, Keys::All, None, op.scale, rows, bound)?.into())
+}
+
+fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+    let BlockAttention { block_q, block_k, runs, centroid, merged, .. } = op;
+    op.codes.none()?;
+    let s = Sizes::of(request.operands)?;
+    let centroids = if *centroid > 0 { dims(&request.operands[5])?[2] } else { 0 };
+    let lists = Lists::of(s, runs, [*block_q, *block_k], &request.operands[3], [*centroid, centroids])?;
+    let (mut lowered, bytes) = packed_lists(request, 3)?;
+    let mut operands = named(request, 0, &["q", "k", "v"]);
+    operands.push(("lists", DType::I32, Binding::scratch(0, bytes)));
+    if *centroid > 0 {
+        operands.extend(named(request, 5, &["centroid_keys", "centroid_values"]));
+    }
+    let bound = Bound {
+        operands,
+        y: (request.results[0].dtype, Binding::result(request, 0)),
+        lse: Some(Binding::result(request, 1)),
+    };
+    let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, *merged)];
+    lowered.launches.push(attend(s, Keys::Listed, Some(&lists), op.scale, rows, bound)?);
+    Ok(lowered)
+}
