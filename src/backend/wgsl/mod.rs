@@ -18,6 +18,7 @@ mod movement;
 mod reduce;
 mod rows;
 pub mod shader;
+mod sparse;
 mod wide;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     indexing::KERNELS,
     heads::KERNELS,
     attention::KERNELS,
+    sparse::KERNELS,
 ];
 
 /// Every row of [`KERNELS`], in its order.

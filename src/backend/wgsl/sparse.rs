@@ -1,0 +1,271 @@
+//! `shaders/block_mean.wgsl`, `shaders/block_route.wgsl`, `shaders/features.wgsl` and `shaders/linear_attention.wgsl`: which
+//! key blocks are attended to, and attention through a feature map.
+
+use lite3r_ir::{
+    DType, Dim, Op, ValueType,
+    ops::{
+        BlockMean, Linear, MatMul, ReduceMean, ReduceSum, Sub,
+        block_route::{Own, Router},
+        blocks::Blocks,
+        linear_attention::{FeatureMap, LinearAttention, Scope},
+    },
+};
+
+use super::{
+    Kernel,
+    attention::{Bound, Keys, Lists, Sizes, attend, cut, either, packed_lists},
+    dims,
+    floats::FLOATS,
+    gemm::store,
+    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
+    shader::{Shader, Tensors},
+    wide::through_f32,
+    within,
+};
+use crate::backend::Request;
+
+/// The rows of this file: head dimensions up to 256.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "block_mean.columns", op: "block_mean", dtypes: FLOATS, lower: |r| through_f32(r, block_mean) },
+    Kernel { name: "block_route.rows", op: "block_route", dtypes: FLOATS, lower: block_route },
+    Kernel {
+        name: "linear_attention.tiled",
+        op: "linear_attention",
+        dtypes: FLOATS,
+        lower: |r| either(r, linear_attention),
+    },
+];
+
+const MAX_ALWAYS: usize = 32;
+
+/// Workgroups that a device is filled by.
+const WORKGROUPS: usize = 512;
+
+/// Scratch memory that is handed out from the start.
+#[derive(Default)]
+struct Scratch(usize);
+
+impl Scratch {
+    /// Room for a value in f32.
+    fn take(&mut self, shape: &[usize]) -> (ValueType, (Base, usize)) {
+        let at = self.0;
+        self.0 = (at + 4 * shape.iter().product::<usize>()).next_multiple_of(256);
+        (ValueType::new(DType::F32, shape.iter().map(|n| Dim::from(*n))), (Base::Scratch, at))
+    }
+}
+
+/// A value as a shader is bound to it.
+fn bound((ty, (base, offset)): &(ValueType, (Base, usize))) -> Binding {
+    Binding { offset: *offset as u64, ..Binding::whole(*base, ty) }
+}
+
+fn block_mean(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::BlockMean(op) = request.op else { return Err("computes block_mean".into()) };
+    if !FLOATS.contains(&request.operands[0].dtype) {
+        return Err(format!("takes f32, f16 and bf16, not {}", request.operands[0]));
+    }
+    let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
+    let (&[_, _, n, d], &[_, _, blocks, _]) = (&x[..], &y[..]) else { return Err("takes [B,H,N,D]".into()) };
+    let elements: usize = y.iter().product();
+    let tensors = Tensors::default().read("x", request.operands[0].dtype).write("y", request.results[0].dtype).sizes();
+    let mut sizes = vec![word(elements)?, word(blocks)?, word(n)?, word(d)?];
+    sizes.extend(cut(n, &op.runs, op.block)?);
+    Ok(Launch {
+        shader: Shader::new("block_mean.wgsl", &tensors),
+        groups: folded(elements.div_ceil(THREADS))?,
+        bindings: Binding::all(request),
+        sizes,
+    }
+    .into())
+}
+
+fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::BlockRoute(op) = request.op else { return Err("computes block_route".into()) };
+    let [q, k] = request.operands else { return Err("takes q and k".into()) };
+    let s = Sizes::of(&[q.clone(), k.clone(), k.clone()])?;
+    let list = dims(&request.results[0])?;
+    if op.always.len() > MAX_ALWAYS {
+        return Err(format!("takes up to {MAX_ALWAYS} runs that are always kept, not {}", op.always.len()));
+    }
+    let sub = match op.router {
+        Router::Pooled => op.block_q,
+        Router::Sub(rows) => rows.min(op.block_q),
+    };
+    if !op.block_q.is_multiple_of(sub) {
+        return Err(format!("takes sub-blocks that divide {}, not {sub}", op.block_q));
+    }
+    let keys = Blocks::cut(s.m, &op.runs, op.block_k)?.len();
+    let subs = Blocks::cut(s.n, &op.runs, sub)?.len();
+    // Products of means in scratch memory, the mean of all keys taken off.
+    let (images, heads) = (s.images, s.image_heads());
+    let mut scratch = Scratch::default();
+    let products = scratch.take(&[images, heads, subs, keys]);
+    let key_means = scratch.take(&[images, heads, keys, s.d]);
+    let mean = scratch.take(&[images, heads, 1, s.d]);
+    let centred = scratch.take(&[images, heads, keys, s.d]);
+    let query_means = scratch.take(&[images, heads, subs, s.d]);
+    let (q, k) = ((q.clone(), (Base::Operand(0), 0)), (k.clone(), (Base::Operand(1), 0)));
+    let means = |block| Op::from(BlockMean { block, runs: op.runs.clone() });
+    let mut lowered = Lowered { launches: Vec::new(), scratch: scratch.0 };
+    for (op, operands, result) in [
+        (means(op.block_k), vec![k.clone()], &key_means),
+        (ReduceMean { axes: vec![2], keep: true }.into(), vec![k], &mean),
+        (Sub {}.into(), vec![key_means.clone(), mean.clone()], &centred),
+        (means(sub), vec![q], &query_means),
+        (MatMul { transpose_b: true }.into(), vec![query_means.clone(), centred.clone()], &products),
+    ] {
+        lowered.launches.extend(within(&op, &operands, result.clone(), scratch.0)?.launches);
+    }
+    let mut tensors = Tensors::default().words("products").single("lists", DType::I32).single("counts", DType::I32);
+    let mut bindings = vec![bound(&products), Binding::result(request, 0), Binding::result(request, 1)];
+    if op.mass {
+        tensors = tensors.single("mass", DType::F32);
+        bindings.push(Binding::result(request, 2));
+    } else {
+        tensors = tensors.function("fn mass_set(i: u32, v: f32) {}");
+    }
+    let shader = Shader::new("block_route.wgsl", &tensors.sizes())
+        .constant("SUB", usize::from(op.router != Router::Pooled))
+        .constant("MASS", usize::from(op.mass));
+    let own = match op.own {
+        Own::None => 0,
+        Own::Block => 1,
+        Own::Run => 2,
+    };
+    let rows = s.heads * list[2];
+    let mut sizes = Vec::new();
+    for size in [rows, list[2], keys, list[3], op.kept, own, op.always.len(), subs] {
+        sizes.push(word(size)?);
+    }
+    sizes.extend([(op.scale as f32).to_bits(), 0, 0, 0]);
+    for run in op.always.iter().copied().chain(std::iter::repeat(0)).take(MAX_ALWAYS) {
+        sizes.push(word(run)?);
+    }
+    for (tokens, size) in [(s.n, op.block_q), (s.m, op.block_k), (s.n, sub)] {
+        sizes.extend(cut(tokens, &op.runs, size)?);
+    }
+    lowered.launches.push(Launch { shader, groups: folded(rows)?, bindings, sizes });
+    Ok(lowered)
+}
+
+/// The features of an operand of rank 4.
+fn features(request: &Request<'_>, operand: usize, map: FeatureMap, to: Binding) -> Result<Launch, String> {
+    let shape = dims(&request.operands[operand])?;
+    let d = shape.last().copied().unwrap_or(0);
+    let rows = shape.iter().product::<usize>().checked_div(d).unwrap_or(0);
+    let tensors = Tensors::default().read("x", request.operands[operand].dtype).write("y", DType::F32).sizes();
+    Ok(Launch {
+        shader: Shader::new("features.wgsl", &tensors).constant("SOFTMAX", usize::from(map == FeatureMap::Softmax)),
+        groups: folded(rows.div_ceil(16))?,
+        bindings: vec![Binding::operand(request, operand), to],
+        sizes: vec![word(rows)?, word(d)?],
+    })
+}
+
+fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::LinearAttention(op) = request.op else { return Err("computes linear_attention".into()) };
+    let s = Sizes::of(request.operands)?;
+    let (images, heads) = (s.images, s.image_heads());
+    let mut lowered = Lowered::default();
+    let mut scratch = Scratch::default();
+    if op.scope == Scope::Rest {
+        let (lists, bytes) = packed_lists(request, 3)?;
+        lowered.launches = lists.launches;
+        scratch.0 = bytes.next_multiple_of(256);
+    }
+    let query_features = scratch.take(&[images, heads, s.n, s.d]);
+    let key_features = scratch.take(&[images, heads, s.m, s.d]);
+    for (operand, to) in [(0, &query_features), (1, &key_features)] {
+        lowered.launches.push(features(request, operand, op.map, bound(to))?);
+    }
+    // A projection of sums is a sum of projections.
+    let mut values = (request.operands[2].clone(), (Base::Operand(2), 0));
+    if let Some(w) = op.weights_at() {
+        let projected = scratch.take(&[images, heads, s.m, s.e]);
+        let project = Linear { out: Some(DType::F32), ..Linear::new(false) };
+        let operands = [values, (request.operands[w].clone(), (Base::Operand(w), 0))];
+        let projection = within(&project.into(), &operands, projected.clone(), scratch.0)?;
+        lowered.launches.extend(projection.launches);
+        values = projected;
+    }
+    let residual = op.residual_at().map(|i| (request.operands[i].dtype, Binding::operand(request, i)));
+    let y = (request.results[0].dtype, Binding::result(request, 0));
+    match op.scope {
+        Scope::All => over_all(op, s, [&query_features, &key_features, &values], residual, y, &mut lowered, scratch)?,
+        Scope::Rest => {
+            let lists = Lists::of(s, &op.runs, [op.block_q, op.block_k], &request.operands[3], [1, 0])?;
+            let mut operands = vec![
+                ("q", DType::F32, bound(&query_features)),
+                ("k", DType::F32, bound(&key_features)),
+                ("v", values.0.dtype, bound(&values)),
+                ("lists", DType::I32, Binding::scratch(0, 4 * lists.words(s))),
+            ];
+            operands.extend(residual.map(|(dtype, binding)| ("residual", dtype, binding)));
+            let rows = [
+                s.rows(s.n, s.d, false),
+                s.rows(s.m, s.d, false),
+                s.rows(s.m, s.e, false),
+                s.rows(s.n, s.e, op.merged),
+            ];
+            let bound = Bound { operands, y, lse: None };
+            lowered.launches.push(attend(s, Keys::Rest, Some(&lists), 1.0, rows, bound)?);
+            lowered.scratch = scratch.0;
+        }
+    }
+    Ok(lowered)
+}
+
+/// Sums over all keys, in stretches that fill a device, and what queries make of them.
+fn over_all(
+    op: &LinearAttention,
+    s: Sizes,
+    [queries, keys, values]: [&(ValueType, (Base, usize)); 3],
+    residual: Option<(DType, Binding)>,
+    y: (DType, Binding),
+    lowered: &mut Lowered,
+    mut scratch: Scratch,
+) -> Result<(), String> {
+    let tiles = s.d.div_ceil(64) * s.e.div_ceil(64);
+    let wanted = WORKGROUPS.div_ceil((s.heads * tiles).max(1));
+    let stretch = s.m.div_ceil(wanted).max(128).next_multiple_of(16);
+    let stretches = s.m.div_ceil(stretch).max(1);
+    let parts = scratch.take(&[s.heads, stretches, s.d * (s.e + 1)]);
+    let whole = scratch.take(&[s.heads, 1, s.d * (s.e + 1)]);
+    let mut sizes = Vec::new();
+    let counts = [s.heads, s.image_heads(), s.n, s.m, s.d, s.e, stretches, stretch];
+    for size in counts.into_iter().chain(s.rows(s.n, s.e, op.merged)) {
+        sizes.push(word(size)?);
+    }
+    let absent = "fn residual_at(i: u32) -> f32 { return 0.0; }";
+    let tensors = Tensors::default().read("a", DType::F32).read("b", values.0.dtype).function(absent);
+    lowered.launches.push(Launch {
+        shader: Shader::new("linear_attention.wgsl", &tensors.write("y", DType::F32).sizes()),
+        groups: folded(s.heads * stretches * tiles)?,
+        bindings: vec![bound(keys), bound(values), bound(&parts)],
+        sizes: sizes.clone(),
+    });
+    let join = ReduceSum { axes: vec![1], keep: true }.into();
+    let joined = within(&join, std::slice::from_ref(&parts), whole.clone(), scratch.0)?;
+    lowered.launches.extend(joined.launches);
+    let mut tensors = Tensors::default().read("a", DType::F32).read("b", DType::F32);
+    tensors = match residual {
+        Some((dtype, _)) => tensors.read("residual", dtype),
+        None => tensors.function(absent),
+    };
+    tensors = tensors.write("y", y.0);
+    if y.0.size() < 4 {
+        // States are not written here.
+        tensors = tensors.function("fn y_set(i: u32, v: f32) {}");
+    }
+    let mut shader = Shader::new("linear_attention.wgsl", &tensors.sizes()).constant("APPLY", 1);
+    if let Some(store) = store(y.0, s.e)? {
+        shader = shader.splice("store", store);
+    }
+    let mut bindings = vec![bound(queries), bound(&whole)];
+    bindings.extend(residual.map(|(_, binding)| binding));
+    bindings.push(y.1);
+    let groups = folded(s.heads * s.n.div_ceil(64) * s.e.div_ceil(64))?;
+    lowered.launches.push(Launch { shader, groups, bindings, sizes });
+    lowered.scratch = scratch.0;
+    Ok(())
+}
