@@ -173,6 +173,12 @@ fn power(a: f32, b: f32) -> f32 {
     return select(value, -value, (i32(b) & 1) == 1);
 }
 
+// Row i of the result is row i of `sums` plus element i of `a` times `b`.
+fn with_outer(sums: mat4x4<f32>, a: vec4<f32>, b: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4(fma(vec4(a.x), b, sums[0]), fma(vec4(a.y), b, sums[1]), fma(vec4(a.z), b, sums[2]),
+        fma(vec4(a.w), b, sums[3]));
+}
+
 // How a sequence is cut into blocks: runs that no block crosses, each cut by itself, the last block of a run ragged.
 // `runs` lengths, at least one, the last repeated to the end of the sequence.
 struct Cut { tokens: u32, size: u32, runs: u32, pad: u32, lengths: array<vec4<u32>, 8> }

@@ -54,6 +54,19 @@ fn fault_of(gpu: &Gpu, kernel: &Kernel, case: &Case) -> Option<String> {
     None
 }
 
+/// The cases of operations that no kernel takes, and why.
+pub fn refused(ops: &[&str]) -> Vec<String> {
+    let mut clauses = Vec::new();
+    for case in Op::all_cases().iter().filter(|case| ops.contains(&case.op.name())) {
+        let operands = types(&case.inputs);
+        let results = case.op.infer(&operands).expect("cases are well-typed");
+        if let Err(gap) = kernel(&Request { op: &case.op, operands: &operands, results: &results }) {
+            clauses.push(format!("{} {}: {}", case.op.name(), case.name, gap.clause));
+        }
+    }
+    clauses
+}
+
 #[test]
 fn kernels_agree_with_the_reference() {
     let Some(gpu) = gpu() else { return };

@@ -7,6 +7,7 @@ pub mod adapter;
 mod attention;
 #[cfg(test)]
 mod conformance;
+mod conv;
 mod elementwise;
 pub mod exec;
 mod floats;
@@ -15,7 +16,9 @@ mod heads;
 mod indexing;
 pub mod launch;
 mod movement;
+mod quantize;
 mod reduce;
+mod resize;
 mod rows;
 pub mod shader;
 mod sparse;
@@ -52,6 +55,9 @@ pub const KERNELS: &[&[Kernel]] = &[
     rows::KERNELS,
     reduce::KERNELS,
     indexing::KERNELS,
+    conv::KERNELS,
+    resize::KERNELS,
+    quantize::KERNELS,
     heads::KERNELS,
     attention::KERNELS,
     sparse::KERNELS,
@@ -112,7 +118,13 @@ impl Target for Wgsl {
 
 /// The first row that takes a request and what it launches, or why the last row of its operation refused.
 pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> {
-    let mut gap = Gap { nearest: None, clause: "no kernel computes it".into() };
+    let clause = match request.op {
+        Op::ScaledLinear(_) | Op::ScaledConv2d(_) => {
+            "it multiplies activations of 8 bits; compile with --precision fp8w"
+        }
+        _ => "no kernel computes it",
+    };
+    let mut gap = Gap { nearest: None, clause: clause.into() };
     for kernel in rows().filter(|k| k.op == request.op.name()) {
         match (kernel.lower)(request) {
             Ok(lowered) => return Ok((kernel, lowered)),

@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! x_at(i: u32) -> f32             element i, as f32; integers and booleans as i32
+//! x_four(i: u32) -> vec4<f32>     elements 4i to 4i + 3, of tensors that are read by whole fours
 //! y_put(i: u32, v: vec4<f32>)     elements 4i to 4i + 3, each rounded once; behind the end they fall into padding
 //! y_set(i: u32, v: f32)           element i, of tensors of 32-bit elements
 //! ```
@@ -19,12 +20,16 @@ use lite3r_ir::DType;
 
 /// Every file of `shaders/`.
 pub const FILES: &[(&str, &str)] = &[
+    ("conv2d.wgsl", include_str!("../../../shaders/conv2d.wgsl")),
+    ("conv_transpose2d.wgsl", include_str!("../../../shaders/conv_transpose2d.wgsl")),
     ("elementwise.wgsl", include_str!("../../../shaders/elementwise.wgsl")),
     ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
     ("movement.wgsl", include_str!("../../../shaders/movement.wgsl")),
     ("gemm.wgsl", include_str!("../../../shaders/gemm.wgsl")),
     ("indexing.wgsl", include_str!("../../../shaders/indexing.wgsl")),
+    ("quantize.wgsl", include_str!("../../../shaders/quantize.wgsl")),
     ("reduce.wgsl", include_str!("../../../shaders/reduce.wgsl")),
+    ("resize.wgsl", include_str!("../../../shaders/resize.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("attention.wgsl", include_str!("../../../shaders/attention.wgsl")),
     ("block_mean.wgsl", include_str!("../../../shaders/block_mean.wgsl")),
@@ -117,6 +122,25 @@ impl Tensors {
             _ => ("i32", "bitcast<i32>"),
         };
         _ = writeln!(self.0, "fn {name}_at(i: u32) -> {value} {{ return {of}({element}); }}");
+        self
+    }
+
+    /// With one of floats that is read by fours, its elements a multiple of four: `x_four`.
+    pub fn fours(mut self, name: &str, dtype: DType) -> Self {
+        let (words, value) = match dtype {
+            DType::F16 => ("vec2<u32>", "vec4(unpack2x16float(v.x), unpack2x16float(v.y))"),
+            DType::BF16 => {
+                ("vec2<u32>", "bitcast<vec4<f32>>(vec4(v.x << 16u, v.x & ~0xffffu, v.y << 16u, v.y & ~0xffffu))")
+            }
+            DType::F8E4M3 => (
+                "u32",
+                "vec4(float_of_e4m3(v & 0xffu), float_of_e4m3(v >> 8u & 0xffu), float_of_e4m3(v >> 16u & 0xffu), \
+                 float_of_e4m3(v >> 24u))",
+            ),
+            _ => ("vec4<u32>", "bitcast<vec4<f32>>(v)"),
+        };
+        self = self.declared(name, &format!("array<{words}>"));
+        _ = writeln!(self.0, "fn {name}_four(i: u32) -> vec4<f32> {{ let v = {name}[i]; return {value}; }}");
         self
     }
 

@@ -1,0 +1,174 @@
+//! `shaders/conv2d.wgsl` and `shaders/conv_transpose2d.wgsl`: convolutions of any geometry, in planes and pixels.
+
+use lite3r_ir::{
+    Op,
+    ops::{Conv2d, images::ImageLayout},
+};
+
+use super::{
+    Kernel, dims,
+    floats::FLOATS,
+    gemm::activated,
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
+    shader::{Shader, Tensors},
+    wide::through_f32,
+};
+use crate::backend::Request;
+
+/// The rows of this file.
+pub const KERNELS: &[Kernel] = &[
+    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, lower: either },
+    Kernel {
+        name: "conv_transpose2d.gather",
+        op: "conv_transpose2d",
+        dtypes: FLOATS,
+        lower: |request| through_f32(request, transposed),
+    },
+];
+
+/// Tiles of 128 x 128 keep a device busy from so many on.
+const MANY_TILES: usize = 128;
+
+/// Narrow results whose rows are not whole words go by way of f32.
+fn either(request: &Request<'_>) -> Result<Lowered, String> {
+    lower(request).or_else(|_| through_f32(request, lower))
+}
+
+fn floats(request: &Request<'_>) -> Result<(), String> {
+    match request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
+        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
+        None => Ok(()),
+    }
+}
+
+/// Positions of elements are 32-bit numbers.
+fn counted(shapes: &[&[usize]]) -> Result<(), String> {
+    shapes.iter().try_for_each(|shape| word(shape.iter().product()).map(drop))
+}
+
+fn lower(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::Conv2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
+    floats(request)?;
+    let Conv2d { strides, pads, dilations, groups, layout, .. } = op;
+    let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
+    counted(&[&x, &w, &y])?;
+    let planes = |shape: &[usize]| layout.planes(shape).ok_or("takes images");
+    let ([images, _, h, width], [all, channels, kh, kw], [_, _, oh, ow]) = (planes(&x)?, planes(&w)?, planes(&y)?);
+    let beside = *layout == ImageLayout::Pixels;
+    let (outputs, depth, pixels) = (all / groups, channels * kh * kw, oh * ow);
+    // What lies side by side in the result.
+    let across = if beside { outputs } else { pixels };
+    let whole = across.is_multiple_of(4);
+    if !whole && request.results[0].dtype.size() < 4 {
+        return Err("gives narrow elements in rows of whole words".into());
+    }
+    let tiles = |tile: usize| outputs.div_ceil(tile) * pixels.div_ceil(tile) * images * groups;
+    let tile = if outputs > 64 && pixels > 64 && tiles(128) >= MANY_TILES { 128 } else { 64 };
+
+    let (fours_x, fours_w) = (beside && channels.is_multiple_of(4), depth.is_multiple_of(4));
+    let one = |tensors: Tensors, name, fours, dtype| match fours {
+        true => tensors.fours(name, dtype),
+        false => tensors.read(name, dtype),
+    };
+    let mut tensors = one(Tensors::default(), "x", fours_x, request.operands[0].dtype);
+    tensors = one(tensors, "w", fours_w, request.operands[1].dtype);
+    let mut epilogue = String::from("var v = sum;");
+    if op.bias {
+        tensors = tensors.read("bias", request.operands[2].dtype);
+        epilogue += " v += bias_at(output);";
+    }
+    epilogue += &format!(" v = {};", activated(op.activation, "v"));
+    if op.residual {
+        tensors = tensors.read("residual", request.operands[2 + usize::from(op.bias)].dtype);
+        epilogue += " v += residual_at(at);";
+    }
+    let mut store = String::new();
+    for (name, result) in ["y", "positive"].iter().zip(request.results) {
+        tensors = tensors.write(name, result.dtype);
+        let value = if *name == "y" { "v" } else { "max(v, vec4(0.0))" };
+        store += &match whole {
+            true => format!(" {name}_put(at / 4u, {value});"),
+            false => format!(" for (var j = 0u; j < count; j++) {{ {name}_set(at + j, ({value})[j]); }}"),
+        };
+    }
+    let mut shader = Shader::new("conv2d.wgsl", &tensors.sizes())
+        .constant("KERNEL_H", kh)
+        .constant("KERNEL_W", kw)
+        .constant("PIXELS", usize::from(beside))
+        .constant("TILE", tile)
+        .splice("epilogue", format!("fn epilogue(sum: f32, output: u32, at: u32) -> f32 {{ {epilogue} return v; }}"))
+        .splice("store", format!("fn store(at: u32, count: u32, values: vec4<f32>) {{ var v = values;{store} }}"));
+    if fours_w {
+        shader = shader.splice("weights", WEIGHTS_BY_FOURS);
+    }
+    if fours_x {
+        shader = shader.splice("columns", COLUMNS_BY_FOURS);
+    }
+    let sizes = [
+        [outputs, depth, channels, *groups],
+        [h, width, oh, ow],
+        [strides[0], strides[1], dilations[0], dilations[1]],
+        [pads[0], pads[1], images * groups, 0],
+    ];
+    let sizes = sizes.into_iter().flatten().map(word).collect::<Result<_, _>>()?;
+    Ok(Launch { shader, groups: folded(tiles(tile))?, bindings: Binding::all(request), sizes }.into())
+}
+
+/// Rows of weights that are whole fours.
+const WEIGHTS_BY_FOURS: &str = "fn weights_at(part: Part, output: u32, k: u32) -> vec4<f32> {
+    if output >= sizes.outputs || k >= sizes.depth { return vec4(0.0); }
+    return w_four((part.w + output * sizes.depth + k) / 4u);
+}";
+
+/// Channels side by side that are whole fours: four of them share a tap.
+const COLUMNS_BY_FOURS: &str = "fn columns_at(part: Part, pixel: u32, k: u32) -> vec4<f32> {
+    if pixel >= pixels() || k >= sizes.depth { return vec4(0.0); }
+    let place = seen(pixel, k / sizes.channels);
+    if place.x >= sizes.height || place.y >= sizes.width { return vec4(0.0); }
+    let at = (place.x * sizes.width + place.y) * sizes.channels * sizes.groups;
+    return x_four((part.x + at + k % sizes.channels) / 4u);
+}";
+
+fn transposed(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::ConvTranspose2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
+    floats(request)?;
+    let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
+    counted(&[&x, &w, &y])?;
+    let (&[_, c, h, width], &[_, outputs, kh, kw], &[.., oh, ow]) = (&x[..], &w[..], &y[..]) else {
+        return Err("takes images".into());
+    };
+    let mut tensors = Tensors::default().read("x", request.operands[0].dtype).read("w", request.operands[1].dtype);
+    if op.bias {
+        tensors = tensors.read("bias", request.operands[2].dtype);
+    }
+    let mut shader = Shader::new("conv_transpose2d.wgsl", &tensors.write("y", request.results[0].dtype).sizes());
+    if op.bias {
+        shader = shader.splice("bias", "fn bias_of(output: u32) -> f32 { return bias_at(output); }");
+    }
+    let elements = y.iter().product::<usize>();
+    let sizes = [
+        [elements, c / op.groups, outputs, op.groups],
+        [h, width, oh, ow],
+        [kh, kw, op.strides[0], op.strides[1]],
+        [op.dilations[0], op.dilations[1], op.pads[0], op.pads[1]],
+    ];
+    let sizes = sizes.into_iter().flatten().map(word).collect::<Result<_, _>>()?;
+    let groups = folded(elements.div_ceil(THREADS))?;
+    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::backend::wgsl::conformance::refused;
+
+    #[test]
+    fn images_are_taken() {
+        assert_eq!(refused(&["conv2d", "conv_transpose2d", "resize"]), [""; 0]);
+    }
+
+    #[test]
+    fn codes_are_taken_except_as_activations() {
+        assert_eq!(refused(&["quantize", "fake_quantize", "dequantize", "layer_norm_quantize"]), [""; 0]);
+        assert!(refused(&["scaled_linear"]).iter().all(|clause| clause.contains("fp8w")));
+    }
+}
