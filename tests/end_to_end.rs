@@ -18,6 +18,10 @@ use lite3r_ir::Tensor;
 /// Relative Frobenius error that f32 must meet.
 const LIMIT: f64 = 2e-4;
 
+/// What f32 must meet through WGSL, whose languages below leave more to the driver.
+#[cfg(feature = "wgpu")]
+const WGSL_LIMIT: f64 = 5e-4;
+
 /// What half precision must meet: 11 bits through a whole backbone.
 const HALF_LIMIT: f64 = 2e-2;
 
@@ -83,7 +87,7 @@ fn cases(folder: &Path) -> BTreeMap<String, Case> {
 }
 
 /// Compiles for every recorded case at once and returns the worst error over all of them.
-fn worst(folder: &Path, precision: Precision) -> f64 {
+fn worst(folder: &Path, precision: Precision, target: &dyn backend::Target) -> f64 {
     let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
     let cases = cases(folder);
     let model = Model::Onnx { path: folder.join("model.onnx"), random_weights: None };
@@ -97,9 +101,9 @@ fn worst(folder: &Path, precision: Precision) -> f64 {
         [one] => vec![compile::options::Bind { symbol: one.clone(), values: views.into_iter().collect() }],
         many => panic!("{name}: symbols {many:?}"),
     };
-    let options = Options { bind, precision: precision.for_target(target()), ..Options::default() };
+    let options = Options { bind, precision: precision.for_target(target), ..Options::default() };
     let compiled = compile::compile(&model, &options, &mut |_, _, _| true).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let plan = compile::plan(&compiled, target()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let plan = compile::plan(&compiled, target).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut session = Session::new(plan, &session::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut worst = 0.0;
     for (case, (inputs, outputs)) in &cases {
@@ -117,12 +121,12 @@ fn worst(folder: &Path, precision: Precision) -> f64 {
     worst
 }
 
-fn check(folders: &[PathBuf]) {
+fn check(folders: &[PathBuf], target: &dyn backend::Target, limit: f64) {
     let mut problems = Vec::new();
-    for folder in folders {
+    for folder in folders.iter().filter(|f| !f.ends_with(REFUSED)) {
         let name = folder.file_name().expect("a name").to_string_lossy();
-        let limit = if name.contains("f16") { HALF_LIMIT } else { LIMIT };
-        let error = worst(folder, Precision::F32);
+        let limit = if name.contains("f16") { HALF_LIMIT } else { limit };
+        let error = worst(folder, Precision::F32, target);
         eprintln!("{name}: {error:.1e}");
         if error.is_nan() || error > limit {
             problems.push(format!("{name}: {error:e} is over {limit:e}"));
@@ -135,7 +139,18 @@ fn check(folders: &[PathBuf]) {
 fn fixtures_meet_their_recorded_outputs() {
     let folders = fixtures();
     assert!(folders.len() >= 40, "{} fixtures", folders.len());
-    check(&folders.into_iter().filter(|f| !f.ends_with(REFUSED)).collect::<Vec<_>>());
+    check(&folders, target(), LIMIT);
+}
+
+/// The same on whatever adapter there is, a software one too.
+#[cfg(feature = "wgpu")]
+#[test]
+fn fixtures_meet_their_recorded_outputs_through_wgsl() {
+    if backend::wgsl::adapter::adapters().is_empty() {
+        assert!(std::env::var_os("LITE3R_REQUIRE_WGPU").is_none(), "an adapter was asked for and is not there");
+        return eprintln!("skipped: no adapter");
+    }
+    check(&fixtures(), &backend::wgsl::Wgsl, WGSL_LIMIT);
 }
 
 #[test]
@@ -150,7 +165,7 @@ fn double_precision_at_run_time_is_refused() {
 
 #[test]
 fn further_exports_meet_their_recorded_outputs() {
-    check(&shared());
+    check(&shared(), target(), LIMIT);
 }
 
 /// Random weights exaggerate what rounding does; still nothing may be lost.
@@ -162,7 +177,7 @@ fn lower_precisions_run() {
             [(Precision::Bf16, 0.1), (Precision::Fp8w(Vec::new()), 0.5), (Precision::Fp8(Vec::new()), 0.5)]
         {
             let label = format!("{} {precision}", folder.file_name().expect("a name").to_string_lossy());
-            let error = worst(folder, precision);
+            let error = worst(folder, precision, target());
             eprintln!("{label}: {error:.1e}");
             assert!(error > 0.0 && error < limit, "{label}: {error:e} is over {limit:e}");
         }
