@@ -296,3 +296,43 @@ fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
     lowered.launches.push(attend(s, Keys::Listed, Some(&lists), op.scale, rows, bound)?);
     Ok(lowered)
 }
+
+#[cfg(test)]
+mod tests {
+    use lite3r_ir::ops::attention_codes::Codes;
+
+    use super::*;
+
+    /// Storage buffers that every adapter lets a shader see.
+    const BINDINGS: usize = 8;
+
+    #[test]
+    fn cases_are_taken_except_over_codes() {
+        let family =
+            ["attention", "self_attention", "block_attention", "linear_attention", "block_route", "block_mean"];
+        let mut seen = 0;
+        for case in Op::all_cases().into_iter().filter(|c| family.contains(&c.op.name())) {
+            let operands: Vec<ValueType> = case.inputs.iter().map(lite3r_ir::Tensor::value_type).collect();
+            let results = case.op.infer(&operands).unwrap();
+            let lowered = super::super::kernel(&Request { op: &case.op, operands: &operands, results: &results });
+            let coded = match &case.op {
+                Op::Attention(op) => op.codes != Codes::None,
+                Op::BlockAttention(op) => op.codes != Codes::None,
+                _ => false,
+            };
+            assert_eq!(lowered.is_err(), coded, "{} {}", case.op.name(), case.name);
+            if let Ok((_, lowered)) = lowered {
+                assert!(lowered.launches.iter().all(|l| l.bindings.len() <= BINDINGS), "{}", case.name);
+                seen += 1;
+            }
+        }
+        assert!(seen > 60, "{seen} cases");
+    }
+
+    #[test]
+    fn wide_heads_are_refused() {
+        let ty = |d: usize| ValueType::new(DType::F32, [1, 1, 3, d].map(Dim::from));
+        assert!(Sizes::of(&[ty(256), ty(256), ty(256)]).is_ok());
+        assert!(Sizes::of(&[ty(257), ty(257), ty(64)]).is_err());
+    }
+}
