@@ -122,23 +122,27 @@ fn block(part: Part, of_weights: bool, first: u32, k: u32) -> mat4x4<f32> {
         columns_at(part, first + 3u, k));
 }
 
-fn put(part: vec2<u32>, sums: mat4x4<f32>, down: u32, across: u32) {
+// Four neighbours of the result in image and group `which`.
+fn put_row(which: vec2<u32>, sums: vec4<f32>, down: u32, across: u32) {
     let ends = select(vec2(sizes.outputs, pixels()), vec2(pixels(), sizes.outputs), PIXELS == 1u);
-    if across >= ends.y { return; }
-    let image = part.x * pixels() * sizes.outputs * sizes.groups;
-    let output = part.y * sizes.outputs;
-    let rows = sums;
+    if down >= ends.x || across >= ends.y { return; }
+    let image = which.x * pixels() * sizes.outputs * sizes.groups;
+    let output = which.y * sizes.outputs;
+    var at = image + (output + down) * pixels() + across;
+    if PIXELS == 1u { at = image + down * sizes.outputs * sizes.groups + output + across; }
     let count = min(4u, ends.y - across);
-    for (var i = 0u; i < 4u && down + i < ends.x; i++) {
-        var v = rows[0];
-        if i == 1u { v = rows[1]; } else if i == 2u { v = rows[2]; } else if i == 3u { v = rows[3]; }
-        var at = image + (output + down + i) * pixels() + across;
-        if PIXELS == 1u { at = image + (down + i) * sizes.outputs * sizes.groups + output + across; }
-        for (var j = 0u; j < count; j++) {
-            v[j] = epilogue(v[j], output + select(down + i, across + j, PIXELS == 1u), at + j);
-        }
-        store(at, count, v);
+    var v = sums;
+    for (var j = 0u; j < count; j++) {
+        v[j] = epilogue(v[j], output + select(down, across + j, PIXELS == 1u), at + j);
     }
+    store(at, count, v);
+}
+
+fn put(which: vec2<u32>, sums: mat4x4<f32>, down: u32, across: u32) {
+    put_row(which, sums[0], down, across);
+    put_row(which, sums[1], down + 1u, across);
+    put_row(which, sums[2], down + 2u, across);
+    put_row(which, sums[3], down + 3u, across);
 }
 
 @compute @workgroup_size(256)

@@ -1,16 +1,16 @@
-// C = epilogue(A B), or A Bᵀ: A [M, K], B [K, N] or [N, K], over a batch. A workgroup computes a tile of 64 x 64, a thread
-// 4 x 4 of it, from slices of K in shared memory; sums are f32.
+// C = epilogue(A B), or A Bᵀ: A [M, K], B [K, N] or [N, K], over a batch. A workgroup computes a tile of TILE x TILE,
+// a thread blocks of 4 x 4 of it, from slices of K in shared memory; sums are f32.
 
 struct Sizes {
     m: u32,
     n: u32,
     k: u32,
     rank: u32,
-    // Columns of A, and of B, that share a scale.
-    x_group: u32,
+    // Neighbours of a row of B that share a scale.
     w_group: u32,
     items: u32,
     pad: u32,
+    pad_too: u32,
     // The batch, with the steps of A and B.
     dims: array<vec4<u32>, 2>,
     strides: array<vec4<u32>, 4>,
@@ -31,17 +31,66 @@ fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 const TRANSPOSED: u32 = 1u;
 //: end
 
-const TILE = 64u;
-const DEPTH = 16u;
+//: TILE
+const TILE: u32 = 64u;
+//: end
 
-var<workgroup> left: array<f32, 1024>;
-var<workgroup> right: array<f32, 1024>;
+// A slice fills 8 KiB of each side.
+const DEPTH = 2048u / TILE;
+// Blocks of a slice, across and along K.
+const BLOCKS = TILE / 4u;
+const STEPS = DEPTH / 4u;
+
+// By place along K, then by block: what stands side by side belongs to four rows of A, or columns of B.
+var<workgroup> left: array<vec4<f32>, 512>;
+var<workgroup> right: array<vec4<f32>, 512>;
 
 //: scale
-// What element `i` of a row of A, or of B, is multiplied by before it is summed.
-fn a_scale(row: u32, i: u32) -> f32 { return 1.0; }
-fn b_scale(row: u32, i: u32) -> f32 { return 1.0; }
+// What element `k` of a column of B is multiplied by before it is summed.
+fn b_scale(column: u32, k: u32) -> f32 { return 1.0; }
 //: end
+
+//: left
+// Four neighbours of a row of A, zero outside.
+fn left_at(start: u32, row: u32, k: u32) -> vec4<f32> {
+    var v = vec4(0.0);
+    if row >= sizes.m { return v; }
+    for (var j = 0u; j < 4u; j++) {
+        if k + j < sizes.k { v[j] = a_at(start + row * sizes.k + k + j); }
+    }
+    return v;
+}
+//: end
+
+//: right
+// Four neighbours as B lies in memory, zero outside: `line` is a column and `first` a place along K, or the reverse.
+fn right_at(start: u32, line: u32, first: u32) -> vec4<f32> {
+    var v = vec4(0.0);
+    let ends = select(vec2(sizes.k, sizes.n), vec2(sizes.n, sizes.k), TRANSPOSED == 1u);
+    if line >= ends.x { return v; }
+    for (var j = 0u; j < 4u; j++) {
+        if first + j >= ends.y { break; }
+        let place = select(vec2(first + j, line), vec2(line, first + j), TRANSPOSED == 1u);
+        v[j] = b_at(start + line * ends.y + first + j) * b_scale(place.x, place.y);
+    }
+    return v;
+}
+//: end
+
+// Blocks of 4 x 4 of a slice: places along K, four rows or columns side by side.
+fn left_block(start: u32, row: u32, k: u32) -> mat4x4<f32> {
+    return transpose(mat4x4(left_at(start, row, k), left_at(start, row + 1u, k), left_at(start, row + 2u, k),
+        left_at(start, row + 3u, k)));
+}
+
+fn right_block(start: u32, column: u32, k: u32) -> mat4x4<f32> {
+    if TRANSPOSED == 1u {
+        return transpose(mat4x4(right_at(start, column, k), right_at(start, column + 1u, k),
+            right_at(start, column + 2u, k), right_at(start, column + 3u, k)));
+    }
+    return mat4x4(right_at(start, k, column), right_at(start, k + 1u, column), right_at(start, k + 2u, column),
+        right_at(start, k + 3u, column));
+}
 
 //: epilogue
 // Of the sum in this row and column of item `item`.
@@ -54,6 +103,21 @@ fn store(at: u32, column: u32, v: vec4<f32>) {
     for (var j = 0u; j < 4u && column + j < sizes.n; j++) { y_set(at + j, v[j]); }
 }
 //: end
+
+// Four neighbours of a row of sums.
+fn put_row(item: u32, row: u32, column: u32, sums: vec4<f32>) {
+    if row >= sizes.m || column >= sizes.n { return; }
+    var v = sums;
+    for (var j = 0u; j < 4u; j++) { v[j] = epilogue(v[j], item, row, min(column + j, sizes.n - 1u)); }
+    store((item * sizes.m + row) * sizes.n + column, column, v);
+}
+
+fn put(item: u32, row: u32, column: u32, sums: mat4x4<f32>) {
+    put_row(item, row, column, sums[0]);
+    put_row(item, row + 1u, column, sums[1]);
+    put_row(item, row + 2u, column, sums[2]);
+    put_row(item, row + 3u, column, sums[3]);
+}
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
@@ -73,44 +137,75 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         starts += rest % size * vec2(sizes.strides[i / 4u][i % 4u], sizes.strides[2u + i / 4u][i % 4u]);
         rest /= size;
     }
-    let down = thread / 16u * 4u;
-    let across = thread % 16u * 4u;
-    var sums: array<vec4<f32>, 4>;
-    for (var first_k = 0u; first_k < sizes.k; first_k += DEPTH) {
-        for (var e = thread; e < TILE * DEPTH; e += 256u) {
-            let row = first_m + e / DEPTH;
-            let i = first_k + e % DEPTH;
-            var value = 0.0;
-            if row < sizes.m && i < sizes.k { value = a_at(starts.x + row * sizes.k + i) * a_scale(row, i); }
-            left[e % DEPTH * TILE + e / DEPTH] = value;
-        }
-        for (var e = thread; e < TILE * DEPTH; e += 256u) {
-            // Neighbouring threads read neighbours.
-            let place = select(vec2(e % TILE, e / TILE), vec2(e / DEPTH, e % DEPTH), TRANSPOSED == 1u);
-            let column = first_n + place.x;
-            let i = first_k + place.y;
-            var value = 0.0;
-            if column < sizes.n && i < sizes.k {
-                let at = select(i * sizes.n + column, column * sizes.k + i, TRANSPOSED == 1u);
-                value = b_at(starts.y + at) * b_scale(column, i);
-            }
-            right[place.y * TILE + place.x] = value;
+
+    // Half of the threads fetch of A, half of B, a block each. Eight neighbours take different rows, those after them
+    // what lies behind; of a B whose rows lie along N, all neighbours take neighbours.
+    let of_left = thread < 128u;
+    let fetched = thread % 128u;
+    var block = fetched % 8u + fetched / (8u * STEPS) * 8u;
+    var step = fetched / 8u % STEPS;
+    if !of_left && TRANSPOSED == 0u {
+        block = fetched % BLOCKS;
+        step = fetched / BLOCKS;
+    }
+    let to = 4u * step * BLOCKS + block;
+
+    let down = thread / 16u;
+    let across = thread % 16u;
+    var sums = mat4x4<f32>();
+    var sums_right = mat4x4<f32>();
+    var sums_below = mat4x4<f32>();
+    var sums_beyond = mat4x4<f32>();
+    var next: mat4x4<f32>;
+    if of_left {
+        next = left_block(starts.x, first_m + 4u * block, 4u * step);
+    } else {
+        next = right_block(starts.y, first_n + 4u * block, 4u * step);
+    }
+    for (var k = 0u; k < sizes.k; k += DEPTH) {
+        if of_left {
+            left[to] = next[0];
+            left[to + BLOCKS] = next[1];
+            left[to + 2u * BLOCKS] = next[2];
+            left[to + 3u * BLOCKS] = next[3];
+        } else {
+            right[to] = next[0];
+            right[to + BLOCKS] = next[1];
+            right[to + 2u * BLOCKS] = next[2];
+            right[to + 3u * BLOCKS] = next[3];
         }
         workgroupBarrier();
+        // Of the next slice, while this one is summed.
+        let ahead = k + DEPTH + 4u * step;
+        if ahead < sizes.k {
+            if of_left {
+                next = left_block(starts.x, first_m + 4u * block, ahead);
+            } else {
+                next = right_block(starts.y, first_n + 4u * block, ahead);
+            }
+        } else {
+            next = mat4x4<f32>();
+        }
         for (var i = 0u; i < DEPTH; i++) {
-            let at = i * TILE + across;
-            let v = vec4(right[at], right[at + 1u], right[at + 2u], right[at + 3u]);
-            for (var r = 0u; r < 4u; r++) { sums[r] = fma(vec4(left[i * TILE + down + r]), v, sums[r]); }
+            let a = left[i * BLOCKS + down];
+            let b = right[i * BLOCKS + across];
+            sums = with_outer(sums, a, b);
+            if TILE == 128u {
+                let a_below = left[i * BLOCKS + 16u + down];
+                let b_right = right[i * BLOCKS + 16u + across];
+                sums_right = with_outer(sums_right, a, b_right);
+                sums_below = with_outer(sums_below, a_below, b);
+                sums_beyond = with_outer(sums_beyond, a_below, b_right);
+            }
         }
         workgroupBarrier();
     }
-    let column = first_n + across;
-    if column >= sizes.n { return; }
-    for (var r = 0u; r < 4u; r++) {
-        let row = first_m + down + r;
-        if row >= sizes.m { return; }
-        var v = sums[r];
-        for (var j = 0u; j < 4u; j++) { v[j] = epilogue(v[j], item, row, min(column + j, sizes.n - 1u)); }
-        store((item * sizes.m + row) * sizes.n + column, column, v);
+    let row = first_m + 4u * down;
+    let column = first_n + 4u * across;
+    put(item, row, column, sums);
+    if TILE == 128u {
+        put(item, row, column + 64u, sums_right);
+        put(item, row + 64u, column, sums_below);
+        put(item, row + 64u, column + 64u, sums_beyond);
     }
 }

@@ -54,6 +54,18 @@ fn fault_of(gpu: &Gpu, kernel: &Kernel, case: &Case) -> Option<String> {
     None
 }
 
+/// Holds the first kernel that takes each case against the reference.
+pub fn hold(cases: &[Case]) {
+    let Some(gpu) = gpu() else { return };
+    for case in cases {
+        let operands = types(&case.inputs);
+        let results = case.op.infer(&operands).expect("cases are well-typed");
+        let request = Request { op: &case.op, operands: &operands, results: &results };
+        let (kernel, _) = kernel(&request).expect("a kernel takes it");
+        assert_eq!(fault_of(&gpu, kernel, case), None, "{} {}", kernel.name, case.name);
+    }
+}
+
 /// The cases of operations that no kernel takes, and why.
 pub fn refused(ops: &[&str]) -> Vec<String> {
     let mut clauses = Vec::new();

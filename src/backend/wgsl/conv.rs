@@ -159,7 +159,23 @@ fn transposed(request: &Request<'_>) -> Result<Lowered, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::backend::wgsl::conformance::refused;
+    use lite3r_ir::{DType, Tensor, ops::Case};
+
+    use super::*;
+    use crate::backend::wgsl::conformance::{hold, refused};
+
+    #[test]
+    fn large_tiles_agree_with_the_reference() {
+        let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
+        let planes = Conv2d::same(1, true);
+        let pixels = Conv2d { layout: ImageLayout::Pixels, ..planes.clone() };
+        let odd = Conv2d { pads: vec![0, 1, 1, 2], ..pixels.clone() };
+        hold(&[
+            Case::new("planes", planes, vec![wave(&[1, 3, 128, 128], 1), wave(&[72, 3, 3, 3], 2), wave(&[72], 3)]),
+            Case::new("pixels", pixels, vec![wave(&[1, 128, 128, 4], 1), wave(&[72, 3, 3, 4], 2), wave(&[72], 3)]),
+            Case::new("odd", odd, vec![wave(&[2, 93, 91, 3], 1), wave(&[71, 3, 3, 3], 2), wave(&[71], 3)]),
+        ]);
+    }
 
     #[test]
     fn images_are_taken() {

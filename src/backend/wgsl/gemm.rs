@@ -22,8 +22,8 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, lower: either },
 ];
 
-/// Rows and columns of a tile.
-const TILE: usize = 64;
+/// Tiles of 128 x 128 keep a device busy from so many on.
+const MANY_TILES: usize = 128;
 
 /// The function of `shaders/functions.wgsl` that is an activation, applied to `x`.
 pub fn activated(activation: Activation, x: &str) -> String {
@@ -89,10 +89,19 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
             (a[..a.len() - 1].iter().product(), n, k, 1)
         }
     };
-    let mut tensors = Tensors::default().read("a", operands[0].dtype).read("b", operands[1].dtype);
-    let mut scales = String::from("fn a_scale(row: u32, i: u32) -> f32 { return 1.0; }\n");
+    // Rows that are whole fours are read by fours.
+    let fours_a = k.is_multiple_of(4);
+    let shared = |columns: usize| columns.is_multiple_of(4) || columns >= k;
+    let fours_b = if transposed { k } else { n }.is_multiple_of(4)
+        && !matches!(scale, Some(Granularity::Columns(columns)) if !shared(columns));
+    let one = |tensors: Tensors, name, fours, dtype| match fours {
+        true => tensors.fours(name, dtype),
+        false => tensors.read(name, dtype),
+    };
+    let mut tensors = one(Tensors::default(), "a", fours_a, operands[0].dtype);
+    tensors = one(tensors, "b", fours_b, operands[1].dtype);
     let mut w_group = 1;
-    let (mut before, mut after) = ("1.0".to_string(), String::new());
+    let (mut before, mut after) = ("1.0", String::new());
     if let Some(granularity) = scale {
         tensors = tensors.read("w_scales", operands[2].dtype);
         match granularity {
@@ -100,12 +109,11 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
             Granularity::Tensor => after += "x *= w_scales_at(0u); ",
             Granularity::Columns(columns) => {
                 w_group = columns;
-                before =
-                    "w_scales_at(row * ((sizes.k + sizes.w_group - 1u) / sizes.w_group) + i / sizes.w_group)".into();
+                before = "w_scales_at(column * ((sizes.k + sizes.w_group - 1u) / sizes.w_group) + k / sizes.w_group)";
             }
         }
     }
-    scales += &format!("fn b_scale(row: u32, i: u32) -> f32 {{ return {before}; }}");
+    let scales = format!("fn b_scale(column: u32, k: u32) -> f32 {{ return {before}; }}");
     if bias {
         tensors = tensors.read("bias", operands[behind].dtype);
         after += "x += bias_at(column); ";
@@ -116,8 +124,11 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         after += "x += residual_at((item * sizes.m + row) * sizes.n + column); ";
     }
     let tensors = tensors.write("y", y.dtype).sizes();
+    let tiles = |tile: usize| m.div_ceil(tile) * n.div_ceil(tile) * items;
+    let tile = if m > 64 && n > 64 && tiles(128) >= MANY_TILES { 128 } else { 64 };
     let mut shader = Shader::new("gemm.wgsl", &tensors)
         .constant("TRANSPOSED", usize::from(transposed))
+        .constant("TILE", tile)
         .splice("scale", scales)
         .splice(
             "epilogue",
@@ -125,11 +136,58 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
                 "fn epilogue(sum: f32, item: u32, row: u32, column: u32) -> f32 {{ var x = sum; {after}return x; }}"
             ),
         );
+    if fours_a {
+        shader = shader.splice("left", LEFT_BY_FOURS);
+    }
+    if fours_b {
+        shader = shader.splice("right", if transposed { RIGHT_BY_FOURS } else { RIGHT_BY_FOURS_ALONG_N });
+    }
     if let Some(store) = store(y.dtype, n)? {
         shader = shader.splice("store", store);
     }
-    let mut sizes = vec![word(m)?, word(n)?, word(k)?, walked.len() as u32, 1, word(w_group)?, word(items)?, 0];
+    let mut sizes = vec![word(m)?, word(n)?, word(k)?, walked.len() as u32, word(w_group)?, word(items)?, 0, 0];
     sizes.extend(packed(&walked, 2)?);
-    let groups = folded(m.div_ceil(TILE) * n.div_ceil(TILE) * items)?;
-    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
+    Ok(Launch { shader, groups: folded(tiles(tile))?, bindings: Binding::all(request), sizes }.into())
+}
+
+const LEFT_BY_FOURS: &str = "fn left_at(start: u32, row: u32, k: u32) -> vec4<f32> {
+    if row >= sizes.m || k >= sizes.k { return vec4(0.0); }
+    return a_four((start + row * sizes.k + k) / 4u);
+}";
+
+/// Four neighbours have one scale.
+const RIGHT_BY_FOURS: &str = "fn right_at(start: u32, column: u32, k: u32) -> vec4<f32> {
+    if column >= sizes.n || k >= sizes.k { return vec4(0.0); }
+    return b_four((start + column * sizes.k + k) / 4u) * b_scale(column, k);
+}";
+
+const RIGHT_BY_FOURS_ALONG_N: &str = "fn right_at(start: u32, k: u32, column: u32) -> vec4<f32> {
+    if column >= sizes.n || k >= sizes.k { return vec4(0.0); }
+    return b_four((start + k * sizes.n + column) / 4u);
+}";
+
+#[cfg(test)]
+mod tests {
+    use lite3r_ir::{
+        Tensor,
+        ops::{Case, Linear, MatMul},
+    };
+
+    use super::*;
+    use crate::backend::wgsl::conformance::hold;
+
+    #[test]
+    fn large_products_agree_with_the_reference() {
+        let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        let gelu = Linear { activation: Activation::Gelu, ..Linear::new(true) };
+        let product = MatMul { transpose_b: false };
+        hold(&[
+            Case::new("large", gelu.clone(), vec![wave(&[1374, 36], 1), wave(&[1500, 36], 2), wave(&[1500], 3)]),
+            Case::new("large_odd", gelu.clone(), vec![wave(&[1374, 35], 1), wave(&[1499, 35], 2), wave(&[1499], 3)]),
+            Case::new("large_bf16", gelu, vec![bf16(&[1374, 40], 1), bf16(&[1500, 40], 2), bf16(&[1500], 3)]),
+            Case::new("large_by_n", product.clone(), vec![wave(&[2, 1025, 20], 1), wave(&[2, 20, 1028], 2)]),
+            Case::new("large_by_n_odd", product, vec![wave(&[2, 1025, 21], 1), wave(&[2, 21, 1027], 2)]),
+        ]);
+    }
 }
