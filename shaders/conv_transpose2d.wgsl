@@ -1,5 +1,5 @@
-// y[n, o, i*stride + k*dilation - pad] += x[n, c, i] * w[c, o, k], plus b, as a gather: a thread looks, for its element
-// of y, for the pixels and taps that meet there.
+// y[n, o, i*stride + k*dilation - pad] += x[n, c, i] * w[c, o, k], plus b, a thread an element of y: as a gather, which
+// looks for the pixels and taps that meet there; or from products of all pixels and taps, where but one meets there.
 
 struct Sizes {
     elements: u32,
@@ -36,16 +36,8 @@ fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 fn bias_of(output: u32) -> f32 { return 0.0; }
 //: end
 
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
-        @builtin(local_invocation_index) thread: u32) {
-    let at = (id.y * count.x + id.x) * 256u + thread;
-    if at >= sizes.elements { return; }
-    let column = at % sizes.out_width;
-    let row = at / sizes.out_width % sizes.out_height;
-    let plane = at / (sizes.out_width * sizes.out_height);
-    let output = plane % (sizes.groups * sizes.outputs);
-    let image = plane / (sizes.groups * sizes.outputs);
+//: value
+fn value_of(image: u32, output: u32, row: u32, column: u32) -> f32 {
     let group = output / sizes.outputs;
     let area = sizes.height * sizes.width;
     let taps = sizes.kernel_y * sizes.kernel_x;
@@ -68,5 +60,19 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
             }
         }
     }
-    y_set(at, sum + bias_of(output));
+    return sum;
+}
+//: end
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
+        @builtin(local_invocation_index) thread: u32) {
+    let at = (id.y * count.x + id.x) * 256u + thread;
+    if at >= sizes.elements { return; }
+    let column = at % sizes.out_width;
+    let row = at / sizes.out_width % sizes.out_height;
+    let plane = at / (sizes.out_width * sizes.out_height);
+    let output = plane % (sizes.groups * sizes.outputs);
+    let image = plane / (sizes.groups * sizes.outputs);
+    y_set(at, value_of(image, output, row, column) + bias_of(output));
 }

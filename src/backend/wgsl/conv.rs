@@ -1,15 +1,16 @@
 //! `shaders/conv2d.wgsl` and `shaders/conv_transpose2d.wgsl`: convolutions of any geometry, in planes and pixels.
 
 use lite3r_ir::{
-    Op,
-    ops::{Conv2d, images::ImageLayout},
+    DType, Op, ValueType,
+    ops::{Conv2d, MatMul, Transpose, images::ImageLayout},
 };
 
 use super::{
     Kernel, dims,
     floats::FLOATS,
     gemm::activated,
-    launch::{Binding, Launch, Lowered, THREADS, folded, word},
+    kernel,
+    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
     wide::through_f32,
 };
@@ -19,10 +20,16 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, lower: either },
     Kernel {
+        name: "conv_transpose2d.stamps",
+        op: "conv_transpose2d",
+        dtypes: FLOATS,
+        lower: |request| through_f32(request, stamps),
+    },
+    Kernel {
         name: "conv_transpose2d.gather",
         op: "conv_transpose2d",
         dtypes: FLOATS,
-        lower: |request| through_f32(request, transposed),
+        lower: |request| through_f32(request, |request| Ok(transposed(request, None)?.into())),
     },
 ];
 
@@ -129,7 +136,8 @@ const COLUMNS_BY_FOURS: &str = "fn columns_at(part: Part, pixel: u32, k: u32) ->
     return x_four((part.x + at + k % sizes.channels) / 4u);
 }";
 
-fn transposed(request: &Request<'_>) -> Result<Lowered, String> {
+/// The launch that writes a transposed convolution, from x and w, or from `products` of all pixels and taps.
+fn transposed(request: &Request<'_>, products: Option<Binding>) -> Result<Launch, String> {
     let Op::ConvTranspose2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
     floats(request)?;
     let (x, w, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
@@ -137,13 +145,24 @@ fn transposed(request: &Request<'_>) -> Result<Lowered, String> {
     let (&[_, c, h, width], &[_, outputs, kh, kw], &[.., oh, ow]) = (&x[..], &w[..], &y[..]) else {
         return Err("takes images".into());
     };
-    let mut tensors = Tensors::default().read("x", request.operands[0].dtype).read("w", request.operands[1].dtype);
+    let mut bindings = Binding::all(request);
+    let mut tensors = Tensors::default();
+    tensors = match products {
+        None => tensors.read("x", request.operands[0].dtype).read("w", request.operands[1].dtype),
+        Some(products) => {
+            bindings.splice(..2, [products]);
+            tensors.read("x", DType::F32)
+        }
+    };
     if op.bias {
         tensors = tensors.read("bias", request.operands[2].dtype);
     }
     let mut shader = Shader::new("conv_transpose2d.wgsl", &tensors.write("y", request.results[0].dtype).sizes());
     if op.bias {
         shader = shader.splice("bias", "fn bias_of(output: u32) -> f32 { return bias_at(output); }");
+    }
+    if products.is_some() {
+        shader = shader.splice("value", VALUE_OF_PRODUCTS);
     }
     let elements = y.iter().product::<usize>();
     let sizes = [
@@ -153,13 +172,76 @@ fn transposed(request: &Request<'_>) -> Result<Lowered, String> {
         [op.dilations[0], op.dilations[1], op.pads[0], op.pads[1]],
     ];
     let sizes = sizes.into_iter().flatten().map(word).collect::<Result<_, _>>()?;
-    let groups = folded(elements.div_ceil(THREADS))?;
-    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
+    Ok(Launch { shader, groups: folded(elements.div_ceil(THREADS))?, bindings, sizes })
+}
+
+/// `x` holds [images, outputs, taps, pixels].
+const VALUE_OF_PRODUCTS: &str = "fn value_of(image: u32, output: u32, row: u32, column: u32) -> f32 {
+    let tap = row % sizes.kernel_y * sizes.kernel_x + column % sizes.kernel_x;
+    let pixel = row / sizes.kernel_y * sizes.width + column / sizes.kernel_x;
+    let plane = (image * sizes.outputs + output) * sizes.kernel_y * sizes.kernel_x + tap;
+    return x_at(plane * sizes.height * sizes.width + pixel);
+}";
+
+/// Where stamps do not overlap: a product of weights as [outputs * taps, channels] and images as [channels, pixels],
+/// then every number to its place.
+fn stamps(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::ConvTranspose2d(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
+    floats(request)?;
+    let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
+    let (&[n, c, h, width], &[_, o, kh, kw]) = (&x[..], &w[..]) else { return Err("takes images".into()) };
+    let plain = op.groups == 1 && op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
+    if !plain || op.strides != [kh, kw] {
+        return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
+    }
+    let (dtype, rows, pixels) = (request.operands[0].dtype, o * kh * kw, h * width);
+    let types = [
+        ValueType::new(dtype, [n, c, pixels]),
+        ValueType::new(dtype, [c, rows]),
+        ValueType::new(dtype, [rows, c]),
+        ValueType::new(DType::F32, [n, rows, pixels]),
+    ];
+    let bytes = types.clone().map(|ty| ty.bytes().unwrap_or(0));
+    let products_at = bytes[2].next_multiple_of(256);
+    let inner_at = products_at + bytes[3].next_multiple_of(256);
+    let (weights, products) = (Binding::scratch(0, bytes[2]), Binding::scratch(products_at, bytes[3]));
+    let turn: Op = Transpose { perm: vec![1, 0] }.into();
+    let product: Op = MatMul { transpose_b: false }.into();
+    let operand = |index| Binding::operand(request, index);
+    let mut all = within(&turn, &[(&types[1], operand(1))], (&types[2], weights), inner_at)?;
+    let multiplied =
+        within(&product, &[(&types[2], weights), (&types[0], operand(0))], (&types[3], products), inner_at)?;
+    all.scratch = all.scratch.max(multiplied.scratch);
+    all.launches.extend(multiplied.launches);
+    all.launches.push(transposed(request, Some(products))?);
+    Ok(all)
+}
+
+/// An operation over these places, its own scratch memory from `scratch` on.
+fn within(
+    op: &Op,
+    operands: &[(&ValueType, Binding)],
+    result: (&ValueType, Binding),
+    scratch: usize,
+) -> Result<Lowered, String> {
+    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| (*ty).clone()).collect();
+    let results = [result.0.clone()];
+    let (_, mut lowered) = kernel(&Request { op, operands: &types, results: &results }).map_err(|gap| gap.clause)?;
+    for binding in lowered.launches.iter_mut().flat_map(|l| &mut l.bindings) {
+        let (base, offset) = match binding.base {
+            Base::Operand(index) => (operands[index].1.base, operands[index].1.offset),
+            Base::Result(_) => (result.1.base, result.1.offset),
+            Base::Scratch => (Base::Scratch, scratch as u64),
+        };
+        *binding = Binding { base, offset: offset + binding.offset, ..*binding };
+    }
+    lowered.scratch += scratch;
+    Ok(lowered)
 }
 
 #[cfg(test)]
 mod tests {
-    use lite3r_ir::{DType, Tensor, ops::Case};
+    use lite3r_ir::{Tensor, ops::Case};
 
     use super::*;
     use crate::backend::wgsl::conformance::{hold, refused};
@@ -175,6 +257,20 @@ mod tests {
             Case::new("pixels", pixels, vec![wave(&[1, 128, 128, 4], 1), wave(&[72, 3, 3, 4], 2), wave(&[72], 3)]),
             Case::new("odd", odd, vec![wave(&[2, 93, 91, 3], 1), wave(&[71, 3, 3, 3], 2), wave(&[71], 3)]),
         ]);
+    }
+
+    #[test]
+    fn stamps_of_narrow_elements_agree_with_the_reference() {
+        let bf16 = |shape: &[usize], seed| Tensor::wave(DType::BF16, shape, seed);
+        let op = lite3r_ir::ops::ConvTranspose2d {
+            strides: vec![2, 2],
+            pads: vec![0; 4],
+            output_padding: vec![0, 0],
+            dilations: vec![1, 1],
+            groups: 1,
+            bias: true,
+        };
+        hold(&[Case::new("bf16", op, vec![bf16(&[2, 20, 7, 9], 1), bf16(&[20, 9, 2, 2], 2), bf16(&[9], 3)])]);
     }
 
     #[test]
