@@ -77,6 +77,11 @@ pub trait Target {
         false
     }
 
+    /// Whether products of 8-bit codes of activations exist; where not, only weights are stored as codes.
+    fn multiplies_codes(&self) -> bool {
+        true
+    }
+
     /// What is best for dense heads.
     fn dense_heads(&self) -> DenseHeads {
         DenseHeads::default()

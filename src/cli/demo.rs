@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Common, progress, run::DeviceArgs};
 use crate::{
     Result, atomic,
-    demo::{DENSE, LITE, Outcome, SIZE, Shot, Variant, measure, session, write_backbone},
+    demo::{DENSE, Outcome, SIZE, Shot, Variant, lite, measure, session, write_backbone},
     recon::{
         Formats,
         html::{Report, Run, Table},
@@ -49,7 +49,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     }
     let model = write_backbone(&args.output)?;
     let mut outcomes = Vec::new();
-    for (variant, folder) in [(&DENSE, "dense"), (&LITE, "lite")] {
+    for (variant, folder) in [(&DENSE, "dense"), (lite(target), "lite")] {
         bar.set_message(format!("compiling {}", variant.name));
         let mut session = session(variant, &model, views, target, &args.device.options())?;
         bar.inc(1);

@@ -59,6 +59,14 @@ pub const LITE: Variant = Variant {
     precision: "fp8",
 };
 
+/// The same where only weights can be FP8.
+const LITE_WEIGHTS: Variant = Variant { name: "SLA + FP8 weights", precision: "fp8w", ..LITE };
+
+/// The lite one that a target computes.
+pub fn lite(target: &dyn Target) -> &'static Variant {
+    if target.multiplies_codes() { &LITE } else { &LITE_WEIGHTS }
+}
+
 impl Variant {
     /// Compiles the backbone at `model` for `views` views.
     pub fn plan(&self, model: &Path, views: usize, target: &dyn Target) -> Result<Plan> {

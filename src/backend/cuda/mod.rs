@@ -173,6 +173,10 @@ impl Target for Cuda {
         true
     }
 
+    fn multiplies_codes(&self) -> bool {
+        self.arch != Arch::Sm80
+    }
+
     fn dense_heads(&self) -> DenseHeads {
         DenseHeads { channels_last: true, frames: Some(8) }
     }

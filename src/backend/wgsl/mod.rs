@@ -81,6 +81,10 @@ impl Target for Wgsl {
         "wgsl"
     }
 
+    fn multiplies_codes(&self) -> bool {
+        false
+    }
+
     fn limits(&self, entries: &[Entry]) -> BTreeMap<String, u64> {
         let steps = entries.iter().flat_map(|e| e.steps.iter().map(move |s| (e, s))).filter(|(_, s)| s.kernel != ALIAS);
         let lowered = steps.filter_map(|(entry, step)| lower(entry, step).ok());
