@@ -159,3 +159,26 @@ fn lower(request: &Request<'_>, by_fours: bool) -> Result<Lowered, String> {
     }
     Ok(Lowered { launches, scratch: 0 })
 }
+
+#[cfg(test)]
+mod tests {
+    use lite3r_ir::{
+        DType, Tensor,
+        ops::{
+            Case, Resize,
+            resize::{Coordinates, ResizeMode},
+        },
+    };
+
+    use crate::backend::wgsl::conformance::hold;
+
+    #[test]
+    fn results_of_several_bands_agree_with_the_reference() {
+        let to = |h: usize, w: usize| Resize::new(ResizeMode::Linear, Coordinates::AlignCorners, [h.into(), w.into()]);
+        let wave = |shape: &[usize]| Tensor::wave(DType::F32, shape, 1);
+        hold(&[
+            Case::new("tall", to(4100, 3), vec![wave(&[1, 2, 5, 4])]),
+            Case::new("wide", to(3, 2001), vec![wave(&[1, 2, 5, 700])]),
+        ]);
+    }
+}
