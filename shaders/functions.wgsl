@@ -17,20 +17,20 @@ fn float_of_e4m3(bits: u32) -> f32 {
 
 // The bits above `shift` of a number, rounded.
 fn rounded_bits(bits: u32, shift: u32) -> u32 {
-    return (bits + (1u << (shift - 1u)) - 1u + (bits >> shift & 1u)) >> shift;
+    return (bits + (1u << (shift - 1u)) - 1u + ((bits >> shift) & 1u)) >> shift;
 }
 
 fn bf16_of_float(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
-    if (bits & 0x7fffffffu) > 0x7f800000u { return bits >> 16u | 0x40u; }
+    if (bits & 0x7fffffffu) > 0x7f800000u { return (bits >> 16u) | 0x40u; }
     return rounded_bits(bits, 16u);
 }
 
-fn bf16_of_pair(v: vec2<f32>) -> u32 { return bf16_of_float(v.x) | bf16_of_float(v.y) << 16u; }
+fn bf16_of_pair(v: vec2<f32>) -> u32 { return bf16_of_float(v.x) | (bf16_of_float(v.y) << 16u); }
 
 fn f16_of_float(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
-    let sign = bits >> 16u & 0x8000u;
+    let sign = (bits >> 16u) & 0x8000u;
     let magnitude = bits & 0x7fffffffu;
     if magnitude > 0x7f800000u { return sign | 0x7e00u; }
     // From 65520 on it is infinite.
@@ -40,12 +40,12 @@ fn f16_of_float(value: f32) -> u32 {
     return sign | rounded_bits(magnitude - 0x38000000u, 13u);
 }
 
-fn f16_of_pair(v: vec2<f32>) -> u32 { return f16_of_float(v.x) | f16_of_float(v.y) << 16u; }
+fn f16_of_pair(v: vec2<f32>) -> u32 { return f16_of_float(v.x) | (f16_of_float(v.y) << 16u); }
 
 // Saturates at 448.
 fn e4m3_of_float(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
-    let sign = bits >> 24u & 0x80u;
+    let sign = (bits >> 24u) & 0x80u;
     let magnitude = bits & 0x7fffffffu;
     if magnitude > 0x7f800000u { return sign | 0x7fu; }
     // Below 2^-6 the step is 2^-9 everywhere.
@@ -54,7 +54,7 @@ fn e4m3_of_float(value: f32) -> u32 {
 }
 
 fn pack_bytes(v: vec4<u32>) -> u32 {
-    return (v.x & 0xffu) | (v.y & 0xffu) << 8u | (v.z & 0xffu) << 16u | v.w << 24u;
+    return (v.x & 0xffu) | ((v.y & 0xffu) << 8u) | ((v.z & 0xffu) << 16u) | (v.w << 24u);
 }
 
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }

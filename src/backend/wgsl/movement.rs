@@ -190,7 +190,7 @@ fn shader(size: usize) -> Shader {
     shader.splice(
         "body",
         format!(
-            "    let element = x[places.x / {per}u] >> {bits}u * (places.x % {per}u) & {mask:#x}u;
+            "    let element = (x[places.x / {per}u] >> ({bits}u * (places.x % {per}u))) & {mask:#x}u;
     let shift = {bits}u * (places.y % {per}u);
     atomicAnd(&y[places.y / {per}u], ~({mask:#x}u << shift));
     atomicOr(&y[places.y / {per}u], element << shift);"

@@ -110,8 +110,8 @@ impl Tensors {
         let element = match dtype {
             DType::F32 | DType::I32 => format!("{name}[i]"),
             DType::I64 => format!("{name}[2u * i]"),
-            DType::F16 | DType::BF16 => format!("{name}[i / 2u] >> 16u * (i % 2u) & 0xffffu"),
-            _ => format!("{name}[i / 4u] >> 8u * (i % 4u) & 0xffu"),
+            DType::F16 | DType::BF16 => format!("({name}[i / 2u] >> (16u * (i % 2u))) & 0xffffu"),
+            _ => format!("({name}[i / 4u] >> (8u * (i % 4u))) & 0xffu"),
         };
         let (value, of) = match dtype {
             DType::F32 => ("f32", "bitcast<f32>"),
@@ -134,7 +134,7 @@ impl Tensors {
             }
             DType::F8E4M3 => (
                 "u32",
-                "vec4(float_of_e4m3(v & 0xffu), float_of_e4m3(v >> 8u & 0xffu), float_of_e4m3(v >> 16u & 0xffu), \
+                "vec4(float_of_e4m3(v & 0xffu), float_of_e4m3((v >> 8u) & 0xffu), float_of_e4m3((v >> 16u) & 0xffu), \
                  float_of_e4m3(v >> 24u))",
             ),
             _ => ("vec4<u32>", "bitcast<vec4<f32>>(v)"),
