@@ -99,7 +99,7 @@ fn start() -> Partial {{ return Partial({start}, 0xffffffffu); }}
 fn better(p: Partial, q: Partial) -> Partial {{
     let a = p.value;
     let b = q.value;
-    if b {better} a || b == a && q.at < p.at {{ return q; }}
+    if b {better} a || (b == a && q.at < p.at) {{ return q; }}
     return p;
 }}
 fn taken(p: Partial, term: {value}, at: u32) -> Partial {{ return better(p, Partial(term, at)); }}
