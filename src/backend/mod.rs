@@ -7,7 +7,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
-pub mod walk;
+mod gpu;
 #[cfg(feature = "wgpu")]
 pub mod wgsl;
 

@@ -7,10 +7,11 @@ use lite3r_ir::{
 
 use super::{
     Arch, Kernel, dims,
-    floats::{FLOATS, only},
+    floats::FLOATS,
     launch::{Arg, Launch, Lowered, Module},
 };
 use crate::backend::Request;
+pub use crate::backend::gpu::qkv::Sizes;
 
 /// The rows of this file: head dimensions up to 256, f32, f16 and bf16.
 pub const KERNELS: &[Kernel] = &[
@@ -19,7 +20,6 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 const MAX_RUNS: usize = 32;
-const MAX_WIDTH: usize = 256;
 const THREADS: u32 = 256;
 
 /// How tokens are cut into blocks, as `cuda/include/blocks.cuh` lays it out.
@@ -67,39 +67,6 @@ impl Rows {
         let (head, token) = if merged { (s.e, heads * s.e) } else { (s.n * s.e, s.e) };
         let [image, head, token] = [heads * s.n * s.e, head, token].map(|size| size as i64);
         Self { image, head, token, heads: heads as u32, unused: 0 }
-    }
-}
-
-/// Sizes of q, k and v, checked.
-#[derive(Clone, Copy)]
-pub struct Sizes {
-    /// Batch.
-    pub images: usize,
-    /// Batch times heads.
-    pub heads: usize,
-    /// Queries.
-    pub n: usize,
-    /// Keys.
-    pub m: usize,
-    /// Width of queries and keys.
-    pub d: usize,
-    /// Width of values.
-    pub e: usize,
-}
-
-impl Sizes {
-    /// From the first three operands, which must be floating-point numbers that kernels know.
-    pub fn of(operands: &[ValueType]) -> Result<Self, String> {
-        let [q, k, v, ..] = operands else { return Err("takes q, k and v".into()) };
-        only([q, k, v])?;
-        let (q, k, v) = (dims(q)?, dims(k)?, dims(v)?);
-        let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (&q[..], &k[..], &v[..]) else {
-            return Err("takes operands of rank 4".into());
-        };
-        match d.max(e) {
-            width if width > MAX_WIDTH => Err(format!("takes head dimensions up to {MAX_WIDTH}, not {width}")),
-            _ => Ok(Self { images: b, heads: b * h, n, m, d, e }),
-        }
     }
 }
 

@@ -2,11 +2,7 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{
-        gelu::Approximate,
-        pointwise::{Expression, MOST_OPERANDS},
-        shape_rules::strides_for,
-    },
+    ops::{gelu::Approximate, pointwise::MOST_OPERANDS, shape_rules::strides_for},
 };
 
 use super::{
@@ -16,7 +12,10 @@ use super::{
 };
 use crate::backend::{
     Request,
-    walk::{Axis, join},
+    gpu::{
+        expression::expanded,
+        walk::{Axis, join},
+    },
 };
 
 /// Dimensions of a [`Shape`].
@@ -240,35 +239,10 @@ fn expression(op: &Op, integers: bool) -> Result<String, String> {
         Op::And(_) => "i64(a&&b)",
         Op::Or(_) => "i64(a||b)",
         Op::Where(_) => "a?b:c",
-        Op::Pointwise(op) => return expanded(&op.expr),
+        Op::Pointwise(op) => return expanded(&op.expr, &literal, &|op| expression(op, false)),
         other => return Err(format!("does not compute {} on integers", other.name())),
     };
     Ok(text.into())
-}
-
-/// An expression of several functions.
-fn expanded(expr: &Expression) -> Result<String, String> {
-    let Expression::Call(function, arguments) = expr else {
-        return Ok(match expr {
-            Expression::Number(number) => literal(*number),
-            operand => operand.to_string(),
-        });
-    };
-    let arguments: Vec<String> = arguments.iter().map(expanded).collect::<Result<_, _>>()?;
-    let template = expression(&Op::parse(function.name, &Vec::new()).map_err(|e| e.join("; "))?, false)?;
-    // Letters that stand alone are the arguments.
-    let mut text = String::from("(");
-    let letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    for word in template.split_inclusive(|c| !letter(c)) {
-        let (name, mark) = word.split_at(word.trim_end_matches(|c| !letter(c)).len());
-        text += match name {
-            "a" => &arguments[0],
-            "b" => arguments.get(1).ok_or("takes one argument more")?,
-            other => other,
-        };
-        text += mark;
-    }
-    Ok(text + ")")
 }
 
 /// An f32 with these bits.

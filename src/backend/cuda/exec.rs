@@ -18,8 +18,11 @@ use super::{
 };
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, STEPWISE, StepRun, Tally, Target, Trust},
-    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+    backend::{
+        Device, Executable, Probe, STEPWISE, StepRun, Tally, Target, Trust,
+        gpu::steps::{at, lowered},
+    },
+    plan::{Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
     weights::Weight,
 };
 
@@ -83,7 +86,8 @@ impl Loaded {
         if let (Some(needed), true) = (plan.header().limits.get(DRIVER), trust != Trust::Nobody) {
             driver::new_enough(context.driver()?, *needed)?;
         }
-        let lowered = lowered(&plan, context.arch())?;
+        let lowered =
+            lowered(&plan, &|entry, step| lower(entry, step, context.arch()).map(|l| (l.launches, l.scratch)))?;
         part("lowering");
         let code = load_code(context, &plan, &lowered, trust)?;
         part("code");
@@ -328,46 +332,6 @@ fn upload(staging: &mut Staging, plan: &Plan, weights: &Memory, offsets: &[u64])
         Bytes::Held(_) => Ok(()),
         Bytes::Computed(bytes) => staging.upload(weights, [(offsets[index], bytes.as_slice())]),
     })
-}
-
-/// An error of a step with the operation and where it comes from.
-fn at(step: &Step, mut error: Error) -> Error {
-    error
-        .problems
-        .iter_mut()
-        .for_each(|p| *p = format!("{} at `{}` ({}): {p}", step.op.name(), step.origin, step.kernel));
-    error
-}
-
-/// What every step launches. All that cannot be launched are reported.
-fn lowered(plan: &Plan, arch: Arch) -> Result<Vec<Vec<Vec<Launch>>>> {
-    let mut problems = Vec::new();
-    let mut entries = Vec::new();
-    for entry in plan.entries() {
-        let mut steps = Vec::with_capacity(entry.steps.len());
-        for step in &entry.steps {
-            if step.kernel == ALIAS {
-                steps.push(Vec::new());
-                continue;
-            }
-            let lowered = lower(entry, step, arch).and_then(|lowered| {
-                let given = step.scratch.map_or(0, |s| s.bytes);
-                match lowered.scratch as u64 {
-                    needs if needs > given => Err(format!("needs {needs} bytes of scratch, not {given}")),
-                    _ => Ok(lowered.launches),
-                }
-            });
-            match lowered {
-                Ok(launches) => steps.push(launches),
-                Err(problem) => problems.push(format!("{} at `{}`: {problem}", step.op.name(), step.origin)),
-            }
-        }
-        entries.push(steps);
-    }
-    match problems.is_empty() {
-        true => Ok(entries),
-        false => Err(Error::all(Kind::BadFile, "plan.kernel", problems)),
-    }
 }
 
 /// Loads the machine code of all launches, and of tallies as far as the plan carries it.

@@ -16,7 +16,6 @@ pub mod conv_wgmma;
 pub mod driver;
 pub mod elementwise;
 pub mod exec;
-pub mod floats;
 pub mod gemm;
 pub mod gemm_narrow;
 pub mod gemm_wgmma;
@@ -48,7 +47,8 @@ use launch::{Arg, Base, Lowered, Module, Pointer};
 use lite3r_ir::{DType, Op, ValueType};
 use rayon::prelude::*;
 
-use super::{Ceilings, Choice, DenseHeads, Gap, Request, Target};
+pub(crate) use super::gpu::dims;
+use super::{Ceilings, Choice, DenseHeads, Gap, Request, Target, gpu::floats};
 use crate::{
     Error, Result,
     plan::{ALIAS, Entry, Step},
@@ -311,9 +311,4 @@ pub(crate) fn rectified_behind(plain: &Op, request: &Request<'_>, arch: Arch) ->
     let positive = within(&relu, &[(y, at(Base::Result(0)))], &[at(Base::Result(1))], at(Base::Scratch), arch)?;
     all.launches.extend(positive.launches);
     Ok(Lowered { scratch: all.scratch.max(positive.scratch), ..all })
-}
-
-/// Sizes of a static type.
-pub(crate) fn dims(ty: &lite3r_ir::ValueType) -> Result<Vec<usize>, String> {
-    ty.dims().ok_or_else(|| "needs static shapes".to_string())
 }

@@ -1,6 +1,6 @@
 //! `cuda/reduce.cu`: reductions over any axes, and positions of extremes.
 
-use lite3r_ir::{DType, Op, ops::shape_rules::strides};
+use lite3r_ir::{DType, Op};
 
 use super::{
     Arch, Kernel, dims,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::backend::{
     Request,
-    walk::{Axis, join},
+    gpu::walk::{Axis, separate},
 };
 
 /// The most terms that a warp takes; a block takes more.
@@ -75,28 +75,4 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         ],
     )
     .into())
-}
-
-/// Dimensions that stay and dimensions that go, with their strides in x.
-fn separate(x: &[usize], axes: &[usize]) -> (Vec<Axis>, Vec<Axis>) {
-    let own = strides(x);
-    let pick = |inside: bool| {
-        let picked = (0..x.len()).filter(|d| axes.contains(d) == inside);
-        let (shape, steps): (Vec<usize>, Vec<i64>) = picked.map(|d| (x[d], own[d] as i64)).unzip();
-        join(&shape, &[steps])
-    };
-    (pick(false), pick(true))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_of_one_kind_join() {
-        let one = |axes: &[(usize, i64)]| axes.iter().map(|(n, s)| (*n, vec![*s])).collect::<Vec<Axis>>();
-        assert_eq!(separate(&[2, 3, 5, 7], &[1, 2]), (one(&[(2, 105), (7, 1)]), one(&[(15, 7)])));
-        assert_eq!(separate(&[2, 1, 5], &[0, 1, 2]), (one(&[]), one(&[(10, 1)])));
-        assert_eq!(separate(&[4], &[]), (one(&[(4, 1)]), one(&[])));
-    }
 }

@@ -7,14 +7,15 @@ use lite3r_ir::{
 
 use super::{
     Kernel, dims,
-    floats::FLOATS,
+    floats::{FLOATS, only},
     gemm::store,
-    launch::{Base, Binding, Launch, Lowered, folded, word},
+    launch::{Binding, Launch, Lowered, folded, word},
     shader::{Shader, Tensors},
-    wide::through_f32,
+    wide::either,
     within,
 };
 use crate::backend::Request;
+pub use crate::backend::gpu::qkv::Sizes;
 
 /// The rows of this file: head dimensions up to 256.
 pub const KERNELS: &[Kernel] = &[
@@ -29,19 +30,10 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 const MAX_RUNS: usize = 32;
-const MAX_WIDTH: usize = 256;
 /// Key blocks that have a bit in shared memory.
 const MAX_BLOCKS: usize = 16384;
 /// Queries of a workgroup.
 const QUERIES: usize = 64;
-
-/// Rows of narrow results that are not whole words go by way of f32.
-pub fn either(
-    request: &Request<'_>,
-    lower: impl Fn(&Request<'_>) -> Result<Lowered, String>,
-) -> Result<Lowered, String> {
-    lower(request).or_else(|_| through_f32(request, lower))
-}
 
 /// The words of a `Cut` of `shaders/functions.wgsl`: `n` tokens by a pattern of runs into blocks of `size`.
 pub fn cut(n: usize, pattern: &[usize], size: usize) -> Result<Vec<u32>, String> {
@@ -58,49 +50,7 @@ pub fn cut(n: usize, pattern: &[usize], size: usize) -> Result<Vec<u32>, String>
     Ok(words)
 }
 
-/// Sizes of q, k and v, checked.
-#[derive(Clone, Copy)]
-pub struct Sizes {
-    /// Batch.
-    pub images: usize,
-    /// Batch times heads.
-    pub heads: usize,
-    /// Queries.
-    pub n: usize,
-    /// Keys.
-    pub m: usize,
-    /// Width of queries and keys.
-    pub d: usize,
-    /// Width of values.
-    pub e: usize,
-}
-
 impl Sizes {
-    /// From the first three operands.
-    pub fn of(operands: &[ValueType]) -> Result<Self, String> {
-        let [q, k, v, ..] = operands else { return Err("takes q, k and v".into()) };
-        if let Some(odd) = [q, k, v].into_iter().find(|t| !FLOATS.contains(&t.dtype)) {
-            return Err(format!("takes f32, f16 and bf16, not {odd}"));
-        }
-        let (q, k, v) = (dims(q)?, dims(k)?, dims(v)?);
-        let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (&q[..], &k[..], &v[..]) else {
-            return Err("takes operands of rank 4".into());
-        };
-        Self { images: b, heads: b * h, n, m, d, e }.checked()
-    }
-
-    fn checked(self) -> Result<Self, String> {
-        match self.d.max(self.e) {
-            width if width > MAX_WIDTH => Err(format!("takes head dimensions up to {MAX_WIDTH}, not {width}")),
-            _ => Ok(self),
-        }
-    }
-
-    /// Heads an image.
-    pub fn image_heads(&self) -> usize {
-        self.heads.checked_div(self.images).unwrap_or(0)
-    }
-
     /// Elements from image to image, head to head and token to token of [B, H, tokens, width], or of
     /// [B, tokens, H·width] if merged; the first.
     pub fn rows(&self, tokens: usize, width: usize, merged: bool) -> [usize; 4] {
@@ -237,10 +187,10 @@ fn named(request: &Request<'_>, first: usize, names: &[&'static str]) -> Vec<(&'
 pub fn packed_lists(request: &Request<'_>, first: usize) -> Result<(Lowered, usize), String> {
     let list = dims(&request.operands[first])?;
     let ty = |last: usize| ValueType::new(DType::I32, [list[0], list[1], list[2], last].map(Dim::from));
-    let operands = [(ty(1), (Base::Operand(first + 1), 0)), (ty(list[3]), (Base::Operand(first), 0))];
+    let operands = [(ty(1), Binding::operand(request, first + 1)), (ty(list[3]), Binding::operand(request, first))];
     let both = ty(1 + list[3]);
     let bytes = both.bytes().ok_or("needs static shapes")?;
-    Ok((within(&Concat { axis: 3 }.into(), &operands, (both, (Base::Scratch, 0)), bytes)?, bytes))
+    Ok((within(&Concat { axis: 3 }.into(), &operands, &[(both, Binding::scratch(0, bytes))], bytes)?, bytes))
 }
 
 fn attention(request: &Request<'_>) -> Result<Lowered, String> {
@@ -258,9 +208,7 @@ fn attention(request: &Request<'_>) -> Result<Lowered, String> {
 
 fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::SelfAttention(op) = request.op else { return Err("computes self_attention".into()) };
-    if !FLOATS.contains(&request.operands[0].dtype) {
-        return Err(format!("takes f32, f16 and bf16, not {}", request.operands[0]));
-    }
+    only(request.operands)?;
     let &[b, n, width] = &dims(&request.results[0])?[..] else { return Err("gives [B, N, C]".into()) };
     let d = width / op.heads;
     let s = Sizes { images: b, heads: b * op.heads, n, m: n, d, e: d }.checked()?;

@@ -1,24 +1,24 @@
 //! `shaders/conv2d.wgsl` and `shaders/conv_transpose2d.wgsl`: convolutions of any geometry, in planes and pixels.
 
 use lite3r_ir::{
-    DType, Op, ValueType,
+    DType, Dim, Op, ValueType,
     ops::{Conv2d, MatMul, Transpose, images::ImageLayout},
 };
 
 use super::{
     Kernel, dims,
-    floats::FLOATS,
+    floats::{FLOATS, floats},
     gemm::activated,
-    kernel,
-    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
-    wide::through_f32,
+    wide::{either, through_f32},
+    within,
 };
 use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, lower: either },
+    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, lower: |r| either(r, lower) },
     Kernel {
         name: "conv_transpose2d.stamps",
         op: "conv_transpose2d",
@@ -35,18 +35,6 @@ pub const KERNELS: &[Kernel] = &[
 
 /// Tiles of 128 x 128 keep a device busy from so many on.
 const MANY_TILES: usize = 128;
-
-/// Narrow results whose rows are not whole words go by way of f32.
-fn either(request: &Request<'_>) -> Result<Lowered, String> {
-    lower(request).or_else(|_| through_f32(request, lower))
-}
-
-fn floats(request: &Request<'_>) -> Result<(), String> {
-    match request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    }
-}
 
 /// Positions of elements are 32-bit numbers.
 fn counted(shapes: &[&[usize]]) -> Result<(), String> {
@@ -73,12 +61,11 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     let tile = if outputs > 64 && pixels > 64 && tiles(128) >= MANY_TILES { 128 } else { 64 };
 
     let (fours_x, fours_w) = (beside && channels.is_multiple_of(4), depth.is_multiple_of(4));
-    let one = |tensors: Tensors, name, fours, dtype| match fours {
-        true => tensors.fours(name, dtype),
-        false => tensors.read(name, dtype),
-    };
-    let mut tensors = one(Tensors::default(), "x", fours_x, request.operands[0].dtype);
-    tensors = one(tensors, "w", fours_w, request.operands[1].dtype);
+    let mut tensors = Tensors::default().read_or_fours("x", request.operands[0].dtype, fours_x).read_or_fours(
+        "w",
+        request.operands[1].dtype,
+        fours_w,
+    );
     let mut epilogue = String::from("var v = sum;");
     if op.bias {
         tensors = tensors.read("bias", request.operands[2].dtype);
@@ -195,48 +182,21 @@ fn stamps(request: &Request<'_>) -> Result<Lowered, String> {
         return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
     }
     let (dtype, rows, pixels) = (request.operands[0].dtype, o * kh * kw, h * width);
-    let types = [
-        ValueType::new(dtype, [n, c, pixels]),
-        ValueType::new(dtype, [c, rows]),
-        ValueType::new(dtype, [rows, c]),
-        ValueType::new(DType::F32, [n, rows, pixels]),
-    ];
-    let bytes = types.clone().map(|ty| ty.bytes().unwrap_or(0));
-    let products_at = bytes[2].next_multiple_of(256);
-    let inner_at = products_at + bytes[3].next_multiple_of(256);
-    let (weights, products) = (Binding::scratch(0, bytes[2]), Binding::scratch(products_at, bytes[3]));
+    let ty = |dtype, shape: &[usize]| ValueType::new(dtype, shape.iter().map(|n| Dim::from(*n)));
+    let (turned, product) = (ty(dtype, &[rows, c]), ty(DType::F32, &[n, rows, pixels]));
+    let bytes = |ty: &ValueType| ty.bytes().unwrap_or(0);
+    let products_at = bytes(&turned).next_multiple_of(256);
+    let inner = products_at + bytes(&product);
+    let products = Binding::scratch(products_at, bytes(&product));
+    let weights = (turned.clone(), Binding::scratch(0, bytes(&turned)));
+    let images = (ty(dtype, &[n, c, pixels]), Binding::operand(request, 0));
+    let given = (ty(dtype, &[c, rows]), Binding::operand(request, 1));
     let turn: Op = Transpose { perm: vec![1, 0] }.into();
-    let product: Op = MatMul { transpose_b: false }.into();
-    let operand = |index| Binding::operand(request, index);
-    let mut all = within(&turn, &[(&types[1], operand(1))], (&types[2], weights), inner_at)?;
-    let multiplied =
-        within(&product, &[(&types[2], weights), (&types[0], operand(0))], (&types[3], products), inner_at)?;
-    all.scratch = all.scratch.max(multiplied.scratch);
-    all.launches.extend(multiplied.launches);
+    let multiply: Op = MatMul { transpose_b: false }.into();
+    let mut all = within(&turn, &[given], std::slice::from_ref(&weights), inner)?;
+    all.then(within(&multiply, &[weights, images], &[(product, products)], inner)?);
     all.launches.push(transposed(request, Some(products))?);
     Ok(all)
-}
-
-/// An operation over these places, its own scratch memory from `scratch` on.
-fn within(
-    op: &Op,
-    operands: &[(&ValueType, Binding)],
-    result: (&ValueType, Binding),
-    scratch: usize,
-) -> Result<Lowered, String> {
-    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| (*ty).clone()).collect();
-    let results = [result.0.clone()];
-    let (_, mut lowered) = kernel(&Request { op, operands: &types, results: &results }).map_err(|gap| gap.clause)?;
-    for binding in lowered.launches.iter_mut().flat_map(|l| &mut l.bindings) {
-        let (base, offset) = match binding.base {
-            Base::Operand(index) => (operands[index].1.base, operands[index].1.offset),
-            Base::Result(_) => (result.1.base, result.1.offset),
-            Base::Scratch => (Base::Scratch, scratch as u64),
-        };
-        *binding = Binding { base, offset: offset + binding.offset, ..*binding };
-    }
-    lowered.scratch += scratch;
-    Ok(lowered)
 }
 
 #[cfg(test)]

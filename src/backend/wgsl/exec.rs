@@ -17,8 +17,11 @@ use super::{
 };
 use crate::{
     Error, Kind, Result,
-    backend::{Device, Executable, Probe, StepRun},
-    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+    backend::{
+        Device, Executable, Probe, StepRun,
+        gpu::steps::{at, lowered},
+    },
+    plan::{Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
 };
 
 /// A GPU of this machine.
@@ -55,6 +58,8 @@ struct Loaded {
     plan: Arc<Plan>,
     arena: wgpu::Buffer,
     weights: Vec<wgpu::Buffer>,
+    /// Where weights lie in these buffers.
+    places: Weights,
     /// By entry and step.
     launches: Vec<Vec<Vec<Ready>>>,
     times: Vec<(&'static str, Duration)>,
@@ -69,7 +74,7 @@ impl Loaded {
             begun = Instant::now();
         };
         within_limits(&gpu, &plan)?;
-        let lowered = lowered(&plan)?;
+        let lowered = lowered(&plan, &|entry, step| lower(entry, step).map(|l| (l.launches, l.scratch)))?;
         part("lowering");
         let places = Weights::new(&plan, gpu.limits().max_buffer_size);
         let arena = gpu.buffer(plan.device_bytes() - fit::weights(plan.header()).1, "the values of a run")?;
@@ -126,7 +131,7 @@ impl Loaded {
             launches.push(ready);
         }
         part("pipelines");
-        Ok(Self { gpu, plan, arena, weights, launches, times })
+        Ok(Self { gpu, plan, arena, weights, places, launches, times })
     }
 
     fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
@@ -139,7 +144,6 @@ impl Loaded {
     }
 
     fn tensors(&self, entry: &Entry, buffers: &[u32]) -> Result<Vec<Tensor>> {
-        let places = Weights::new(&self.plan, self.gpu.limits().max_buffer_size);
         let parts: Vec<(&wgpu::Buffer, u64, u64)> = buffers
             .iter()
             .map(|n| {
@@ -147,7 +151,7 @@ impl Loaded {
                 let bytes = ty.bytes().unwrap_or(0) as u64;
                 match place {
                     Place::Arena(offset) => Ok((&self.arena, *offset, bytes)),
-                    Place::Weight(index) => places.of[*index as usize]
+                    Place::Weight(index) => self.places.of[*index as usize]
                         .map(|(buffer, offset)| (&self.weights[buffer], offset, bytes))
                         .ok_or_else(|| Error::bad_file("plan.kernel", "an output is code")),
                 }
@@ -368,37 +372,6 @@ fn carried<'p>(plan: &'p Plan, shader: &Shader) -> Result<&'p str> {
 
 fn missing(step: &Step, base: Base) -> Error {
     Error::bad_file("plan.kernel", format!("kernel `{}` asks for {base:?}, which is not there", step.kernel))
-}
-
-/// An error of a step with the operation and where it comes from.
-fn at(step: &Step, mut error: Error) -> Error {
-    let place = format!("{} at `{}` ({})", step.op.name(), step.origin, step.kernel);
-    error.problems.iter_mut().for_each(|p| *p = format!("{place}: {p}"));
-    error
-}
-
-/// What every step launches. All that cannot be launched are reported.
-fn lowered(plan: &Plan) -> Result<Vec<Vec<Vec<Launch>>>> {
-    let mut problems = Vec::new();
-    let mut entries = Vec::new();
-    for entry in plan.entries() {
-        let mut steps = Vec::with_capacity(entry.steps.len());
-        for step in &entry.steps {
-            if step.kernel == ALIAS {
-                steps.push(Vec::new());
-                continue;
-            }
-            match lower(entry, step) {
-                Ok(lowered) => steps.push(lowered.launches),
-                Err(problem) => problems.push(format!("{} at `{}`: {problem}", step.op.name(), step.origin)),
-            }
-        }
-        entries.push(steps);
-    }
-    match problems.is_empty() {
-        true => Ok(entries),
-        false => Err(Error::all(Kind::BadFile, "plan.kernel", problems)),
-    }
 }
 
 /// Runs the launches of one operation on tensors, for tests: every value in a buffer of its own, results and scratch

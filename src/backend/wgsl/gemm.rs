@@ -11,15 +11,20 @@ use super::{
     floats::FLOATS,
     launch::{Binding, Launch, Lowered, folded, word},
     shader::{Shader, Tensors},
-    wide::through_f32,
+    wide::either,
 };
-use crate::backend::{Request, walk::join};
+use crate::backend::{Request, gpu::walk::join};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, lower: either },
-    Kernel { name: "weight_scaled_linear.tiled", op: "weight_scaled_linear", dtypes: FLOATS, lower: either },
-    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, lower: either },
+    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, lower: |r| either(r, lower) },
+    Kernel {
+        name: "weight_scaled_linear.tiled",
+        op: "weight_scaled_linear",
+        dtypes: FLOATS,
+        lower: |r| either(r, lower),
+    },
+    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, lower: |r| either(r, lower) },
 ];
 
 /// Tiles of 128 x 128 keep a device busy from so many on.
@@ -43,11 +48,6 @@ pub fn store(result: DType, columns: usize) -> Result<Option<&'static str>, Stri
         (false, 4) => Ok(None),
         (false, _) => Err(format!("gives {} in rows of whole words, not of {columns} columns", result.name())),
     }
-}
-
-/// Rows of narrow results that are not whole words go by way of f32.
-fn either(request: &Request<'_>) -> Result<Lowered, String> {
-    lower(request).or_else(|_| through_f32(request, lower))
 }
 
 fn lower(request: &Request<'_>) -> Result<Lowered, String> {
@@ -94,12 +94,11 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
     let shared = |columns: usize| columns.is_multiple_of(4) || columns >= k;
     let fours_b = if transposed { k } else { n }.is_multiple_of(4)
         && !matches!(scale, Some(Granularity::Columns(columns)) if !shared(columns));
-    let one = |tensors: Tensors, name, fours, dtype| match fours {
-        true => tensors.fours(name, dtype),
-        false => tensors.read(name, dtype),
-    };
-    let mut tensors = one(Tensors::default(), "a", fours_a, operands[0].dtype);
-    tensors = one(tensors, "b", fours_b, operands[1].dtype);
+    let mut tensors = Tensors::default().read_or_fours("a", operands[0].dtype, fours_a).read_or_fours(
+        "b",
+        operands[1].dtype,
+        fours_b,
+    );
     let mut w_group = 1;
     let (mut before, mut after) = ("1.0", String::new());
     if let Some(granularity) = scale {

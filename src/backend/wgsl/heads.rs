@@ -4,16 +4,15 @@
 use lite3r_ir::{Op, ops::shape_rules::strides_for};
 
 use super::{
-    Kernel,
-    attention::either,
-    dims,
+    Kernel, dims,
     elementwise::packed,
-    floats::FLOATS,
+    floats::{FLOATS, only},
     gemm::store,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
+    wide::either,
 };
-use crate::backend::{Request, walk::join};
+use crate::backend::{Request, gpu::walk::join};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
@@ -24,16 +23,9 @@ pub const KERNELS: &[Kernel] = &[
 /// Threads of a head.
 const LANES: usize = 16;
 
-fn floats(request: &Request<'_>) -> Result<(), String> {
-    match request.operands.iter().find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    }
-}
-
 fn rope(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::Rope(op) = request.op else { return Err("computes rope".into()) };
-    floats(request)?;
+    only(request.operands)?;
     let (shape, table) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
     let strides = strides_for(&table, &shape).into_iter().map(|s| s as i64).collect();
     let axes = join(&shape, &[strides]);
@@ -54,7 +46,7 @@ fn rope(request: &Request<'_>) -> Result<Lowered, String> {
 
 fn qkv_heads(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::QkvHeads(op) = request.op else { return Err("computes qkv_heads".into()) };
-    floats(request)?;
+    only(request.operands)?;
     let shape = dims(&request.results[0])?;
     let &[batch, heads, n, d] = shape.as_slice() else { return Err("gives results of rank 4".into()) };
     let (norms, tables) = op.parts(request.operands);

@@ -8,7 +8,7 @@ use super::{
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
 };
-use crate::backend::{Request, walk::join};
+use crate::backend::{Request, gpu::walk::join};
 
 const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>) -> Result<Lowered, String>) -> Kernel {
     Kernel { name, op, dtypes: &DType::ALL, lower }

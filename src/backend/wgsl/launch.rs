@@ -17,6 +17,14 @@ pub struct Lowered {
     pub scratch: usize,
 }
 
+impl Lowered {
+    /// Followed by another, which begins when this has ended: both may use the same scratch memory.
+    pub fn then(&mut self, next: Self) {
+        self.launches.extend(next.launches);
+        self.scratch = self.scratch.max(next.scratch);
+    }
+}
+
 impl From<Launch> for Lowered {
     fn from(launch: Launch) -> Self {
         Self { launches: vec![launch], scratch: 0 }

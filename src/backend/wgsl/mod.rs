@@ -10,7 +10,6 @@ mod conformance;
 mod conv;
 mod elementwise;
 pub mod exec;
-mod floats;
 mod gemm;
 mod heads;
 mod indexing;
@@ -29,7 +28,8 @@ use std::collections::BTreeMap;
 use lite3r_ir::{DType, Op, ValueType};
 
 use self::launch::{Base, Binding, Launch, Lowered};
-use super::{Choice, Gap, Request, Target};
+pub(crate) use super::gpu::dims;
+use super::{Choice, Gap, Request, Target, gpu::floats};
 use crate::{
     Error, Result,
     plan::{ALIAS, Entry, Step},
@@ -138,24 +138,25 @@ pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> 
     Err(gap)
 }
 
-/// What computes an operation whose operands and result lie elsewhere: a part of a larger one. Its own scratch memory
+/// What computes an operation whose operands and results lie elsewhere: a part of a larger one. Its own scratch memory
 /// starts at `inner`.
 pub(crate) fn within(
     op: &Op,
-    operands: &[(ValueType, (Base, usize))],
-    (result, to): (ValueType, (Base, usize)),
+    operands: &[(ValueType, Binding)],
+    results: &[(ValueType, Binding)],
     inner: usize,
 ) -> Result<Lowered, String> {
-    let types: Vec<ValueType> = operands.iter().map(|(ty, _)| ty.clone()).collect();
-    let (_, mut lowered) = kernel(&Request { op, operands: &types, results: &[result] }).map_err(|gap| gap.clause)?;
+    let types = |all: &[(ValueType, Binding)]| all.iter().map(|(ty, _)| ty.clone()).collect::<Vec<_>>();
+    let (taken, given) = (types(operands), types(results));
+    let (_, mut lowered) = kernel(&Request { op, operands: &taken, results: &given }).map_err(|gap| gap.clause)?;
     let inner = inner.next_multiple_of(256);
     for binding in lowered.launches.iter_mut().flat_map(|l| &mut l.bindings) {
         let (base, offset) = match binding.base {
-            Base::Operand(index) => operands[index].1,
-            Base::Result(_) => to,
-            Base::Scratch => (Base::Scratch, inner),
+            Base::Operand(index) => (operands[index].1.base, operands[index].1.offset),
+            Base::Result(index) => (results[index].1.base, results[index].1.offset),
+            Base::Scratch => (Base::Scratch, inner as u64),
         };
-        *binding = Binding { base, offset: offset as u64 + binding.offset, ..*binding };
+        *binding = Binding { base, offset: offset + binding.offset, ..*binding };
     }
     lowered.scratch += inner;
     Ok(lowered)
@@ -173,9 +174,4 @@ pub fn lower(entry: &Entry, step: &Step) -> Result<Lowered, String> {
     }
     let request = Request { op: &step.op, operands: &operands, results: &results };
     (kernel.lower)(&request).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
-}
-
-/// Sizes of a static type.
-pub(crate) fn dims(ty: &lite3r_ir::ValueType) -> Result<Vec<usize>, String> {
-    ty.dims().ok_or_else(|| "needs static shapes".to_string())
 }

@@ -2,7 +2,7 @@
 
 use lite3r_ir::{
     DType, Op, Tensor,
-    ops::shape_rules::{strides, strides_for},
+    ops::{Pad, shape_rules::strides},
 };
 
 use super::{
@@ -13,7 +13,10 @@ use super::{
 };
 use crate::backend::{
     Request,
-    walk::{Axis, join},
+    gpu::{
+        moves::{Copy, copies},
+        walk::Axis,
+    },
 };
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
@@ -33,23 +36,7 @@ pub const KERNELS: &[Kernel] = &[
     row("merge_heads.words", "merge_heads"),
 ];
 
-/// A box of elements that moves from an operand to a result.
-struct Copy {
-    operand: usize,
-    result: usize,
-    /// Sizes, and strides in source and destination.
-    axes: Vec<Axis>,
-    /// Where the box starts in source and destination.
-    starts: [usize; 2],
-}
-
 impl Copy {
-    fn new(shape: &[usize], from: (usize, usize, &[usize]), to: (usize, usize, &[usize])) -> Self {
-        let signed = |own: &[usize]| own.iter().map(|s| *s as i64).collect();
-        let axes = join(shape, &[signed(from.2), signed(to.2)]);
-        Self { operand: from.0, result: to.0, axes, starts: [from.1, to.1] }
-    }
-
     /// In words, elements of `size` bytes; `None` where words hold elements that do not move together.
     fn in_words(&self, size: usize) -> Option<(Vec<Axis>, [usize; 2])> {
         let mut axes = self.axes.clone();
@@ -75,76 +62,24 @@ impl Copy {
 }
 
 fn lower(request: &Request<'_>) -> Result<Lowered, String> {
-    let size = request.results[0].dtype.size();
-    let mut launches = Vec::new();
-    if let Op::Pad(op) = request.op {
-        let border = Tensor::from_f64(request.results[0].dtype, &[1], &[op.value]);
-        launches.push(fill(request, border.bytes())?);
-    }
-    for copy in copies(request)? {
-        launches.push(launch(request, &copy, size)?);
-    }
+    let launches = match request.op {
+        Op::Pad(op) => pad(request, op)?,
+        _ => {
+            let size = request.results[0].dtype.size();
+            copies(request)?.iter().map(|copy| launch(request, copy, size)).collect::<Result<_, _>>()?
+        }
+    };
     Ok(Lowered { launches, scratch: 0 })
 }
 
-/// What an operation copies.
-fn copies(request: &Request<'_>) -> Result<Vec<Copy>, String> {
-    let shapes = |types: &[_]| types.iter().map(dims).collect::<Result<Vec<_>, _>>();
-    let (x, y) = (shapes(request.operands)?, shapes(request.results)?);
-    let whole = |shape: &[usize], start: usize, from: &[usize]| {
-        vec![Copy::new(shape, (0, start, from), (0, 0, &strides(shape)))]
-    };
-    Ok(match request.op {
-        Op::Reshape(_) => whole(&[y[0].iter().product()], 0, &[1]),
-        Op::Transpose(op) => {
-            let own = strides(&x[0]);
-            whole(&y[0], 0, &op.perm.iter().map(|p| own[*p]).collect::<Vec<_>>())
-        }
-        Op::Expand(_) => whole(&y[0], 0, &strides_for(&x[0], &y[0])),
-        Op::Slice(op) => {
-            let mut from = strides(&x[0]);
-            let start = op.start.size().ok_or("needs static shapes")? * from[op.axis];
-            from[op.axis] *= op.step;
-            whole(&y[0], start, &from)
-        }
-        Op::Split(op) => {
-            let (from, mut start) = (strides(&x[0]), 0);
-            let part = |(result, shape): (usize, &Vec<usize>)| {
-                let copy = Copy::new(shape, (0, start, &from), (result, 0, &strides(shape)));
-                start += shape[op.axis] * from[op.axis];
-                copy
-            };
-            y.iter().enumerate().map(part).collect()
-        }
-        Op::Concat(op) => {
-            let (to, mut start) = (strides(&y[0]), 0);
-            let part = |(operand, shape): (usize, &Vec<usize>)| {
-                let copy = Copy::new(shape, (operand, 0, &strides(shape)), (0, start, &to));
-                start += shape[op.axis] * to[op.axis];
-                copy
-            };
-            x.iter().enumerate().map(part).collect()
-        }
-        Op::Pad(op) => {
-            let to = strides(&y[0]);
-            let start = op.before.iter().zip(&to).map(|(n, step)| n * step).sum();
-            vec![Copy::new(&x[0], (0, 0, &strides(&x[0])), (0, start, &to))]
-        }
-        Op::SplitHeads(op) => {
-            let [_, n, c] = x[0][..] else { return Err("takes [B, N, C]".into()) };
-            let d = y[0].last().copied().unwrap_or(0);
-            let from = [n * c, d, c, 1];
-            let part = |(result, shape): (usize, &Vec<usize>)| {
-                Copy::new(shape, (0, result * op.heads * d, &from), (result, 0, &strides(shape)))
-            };
-            y.iter().enumerate().map(part).collect()
-        }
-        Op::MergeHeads(_) => {
-            let [b, h, n, d] = x[0][..] else { return Err("takes [B, H, N, D]".into()) };
-            whole(&[b, n, h, d], 0, &[h * n * d, d, n * d, 1])
-        }
-        other => return Err(format!("does not compute {}", other.name())),
-    })
+/// The border, then the box within it.
+fn pad(request: &Request<'_>, op: &Pad) -> Result<Vec<Launch>, String> {
+    let (x, y, dtype) = (dims(&request.operands[0])?, dims(&request.results[0])?, request.results[0].dtype);
+    let to = strides(&y);
+    let start = op.before.iter().zip(&to).map(|(n, step)| n * step).sum();
+    let inner = Copy::new(&x, (0, 0, &strides(&x)), (0, start, &to));
+    let border = Tensor::from_f64(dtype, &[1], &[op.value]);
+    Ok(vec![fill(request, border.bytes())?, launch(request, &inner, dtype.size())?])
 }
 
 fn launch(request: &Request<'_>, copy: &Copy, size: usize) -> Result<Launch, String> {

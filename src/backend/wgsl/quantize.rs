@@ -2,15 +2,15 @@
 
 use lite3r_ir::{
     DType, Op, ValueType,
-    ops::{LayerNorm, quantize::Granularity},
+    ops::{LayerNorm, Quantize, quantize::Granularity},
 };
 
 use super::{
     Kernel, dims,
-    floats::FLOATS,
-    kernel,
-    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
+    floats::{FLOATS, only},
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
+    within,
 };
 use crate::backend::Request;
 
@@ -98,9 +98,7 @@ fn quantize(request: &Request<'_>) -> Result<Lowered, String> {
         other => return Err(format!("does not compute {}", other.name())),
     };
     let x = &request.operands[0];
-    if !FLOATS.contains(&x.dtype) {
-        return Err(format!("takes f32, f16 and bf16, not {x}"));
-    }
+    only([x])?;
     let groups = Groups::new(&dims(x)?, granularity)?;
     let mut scratch = 0;
     let mut taken = |floats: usize| {
@@ -154,25 +152,16 @@ fn normalised(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::LayerNormQuantize(op) = request.op else {
         return Err(format!("does not compute {}", request.op.name()));
     };
-    let rows = [request.operands[0].with_dtype(DType::F32)];
-    let bytes = rows[0].bytes().ok_or("needs static shapes")?;
+    let rows = request.operands[0].with_dtype(DType::F32);
+    let bytes = rows.bytes().ok_or("needs static shapes")?;
     let norm: Op = LayerNorm { eps: op.eps, out: Some(DType::F32) }.into();
-    let codes: Op = lite3r_ir::ops::Quantize { scale: op.scale }.into();
-    let lowered = |request: Request<'_>| kernel(&request).map(|(_, lowered)| lowered).map_err(|gap| gap.clause);
-    let mut first = lowered(Request { op: &norm, operands: request.operands, results: &rows })?;
-    let mut second = lowered(Request { op: &codes, operands: &rows, results: request.results })?;
-    let behind = bytes.next_multiple_of(256);
-    // What each has of scratch memory lies behind the rows; they take turns.
-    let moved = |binding: &mut Binding, from: Base| {
-        if binding.base == from {
-            binding.base = Base::Scratch;
-        } else if binding.base == Base::Scratch {
-            binding.offset += behind as u64;
-        }
-    };
-    first.launches.iter_mut().flat_map(|l| &mut l.bindings).for_each(|b| moved(b, Base::Result(0)));
-    second.launches.iter_mut().flat_map(|l| &mut l.bindings).for_each(|b| moved(b, Base::Operand(0)));
-    let scratch = behind + first.scratch.max(second.scratch);
-    first.launches.extend(second.launches);
-    Ok(Lowered { launches: first.launches, scratch })
+    let codes: Op = Quantize { scale: op.scale }.into();
+    let operand = |(i, ty): (usize, &ValueType)| (ty.clone(), Binding::operand(request, i));
+    let operands: Vec<_> = request.operands.iter().enumerate().map(operand).collect();
+    let result = |(i, ty): (usize, &ValueType)| (ty.clone(), Binding::result(request, i));
+    let results: Vec<_> = request.results.iter().enumerate().map(result).collect();
+    let between = [(rows, Binding::scratch(0, bytes))];
+    let mut lowered = within(&norm, &operands, &between, bytes)?;
+    lowered.then(within(&codes, &between, &results, bytes)?);
+    Ok(lowered)
 }

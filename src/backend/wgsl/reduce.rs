@@ -1,6 +1,6 @@
 //! `shaders/reduce.wgsl`: reductions over any axes, and positions of extremes.
 
-use lite3r_ir::{DType, Op, ValueType, ops::shape_rules::strides};
+use lite3r_ir::{DType, Op, ValueType};
 
 use super::{
     Kernel, dims,
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::backend::{
     Request,
-    walk::{Axis, join},
+    gpu::walk::{Axis, separate},
 };
 
 /// Fewer terms than this are taken by one thread.
@@ -136,15 +136,4 @@ fn finished(p: Partial) -> f32 { return select(p.sum, p.sum + p.rest, p.sum - p.
         Op::ArgMax(_) => first(">", lowest),
         _ => first("<", highest),
     }
-}
-
-/// Dimensions that stay and dimensions that go, with their strides in x.
-fn separate(x: &[usize], axes: &[usize]) -> (Vec<Axis>, Vec<Axis>) {
-    let own = strides(x);
-    let pick = |inside: bool| {
-        let picked = (0..x.len()).filter(|d| axes.contains(d) == inside);
-        let (shape, steps): (Vec<usize>, Vec<i64>) = picked.map(|d| (x[d], own[d] as i64)).unzip();
-        join(&shape, &[steps])
-    };
-    (pick(false), pick(true))
 }

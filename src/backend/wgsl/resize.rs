@@ -7,7 +7,7 @@ use lite3r_ir::{
 
 use super::{
     Kernel, dims,
-    floats::FLOATS,
+    floats::{FLOATS, floats},
     gemm::activated,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -58,9 +58,7 @@ impl Taps {
 /// A thread computes an element, or `by_fours` channels side by side.
 fn lower(request: &Request<'_>, by_fours: bool) -> Result<Lowered, String> {
     let Op::Resize(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
-    if let Some(odd) = request.operands.iter().chain(request.results).find(|t| !FLOATS.contains(&t.dtype)) {
-        return Err(format!("takes f32, f16 and bf16, not {odd}"));
-    }
+    floats(request)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
     let ([images, channels, h, w], [.., oh, ow]) = (op.sizes(&x)?, op.sizes(&y)?);
     word(x.iter().product())?;

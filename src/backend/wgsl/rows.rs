@@ -4,7 +4,7 @@ use lite3r_ir::{Op, ops::shape_rules};
 
 use super::{
     Kernel, dims,
-    floats::FLOATS,
+    floats::{FLOATS, only},
     launch::{Binding, Launch, Lowered, folded, word},
     shader::{Shader, Tensors},
     wide::through_f32,
@@ -25,9 +25,7 @@ fn rows(
     eps: f64,
     row: Option<&str>,
 ) -> Result<Lowered, String> {
-    if let Some(odd) = request.operands.iter().find(|t| !FLOATS.contains(&t.dtype)) {
-        return Err(format!("takes f32, f16 and bf16, not {odd}"));
-    }
+    only(request.operands)?;
     let mut tensors = Tensors::default();
     for (name, operand) in names.iter().zip(request.operands) {
         tensors = tensors.read(name, operand.dtype);

@@ -144,6 +144,11 @@ impl Tensors {
         self
     }
 
+    /// With one of floats that is read by fours where it may be, element by element elsewhere.
+    pub fn read_or_fours(self, name: &str, dtype: DType, fours: bool) -> Self {
+        if fours { self.fours(name, dtype) } else { self.read(name, dtype) }
+    }
+
     /// With one that is written.
     pub fn write(mut self, name: &str, dtype: DType) -> Self {
         self = self.words(name);

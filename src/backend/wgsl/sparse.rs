@@ -13,13 +13,13 @@ use lite3r_ir::{
 
 use super::{
     Kernel,
-    attention::{Bound, Keys, Lists, Sizes, attend, cut, either, packed_lists},
+    attention::{Bound, Keys, Lists, Sizes, attend, cut, packed_lists},
     dims,
-    floats::FLOATS,
+    floats::{FLOATS, only},
     gemm::store,
-    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
-    wide::through_f32,
+    wide::{either, through_f32},
     within,
 };
 use crate::backend::Request;
@@ -47,23 +47,17 @@ struct Scratch(usize);
 
 impl Scratch {
     /// Room for a value in f32.
-    fn take(&mut self, shape: &[usize]) -> (ValueType, (Base, usize)) {
+    fn take(&mut self, shape: &[usize]) -> (ValueType, Binding) {
         let at = self.0;
-        self.0 = (at + 4 * shape.iter().product::<usize>()).next_multiple_of(256);
-        (ValueType::new(DType::F32, shape.iter().map(|n| Dim::from(*n))), (Base::Scratch, at))
+        let bytes = 4 * shape.iter().product::<usize>();
+        self.0 = (at + bytes).next_multiple_of(256);
+        (ValueType::new(DType::F32, shape.iter().map(|n| Dim::from(*n))), Binding::scratch(at, bytes))
     }
-}
-
-/// A value as a shader is bound to it.
-fn bound((ty, (base, offset)): &(ValueType, (Base, usize))) -> Binding {
-    Binding { offset: *offset as u64, ..Binding::whole(*base, ty) }
 }
 
 fn block_mean(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::BlockMean(op) = request.op else { return Err("computes block_mean".into()) };
-    if !FLOATS.contains(&request.operands[0].dtype) {
-        return Err(format!("takes f32, f16 and bf16, not {}", request.operands[0]));
-    }
+    only(request.operands)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
     let (&[_, _, n, d], &[_, _, blocks, _]) = (&x[..], &y[..]) else { return Err("takes [B,H,N,D]".into()) };
     let elements: usize = y.iter().product();
@@ -104,7 +98,7 @@ fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
     let mean = scratch.take(&[images, heads, 1, s.d]);
     let centred = scratch.take(&[images, heads, keys, s.d]);
     let query_means = scratch.take(&[images, heads, subs, s.d]);
-    let (q, k) = ((q.clone(), (Base::Operand(0), 0)), (k.clone(), (Base::Operand(1), 0)));
+    let (q, k) = ((q.clone(), Binding::operand(request, 0)), (k.clone(), Binding::operand(request, 1)));
     let means = |block| Op::from(BlockMean { block, runs: op.runs.clone() });
     let mut lowered = Lowered { launches: Vec::new(), scratch: scratch.0 };
     for (op, operands, result) in [
@@ -114,10 +108,10 @@ fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
         (means(sub), vec![q], &query_means),
         (MatMul { transpose_b: true }.into(), vec![query_means.clone(), centred.clone()], &products),
     ] {
-        lowered.launches.extend(within(&op, &operands, result.clone(), scratch.0)?.launches);
+        lowered.then(within(&op, &operands, std::slice::from_ref(result), scratch.0)?);
     }
     let mut tensors = Tensors::default().words("products").single("lists", DType::I32).single("counts", DType::I32);
-    let mut bindings = vec![bound(&products), Binding::result(request, 0), Binding::result(request, 1)];
+    let mut bindings = vec![products.1, Binding::result(request, 0), Binding::result(request, 1)];
     if op.mass {
         tensors = tensors.single("mass", DType::F32);
         bindings.push(Binding::result(request, 2));
@@ -176,16 +170,15 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
     let query_features = scratch.take(&[images, heads, s.n, s.d]);
     let key_features = scratch.take(&[images, heads, s.m, s.d]);
     for (operand, to) in [(0, &query_features), (1, &key_features)] {
-        lowered.launches.push(features(request, operand, op.map, bound(to))?);
+        lowered.launches.push(features(request, operand, op.map, to.1)?);
     }
     // A projection of sums is a sum of projections.
-    let mut values = (request.operands[2].clone(), (Base::Operand(2), 0));
+    let mut values = (request.operands[2].clone(), Binding::operand(request, 2));
     if let Some(w) = op.weights_at() {
         let projected = scratch.take(&[images, heads, s.m, s.e]);
         let project = Linear { out: Some(DType::F32), ..Linear::new(false) };
-        let operands = [values, (request.operands[w].clone(), (Base::Operand(w), 0))];
-        let projection = within(&project.into(), &operands, projected.clone(), scratch.0)?;
-        lowered.launches.extend(projection.launches);
+        let operands = [values, (request.operands[w].clone(), Binding::operand(request, w))];
+        lowered.then(within(&project.into(), &operands, std::slice::from_ref(&projected), scratch.0)?);
         values = projected;
     }
     let residual = op.residual_at().map(|i| (request.operands[i].dtype, Binding::operand(request, i)));
@@ -195,9 +188,9 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
         Scope::Rest => {
             let lists = Lists::of(s, &op.runs, [op.block_q, op.block_k], &request.operands[3], [1, 0])?;
             let mut operands = vec![
-                ("q", DType::F32, bound(&query_features)),
-                ("k", DType::F32, bound(&key_features)),
-                ("v", values.0.dtype, bound(&values)),
+                ("q", DType::F32, query_features.1),
+                ("k", DType::F32, key_features.1),
+                ("v", values.0.dtype, values.1),
                 ("lists", DType::I32, Binding::scratch(0, 4 * lists.words(s))),
             ];
             operands.extend(residual.map(|(dtype, binding)| ("residual", dtype, binding)));
@@ -209,7 +202,7 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
             ];
             let bound = Bound { operands, y, lse: None };
             lowered.launches.push(attend(s, Keys::Rest, Some(&lists), 1.0, rows, bound)?);
-            lowered.scratch = scratch.0;
+            lowered.scratch = lowered.scratch.max(scratch.0);
         }
     }
     Ok(lowered)
@@ -219,7 +212,7 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
 fn over_all(
     op: &LinearAttention,
     s: Sizes,
-    [queries, keys, values]: [&(ValueType, (Base, usize)); 3],
+    [queries, keys, values]: [&(ValueType, Binding); 3],
     residual: Option<(DType, Binding)>,
     y: (DType, Binding),
     lowered: &mut Lowered,
@@ -241,12 +234,11 @@ fn over_all(
     lowered.launches.push(Launch {
         shader: Shader::new("linear_attention.wgsl", &tensors.write("y", DType::F32).sizes()),
         groups: folded(s.heads * stretches * tiles)?,
-        bindings: vec![bound(keys), bound(values), bound(&parts)],
+        bindings: vec![keys.1, values.1, parts.1],
         sizes: sizes.clone(),
     });
     let join = ReduceSum { axes: vec![1], keep: true }.into();
-    let joined = within(&join, std::slice::from_ref(&parts), whole.clone(), scratch.0)?;
-    lowered.launches.extend(joined.launches);
+    lowered.then(within(&join, std::slice::from_ref(&parts), std::slice::from_ref(&whole), scratch.0)?);
     let mut tensors = Tensors::default().read("a", DType::F32).read("b", DType::F32);
     tensors = match residual {
         Some((dtype, _)) => tensors.read("residual", dtype),
@@ -261,11 +253,11 @@ fn over_all(
     if let Some(store) = store(y.0, s.e)? {
         shader = shader.splice("store", store);
     }
-    let mut bindings = vec![bound(queries), bound(&whole)];
+    let mut bindings = vec![queries.1, whole.1];
     bindings.extend(residual.map(|(_, binding)| binding));
     bindings.push(y.1);
     let groups = folded(s.heads * s.n.div_ceil(64) * s.e.div_ceil(64))?;
     lowered.launches.push(Launch { shader, groups, bindings, sizes });
-    lowered.scratch = scratch.0;
+    lowered.scratch = lowered.scratch.max(scratch.0);
     Ok(())
 }

@@ -3,10 +3,18 @@
 use lite3r_ir::{DType, Op, ValueType, ops::Cast};
 
 use super::{
-    kernel,
     launch::{Base, Binding, Lowered},
+    within,
 };
 use crate::backend::Request;
+
+/// Lowers a request as `lower` does, or by way of f32 where its narrow results are not rows of whole words.
+pub fn either(
+    request: &Request<'_>,
+    lower: impl Fn(&Request<'_>) -> Result<Lowered, String>,
+) -> Result<Lowered, String> {
+    lower(request).or_else(|_| through_f32(request, lower))
+}
 
 /// Lowers a request as `lower` does for results of f32, and casts them from scratch memory where they are narrower.
 pub fn through_f32(
@@ -31,17 +39,10 @@ pub fn through_f32(
             }
         };
         lowered.launches.iter_mut().flat_map(|l| &mut l.bindings).for_each(moved);
-        let op: Op = Cast { to: result.dtype }.into();
-        let types = ([wide.clone()], [result.clone()]);
-        let (_, mut cast) =
-            kernel(&Request { op: &op, operands: &types.0, results: &types.1 }).map_err(|gap| gap.clause)?;
-        for binding in cast.launches.iter_mut().flat_map(|l| &mut l.bindings) {
-            *binding = match binding.base {
-                Base::Operand(_) => Binding::scratch(at, bytes),
-                _ => Binding { base: Base::Result(index), ..*binding },
-            };
-        }
-        casts.extend(cast.launches);
+        let cast: Op = Cast { to: result.dtype }.into();
+        let from = [(wide.clone(), Binding::scratch(at, bytes))];
+        let to = [(result.clone(), Binding::result(request, index))];
+        casts.extend(within(&cast, &from, &to, lowered.scratch)?.launches);
     }
     lowered.launches.extend(casts);
     Ok(lowered)
