@@ -64,7 +64,15 @@ impl Weight {
         match &self.source {
             Source::Mapped { file, range } => &file.bytes()[range.clone()],
             Source::Owned(tensor) => tensor.bytes(),
-            Source::Random { recipe, kept } => kept.get_or_init(|| recipe.tensor(&self.ty)).bytes(),
+            // Computed before the cell is entered: it runs on all threads, and one that waits there may take up another
+            // reader of the same weight.
+            Source::Random { recipe, kept } => match kept.get() {
+                Some(tensor) => tensor.bytes(),
+                None => {
+                    let tensor = recipe.tensor(&self.ty);
+                    kept.get_or_init(|| tensor).bytes()
+                }
+            },
         }
     }
 

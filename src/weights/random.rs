@@ -126,4 +126,19 @@ mod tests {
         assert_eq!(weights.get("a").unwrap().tensor(), given);
         assert_eq!(weights.len(), 2);
     }
+
+    #[test]
+    fn readers_on_all_threads_may_share_a_weight() {
+        let names = ["a", "b", "c", "d", "e", "f"];
+        let params: Vec<String> = names.iter().map(|n| format!("${n}: f32[512,1024]")).collect();
+        let text = format!("graph @g() {{\n  param {}\n  return a=$a\n}}", params.join(", "));
+        let graph = lite3r_ir::text::parse(&text).unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        for seed in 0..50 {
+            let weights = random(&graph, seed);
+            let of = |i: usize| weights.get(names[i * 7 % 13 % names.len()]).unwrap();
+            let firsts: Vec<u8> = pool.install(|| (0..48).into_par_iter().map(|i| of(i).bytes()[1]).collect());
+            assert!(firsts.iter().enumerate().all(|(i, first)| *first == of(i).bytes()[1]));
+        }
+    }
 }
