@@ -163,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
     , const __grid_constant__ TensorMap map_k, const __grid_constant__ TensorMap map_v,
     TY* __restrict__ q, TY* __restrict__ k, TY* __restrict__ v,
     const TN* __restrict__ q_g, const TN* __restrict__ q_b, const TN* __restrict__ k_g, const TN* __restrict__ k_b,
-    const TT* __restrict__ cos, const TT* __restrict__ sin, const Heads heads
+    const float* __restrict__ all_turns, const Heads heads
 #endif
 )
 {
@@ -231,8 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
     const float* own_affine = (const float*)(shared + (affine - ring));
 #if NORM
     for (u32 i = threadIdx.x; i < HEAD; i += GROUPS * 128) {
-        float* to = (float*)(shared + (affine - ring)) + i;
-        to[0] = load(q_g + i), to[HEAD] = load(q_b + i), to[2 * HEAD] = load(k_g + i), to[3 * HEAD] = load(k_b + i);
+        float2* to = (float2*)(shared + (affine - ring)) + i;
+        to[0] = {load(q_g + i), load(q_b + i)}, to[HEAD] = {load(k_g + i), load(k_b + i)};
     }
     named_sync(AFFINE_COME, GROUPS * 128);
 #endif
@@ -278,6 +278,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
             scale[i / 2][i % 2] = 1.f;
             if (XSCALE == ROW && row < rows) scale[i / 2][i % 2] = x_scales[row];
         }
+#if HEAD
+        Turns turns[PARTS][2];
+        if (HALF_TURN && n * TILE_N < 2 * heads.heads * HEAD)
+#pragma unroll
+            for (u32 i = 0; i < PARTS * 2; i++)
+                load_turns(turns[i / 2][i % 2], all_turns,
+                    first_row + i / 2 * 64 + i % 2 * 8 + warp % 4 * 16 + lane / 4, rows, heads);
+#endif
         float sums[PARTS][TILE_N / 2];
 #if XSCALE == COLUMNS
         float scaled[PARTS][TILE_N / 2];
@@ -353,6 +361,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
 #pragma unroll
         for (u32 part = 0; part < PARTS; part++) {
             const u32 row = first_row + part * 64 + warp % 4 * 16 + lane / 4;
+#if HEAD
+            const u32 image = (first_row + part * 64) / heads.tokens;
+#endif
             float2 extra[PANEL_COLUMNS / 8][2];
             if (!STAGED) load_residual(extra, residual, row, n * TILE_N, rows, columns);
 #pragma unroll
@@ -386,10 +397,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
                 to_codes(result[part] + begin * (PANEL_COLUMNS / 2), y_scales, row, rows,
                     (n * TILE_N + begin * PANEL_COLUMNS) / QUANTIZE, (columns + QUANTIZE - 1) / QUANTIZE);
 #elif HEAD
-                // A table turns all heads of the tile; then all panels are written.
-                if (p + 1 != PANELS) continue;
-                const u32 begin = 0;
-                finish_heads(result[part], n * TILE_N, row, rows, own_affine, cos, sin, heads);
+                // Heads end with a panel; then their panels are written.
+                if ((p + 1) * PANEL_COLUMNS % HEAD != 0) continue;
+                const u32 begin = p + 1 - HEAD / PANEL_COLUMNS;
+                const u32 head = (n * TILE_N + begin * PANEL_COLUMNS) / HEAD;
+                if (head < 2 * heads.heads) {
+                    float* own = result[part] + begin * (PANEL_COLUMNS / 2);
+                    if (NORM) normalise_head(own, own_affine + (head < heads.heads ? 0 : 2 * HEAD), heads.eps);
+                    turn_head(own, turns[part]);
+                }
 #else
                 const u32 begin = p;
 #endif
@@ -407,14 +423,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_wgmma(
                     named_sync(1 + group, 128);
                     if (issues) {
 #if HEAD
-                        write_tokens(parts, panel, column, first_row + part * 64, heads);
+                        write_tokens(parts, panel, column, first_row + part * 64, image, heads);
 #else
                         write_box(&map_y, panel, column, first_row + part * 64);
 #endif
                         writes_commit();
                     }
 #if HEAD
-                    write_other_images(parts, shared + (panel - ring), column, first_row + part * 64, rows, heads);
+                    write_other_images(
+                        parts, shared + (panel - ring), column, first_row + part * 64, rows, image, heads);
 #endif
                     if (++turn == BUFFERS) turn = 0;
                 }

@@ -32,7 +32,7 @@ pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merg
      fuse_rectified,dce";
 
 /// Behind [`FINISH`], where products write heads.
-pub const JOINT_HEADS: &str = "fuse_qkv,dce";
+pub const JOINT_HEADS: &str = "fuse_qkv,cse,dce";
 
 /// Full resolution fills a device with one frame.
 pub const LARGE_FRAMES: &str = "frame_tiles{frames=1,bytes=33554432}";

@@ -1,4 +1,4 @@
-//! `qkv_linear(x, [xs], w, [ws], [b], [q_g, q_b, k_g, k_b], [cos, sin]) {heads, bias, norm, segments, …}`: the joint
+//! `qkv_linear(x, [xs], w, [ws], [b], [q_g, q_b, k_g, k_b], [turns]) {heads, bias, norm, segments, …}`: the joint
 //! projection of an attention with what stands between it and the attention.
 
 use super::{
@@ -12,7 +12,8 @@ use crate::{
 
 crate::attributes! {
     /// q, k and v [B, heads, N, D] of x [B, N, K] and w [3·heads·D, K]: `linear`, or `scaled_linear` where x and w are
-    /// codes with scales, then `qkv_heads` of its result; rounded once, to `out`.
+    /// codes with scales, then `qkv_heads` of its result; rounded once, to `out`. Both halves of a segment turn by the
+    /// same angles: turns [.., D], which broadcast to q, hold cos and sin of a column in turn, for the lower halves.
     pub struct QkvLinear {
         /// Heads.
         pub heads: usize,
@@ -64,7 +65,9 @@ impl OpDef for QkvLinear {
     fn infer(&self, inputs: &[ValueType]) -> Result<Vec<ValueType>, String> {
         let (product, others) = self.parts(inputs);
         let joint = self.product(DType::F32)?.infer(product)?;
-        self.split().infer(&[&joint, others].concat())
+        // Tables of cos and sin would have the shape of the turns.
+        let again = if self.segments > 0 { &others[others.len().saturating_sub(1)..] } else { &[] };
+        self.split().infer(&[&joint, others, again].concat())
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
@@ -72,7 +75,9 @@ impl OpDef for QkvLinear {
         let types: Vec<ValueType> = product.iter().map(|t| t.value_type()).collect();
         let op = self.product(DType::F64)?;
         let joint = op.eval(product, &op.infer(&types)?)?;
-        let operands: Vec<&Tensor> = joint.iter().chain(others.iter().copied()).collect();
+        let (norms, turns) = others.split_at(others.len() - usize::from(self.segments > 0));
+        let tables: Vec<Tensor> = turns.iter().flat_map(|turns| tables(turns, self.segments)).collect();
+        let operands: Vec<&Tensor> = joint.iter().chain(norms.iter().copied()).chain(&tables).collect();
         self.split().eval(&operands, results)
     }
 
@@ -146,19 +151,42 @@ impl OpDef for QkvLinear {
     }
 }
 
+/// Where the cos of a column stands in a row of turns, whose sin comes next; `half` is half a segment.
+pub fn turn_of(column: usize, half: usize) -> usize {
+    2 * (column / (2 * half) * half + column % half)
+}
+
+/// The tables of cos and sin that turns stand for.
+fn tables(turns: &Tensor, segments: usize) -> [Tensor; 2] {
+    let (values, d) = (turns.to_f64(), turns.shape().last().copied().unwrap_or(0));
+    [0, 1].map(|which| {
+        let of = |i: usize| values[i / d * d + turn_of(i % d, d / (2 * segments)) + which];
+        Tensor::from_f64(DType::F64, turns.shape(), &(0..values.len()).map(of).collect::<Vec<_>>())
+    })
+}
+
 impl QkvLinear {
-    /// Operands of the split for a case: tables for all, or one an image.
+    /// Operands of the split for a case: turns for all, or one an image.
     fn extra(&self, [b, n, d]: [usize; 3]) -> Vec<Tensor> {
         let norms = (4..8).filter(|_| self.norm).map(|seed| Tensor::wave(DType::F32, &[d], seed));
         let shape = if b > 1 { vec![b, 1, n, d] } else { vec![n, d] };
-        let tables = (8..10).filter(|_| self.segments > 0).map(|seed| Tensor::wave(DType::F32, &shape, seed));
-        norms.chain(tables).collect()
+        let turns = (self.segments > 0).then(|| Tensor::wave(DType::F32, &shape, 8));
+        norms.chain(turns).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_stand_for_tables() {
+        // Two segments of four columns: the first and second column of each turn with the third and fourth.
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(|c| turn_of(c, 2)), [0, 2, 0, 2, 4, 6, 4, 6]);
+        let turns = Tensor::from_f32(&[1, 4], vec![1.0, 2.0, 3.0, 4.0]);
+        let [cos, sin] = tables(&turns, 1);
+        assert_eq!((cos.to_f64(), sin.to_f64()), (vec![1.0, 3.0, 1.0, 3.0], vec![2.0, 4.0, 2.0, 4.0]));
+    }
 
     #[test]
     fn scales_of_one_operand_alone_are_refused() {

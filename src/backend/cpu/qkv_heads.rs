@@ -4,7 +4,7 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{QkvHeads, shape_rules::strides_for},
+    ops::{QkvHeads, qkv_linear::turn_of, shape_rules::strides_for},
 };
 
 use super::{
@@ -30,21 +30,21 @@ pub const QKV_HEADS: Kernel = Kernel {
     },
 };
 
-/// A head, the head rotated, g and b, and a row of both tables.
 fn lane(request: &Request<'_>) -> usize {
     let d = request.results[0].dims().and_then(|d| d.last().copied()).unwrap_or(0);
-    6 * 4 * d
+    (1 + BESIDE) * 4 * d
 }
 
 fn qkv_heads(op: &QkvHeads, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
     let x = Floats::of(operand(args, 0)?)?;
-    let split = Split::of(op, args, results)?;
+    let (norms, tables) = op.parts(args);
+    let split = Split::of(op, norms, tables, results)?;
     let (all, d) = (3 * split.heads, split.d);
     if split.rows * d == 0 {
         return Ok(());
     }
     let rows = (CHUNK / (all * d)).max(1);
-    lanes::run(split.rows.div_ceil(rows), 6 * 4 * d, scratch, |task, memory| {
+    lanes::run(split.rows.div_ceil(rows), (1 + BESIDE) * 4 * d, scratch, |task, memory| {
         let (own, memory) = cast_mut::<f32>(memory)?.split_at_mut(d);
         for row in task * rows..(task * rows + rows).min(split.rows) {
             for head in 0..all {
@@ -69,21 +69,27 @@ pub struct Split<'a> {
     eps: f32,
     half: usize,
     norms: Vec<Floats<'a>>,
-    tables: Option<([Floats<'a>; 2], Vec<usize>)>,
+    /// cos and sin, or both in turn.
+    tables: Vec<Floats<'a>>,
+    steps: Vec<usize>,
     dtype: DType,
     out: [Shared<'a, u8>; 3],
 }
 
+/// Rows as long as a head that finishing one takes.
+pub const BESIDE: usize = 6;
+
 impl<'a> Split<'a> {
-    /// Of the operands of `qkv_heads`, the first of which is not looked at.
-    pub fn of(op: &QkvHeads, args: &'a [Arg<'a>], results: &'a mut [ArgMut<'_>]) -> Result<Self, String> {
-        let (norms, tables) = op.parts(args);
+    /// With g and b of q and k, and the tables of `qkv_heads` or the turns of `qkv_linear`.
+    pub fn of(
+        op: &QkvHeads,
+        norms: &'a [Arg<'a>],
+        tables: &'a [Arg<'a>],
+        results: &'a mut [ArgMut<'_>],
+    ) -> Result<Self, String> {
         let [q, k, v] = results else { return Err("gives three results".into()) };
         let &[batch, heads, tokens, d] = q.shape else { return Err("gives results of rank 4".into()) };
-        let tables = match tables {
-            [cos, sin] => Some(([Floats::of(cos)?, Floats::of(sin)?], strides_for(cos.shape, q.shape))),
-            _ => None,
-        };
+        let floats = |args: &'a [Arg<'a>]| args.iter().map(Floats::of).collect::<Result<Vec<_>, _>>();
         Ok(Self {
             rows: batch * tokens,
             heads,
@@ -91,14 +97,15 @@ impl<'a> Split<'a> {
             tokens,
             eps: op.eps as f32,
             half: d.checked_div(2 * op.segments).unwrap_or(0),
-            norms: norms.iter().map(Floats::of).collect::<Result<_, _>>()?,
-            tables,
+            norms: floats(norms)?,
+            tables: floats(tables)?,
+            steps: tables.first().map_or(Vec::new(), |table| strides_for(table.shape, q.shape)),
             dtype: q.dtype,
             out: [q, k, v].map(|r| Shared::new(&mut *r.bytes)),
         })
     }
 
-    /// Finishes a head of a row, counted over q, k and v; `memory` holds five heads.
+    /// Finishes a head of a row, counted over q, k and v; `memory` holds [`BESIDE`] heads.
     ///
     /// # Safety
     /// No two tasks may write the same head of the same row.
@@ -107,14 +114,29 @@ impl<'a> Split<'a> {
         let (image, token) = (row / self.tokens, row % self.tokens);
         let mut parts = memory.chunks_exact_mut(d);
         let mut part = || parts.next().ok_or("the scratch is too small");
-        let (rotated, g, b, cosines, sines) = (part()?, part()?, part()?, part()?, part()?);
+        let (rotated, g, b, cosines, sines, turns) = (part()?, part()?, part()?, part()?, part()?, part()?);
         if let (Some([norm_g, norm_b]), true) = (self.norms.get(2 * which..2 * which + 2), which < 2) {
             normalise(own, Some((norm_g.view(0, g), norm_b.view(0, b))), self.eps);
         }
+        let at = match self.steps[..] {
+            [by_image, by_head, by_token, _] => image * by_image + head * by_head + token * by_token,
+            _ => 0,
+        };
+        let tables = match &self.tables[..] {
+            [cos, sin] => Some((cos.view(at, cosines), sin.view(at, sines))),
+            [both] => {
+                let turns = both.view(at, turns);
+                for (column, (cos, sin)) in cosines.iter_mut().zip(sines.iter_mut()).enumerate() {
+                    let from = turn_of(column, self.half);
+                    (*cos, *sin) = (turns[from], turns[from + 1]);
+                }
+                Some((&*cosines, &*sines))
+            }
+            _ => None,
+        };
         let mut done: &[f32] = own;
-        if let Some(([cos, sin], steps)) = self.tables.as_ref().filter(|_| which < 2) {
-            let at = image * steps[0] + head * steps[1] + token * steps[2];
-            rotate(own, cos.view(at, cosines), sin.view(at, sines), self.half, rotated);
+        if let Some((cos, sin)) = tables.filter(|_| which < 2) {
+            rotate(own, cos, sin, self.half, rotated);
             done = rotated;
         }
         let size = self.dtype.size();

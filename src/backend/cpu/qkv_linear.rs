@@ -9,7 +9,7 @@ use super::{
     floats::{FLOATS, Floats, cast, cast_mut, operand},
     gemm::{Factor, multiply, panel},
     lanes,
-    qkv_heads::Split,
+    qkv_heads::{BESIDE, Split},
     quantize::Scales,
 };
 use crate::backend::Request;
@@ -39,7 +39,7 @@ const ROWS: usize = 128;
 
 /// Bytes of rows of x and of w, of a head of the rows, and of what finishes it.
 fn bytes(k: usize, d: usize) -> usize {
-    4 * (ROWS * k + d * k + ROWS * d + 5 * d)
+    4 * (ROWS * k + d * k + ROWS * d + BESIDE * d)
 }
 
 fn lane(request: &Request<'_>) -> usize {
@@ -63,9 +63,8 @@ fn qkv_linear(op: &QkvLinear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scra
     };
     let (a, b) = (factor(op.x_scale)?, factor(op.w_scale)?);
     let bias = next.next().map(Floats::of).transpose()?;
-    // The split does not look at the projection, in whose place x stands.
-    let operands: Vec<Arg<'_>> = std::iter::once(x).chain(others).copied().collect();
-    let split = Split::of(&op.split(), &operands, results)?;
+    let (norms, turns) = others.split_at(others.len() - usize::from(op.segments > 0));
+    let split = Split::of(&op.split(), norms, turns, results)?;
     let (d, down) = (split.d, split.rows.div_ceil(ROWS));
     if split.rows * d == 0 {
         return Ok(());
@@ -77,7 +76,7 @@ fn qkv_linear(op: &QkvLinear, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scra
         let (left, rest) = cast_mut::<f32>(memory)?.split_at_mut(ROWS * k);
         let (right, rest) = rest.split_at_mut(d * k);
         let (tile, rest) = rest.split_at_mut(ROWS * d);
-        let (values, _) = rest.split_at_mut(5 * d);
+        let (values, _) = rest.split_at_mut(BESIDE * d);
         multiply(panel(&a, row * k, rows, k, k, left), panel(&b, head * d * k, d, k, k, right).t(), tile, d, false);
         for (i, own) in tile.chunks_exact_mut(d).take(rows).enumerate() {
             if let Some(bias) = &bias {

@@ -111,7 +111,6 @@ pub const KERNELS: &[&[Kernel]] = &[
     gemm_narrow::KERNELS,
     gemm_wgmma::KERNELS,
     gemm::KERNELS,
-    qkv_linear::KERNELS,
     conv_pixels::KERNELS,
     conv_wgmma::KERNELS,
     conv::KERNELS,

@@ -1,22 +1,17 @@
-//! Joint projections of attentions: what `cuda/include/heads.cuh` does behind a product on Hopper, and the product with
-//! the split behind it for all others.
+//! Heads in the epilogue of `cuda/gemm_wgmma.cu`, as `cuda/include/heads.cuh` has them: what joint projections of
+//! attentions write.
 
-use lite3r_ir::{DType, Op, ValueType, ops::shape_rules::strides_for};
+use lite3r_ir::{
+    DType, Op,
+    ops::{quantize::Granularity, shape_rules::strides_for},
+};
 
 use super::{
-    Arch, Kernel, dims,
+    dims,
     floats::only,
-    launch::{Arg, Base, Lowered, Module, Pointer, Swizzle, TensorMap},
+    launch::{Arg, Base, Module, Pointer, Swizzle, TensorMap},
 };
 use crate::backend::Request;
-
-/// The rows of this file.
-pub const KERNELS: &[Kernel] = &[Kernel {
-    name: "qkv_linear.steps",
-    op: "qkv_linear",
-    dtypes: &[DType::F32, DType::F16, DType::BF16, DType::F8E4M3],
-    lower: steps,
-}];
 
 /// Heads in the epilogue of a product.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +22,12 @@ pub struct Joint {
     sizes: [usize; 3],
     /// The operand that is the first of the norms' g and b, with their type.
     norms: Option<(usize, DType)>,
-    /// The operand that is the first of two tables, with their type.
-    tables: Option<(usize, DType)>,
+    /// The operand that holds the turns.
+    turns: Option<usize>,
     /// Half a rotated segment; 0 for no rotation.
     half: usize,
     eps: f32,
-    /// How far the tables move with the image and the token.
+    /// How far the turns move with the image and the token.
     table: [usize; 2],
     out: DType,
 }
@@ -60,21 +55,25 @@ impl Joint {
         }
         let (product, others) = op.parts(request.operands);
         only(others)?;
-        let (norms, tables) = others.split_at(if op.norm { 4 } else { 0 });
-        if norms.iter().any(|t| t.dtype != norms[0].dtype) {
-            return Err("takes norms of one element type".into());
+        let (norms, turns) = others.split_at(if op.norm { 4 } else { 0 });
+        if norms.iter().any(|t| t.dtype != norms[0].dtype) || turns.iter().any(|t| t.dtype != DType::F32) {
+            return Err("takes norms of one element type and turns of f32".into());
         }
-        let steps = tables.first().map(dims).transpose()?.map_or(vec![0; 4], |own| strides_for(&own, &shape));
+        if op.x_scale.is_some_and(|scale| scale != Granularity::Row) {
+            return Err("takes a scale a row of x".into());
+        }
+        let steps = turns.first().map(dims).transpose()?.map_or(vec![0; 4], |own| strides_for(&own, &shape));
         let half = head.checked_div(2 * op.segments).unwrap_or(0);
         if steps[1] != 0 || half % 8 != 0 {
-            return Err(format!("takes one table for all heads and segments of a multiple of 16 columns, not {half}"));
+            return Err(format!(
+                "takes the same turns for all heads and halves of a multiple of 8 columns, not {half}"
+            ));
         }
-        let first = |types: &[ValueType], at: usize| types.first().map(|t| (at, t.dtype));
         Ok(Some(Self {
             head,
             sizes: [images, heads, tokens],
-            norms: first(norms, product.len()),
-            tables: first(tables, product.len() + norms.len()),
+            norms: norms.first().map(|t| (product.len(), t.dtype)),
+            turns: turns.first().map(|_| product.len() + norms.len()),
             half,
             eps: op.eps as f32,
             table: [steps[0], steps[2]],
@@ -95,12 +94,10 @@ impl Joint {
 
     /// The macros of `cuda/include/heads.cuh`.
     pub fn define(&self, module: Module) -> Module {
-        let of = |operand: Option<(usize, DType)>| operand.map_or(DType::F32, |o| o.1);
         module
             .define("NORM", i32::from(self.norms.is_some()))
             .define("HALF_TURN", self.half)
-            .element("TN", of(self.norms))
-            .element("TT", of(self.tables))
+            .element("TN", self.norms.map_or(DType::F32, |norms| norms.1))
     }
 
     /// q, k or v by panels of 64 tokens.
@@ -120,43 +117,22 @@ impl Joint {
 
     /// What the kernel takes behind the arguments of every product.
     pub fn args(&self) -> Vec<Arg> {
-        let operand = |first: Option<(usize, DType)>, i: usize| Arg::maybe(first.map(|(at, _)| at + i));
         let mut args = vec![self.panels(1), self.panels(2)];
         args.extend((0..3).map(Arg::result));
-        args.extend((0..4).map(|i| operand(self.norms, i)));
-        args.extend((0..2).map(|i| operand(self.tables, i)));
+        args.extend((0..4).map(|i| Arg::maybe(self.norms.map(|(first, _)| first + i))));
+        args.push(Arg::maybe(self.turns));
         let [_, heads, tokens] = self.sizes.map(|n| n as u32);
         args.push(Arg::of(Heads { heads, tokens, eps: self.eps, unused: 0, table: self.table.map(|n| n as i64) }));
         args
     }
 }
 
-/// The product in f32 to scratch memory, split from there.
-fn steps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
-    let Op::QkvLinear(op) = request.op else { return Err("computes qkv_linear".into()) };
-    let (own, _) = op.parts(request.operands);
-    let product = op.product(DType::F32)?;
-    let joint = product.infer(own)?.remove(0);
-    let inner_at = joint.bytes().ok_or("needs static shapes")?.next_multiple_of(256);
-    let at = |base, offset: usize| Pointer { base, offset: offset as u64 };
-    let operand = |i: usize| (request.operands[i].clone(), at(Base::Operand(i), 0));
-    let (wide, inner) = (at(Base::Scratch, 0), at(Base::Scratch, inner_at));
-    let operands: Vec<_> = (0..own.len()).map(operand).collect();
-    let product = super::within(&product, &operands, &[wide], inner, arch)?;
-    let operands: Vec<_> =
-        std::iter::once((joint, wide)).chain((own.len()..request.operands.len()).map(operand)).collect();
-    let results = [0, 1, 2].map(|i| at(Base::Result(i), 0));
-    let split = super::within(&op.split().into(), &operands, &results, inner, arch)?;
-    let scratch = inner_at + product.scratch.max(split.scratch);
-    Ok(Lowered { launches: [product.launches, split.launches].concat(), scratch })
-}
-
 #[cfg(test)]
 mod tests {
-    use lite3r_ir::ops::{QkvLinear, quantize::Granularity};
+    use lite3r_ir::{ValueType, ops::QkvLinear};
 
     use super::*;
-    use crate::backend::cuda::{conformance, kernel};
+    use crate::backend::cuda::{Arch, conformance, kernel};
 
     fn of(dtype: DType, shape: &[usize]) -> ValueType {
         ValueType::new(dtype, shape.iter().copied())
@@ -181,7 +157,7 @@ mod tests {
         operands.push(of(f, &[3072]));
         if norm {
             operands.extend(std::iter::repeat_n(of(f, &[head]), 4));
-            operands.extend(std::iter::repeat_n(of(f, &[tokens, head]), 2));
+            operands.push(of(f, &[tokens, head]));
         }
         (op.into(), operands)
     }
@@ -198,12 +174,13 @@ mod tests {
     }
 
     #[test]
-    fn what_tiles_do_not_hold_is_split_behind_the_product() {
-        for (head, row) in [(64, "qkv_linear.wgmma"), (32, "qkv_linear.steps")] {
+    fn what_tiles_do_not_hold_is_refused() {
+        for (head, refused) in [(64, None), (128, None), (32, Some("64 and 128 columns"))] {
             let (op, operands) = projection(true, [2, 1374, head], true);
             let results = op.infer(&operands).unwrap();
-            let request = Request { op: &op, operands: &operands, results: &results };
-            assert_eq!(kernel(&request, Arch::Sm90a).unwrap().0.name, row);
+            let gap = kernel(&Request { op: &op, operands: &operands, results: &results }, Arch::Sm90a).err();
+            assert_eq!(gap.is_some(), refused.is_some());
+            assert!(gap.is_none_or(|g| g.clause.contains(refused.unwrap_or_default())), "{head}");
         }
     }
 }
