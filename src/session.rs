@@ -204,6 +204,12 @@ impl Session {
         self.plan.entries()[entry].outputs.iter().map(|port| port.name.clone()).zip(results).collect()
     }
 
+    /// The row that computes a step on this device: that which the plan names, or one that stands in for it.
+    pub fn kernel(&self, entry: usize, step: usize) -> &str {
+        let named = &self.plan.entries()[entry].steps[step].kernel;
+        self.executable.stand_in(entry, step).unwrap_or(named)
+    }
+
     /// The parts of opening and loading with the time that each took. Hashes are compared meanwhile; their part is what
     /// was left to wait for.
     pub fn load_times(&self) -> &[(&'static str, Duration)] {
@@ -234,11 +240,8 @@ fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
             Ok(Box::new(crate::backend::cuda::exec::CudaDevice::new(ordinal, options.trust)?))
         }
         #[cfg(feature = "wgpu")]
-        "wgsl" => Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(0)?)),
-        #[cfg(feature = "wgpu")]
-        name if name.strip_prefix("wgsl:").is_some_and(|n| n.parse::<u16>().is_ok()) => {
-            let ordinal = name["wgsl:".len()..].parse().unwrap_or(0);
-            Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(ordinal)?))
+        name if name == "wgsl" || name.starts_with("wgsl:") => {
+            Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(name)?))
         }
         name => {
             let cuda = if cfg!(feature = "cuda") { ", cuda:0, cuda:1, …" } else { "" };

@@ -95,6 +95,11 @@ pub trait Target {
     /// The kernel for a request, or why there is none.
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap>;
 
+    /// The rows that may run a step in place of the one that it names, each with what it needs of a device.
+    fn stands_in(&self, _entry: &crate::plan::Entry, _step: &Step) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
     /// Machine code that the steps of these entries launch, by name. Errors: the compiler of kernels is missing or fails.
     fn modules(&self, _entries: &[crate::plan::Entry]) -> Result<Vec<(String, Vec<u8>)>> {
         Ok(Vec::new())
@@ -222,6 +227,11 @@ pub trait Executable: Send {
     /// The parts of loading with the time that each took.
     fn load_times(&self) -> &[(&'static str, Duration)] {
         &[]
+    }
+
+    /// The row that runs a step of an entry in place of the one that the plan names, if another does.
+    fn stand_in(&self, _entry: usize, _step: usize) -> Option<&'static str> {
+        None
     }
 
     /// Memory that it has allocated on the device, in bytes: the arena, and weights that cannot be read where they lie.

@@ -136,7 +136,10 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
             Row { steps: 1, seconds, flops: view.flops, bytes: view.bytes, least }
         })
         .collect();
-    let steps: Vec<(&Step, &Row)> = entry.steps.iter().zip(&rows).filter(|(s, _)| s.kernel != ALIAS).collect();
+    // By the rows that ran, which are not those of the plan where the device has better ones.
+    let mut ran = entry.steps.clone();
+    ran.iter_mut().enumerate().for_each(|(i, step)| step.kernel = session.kernel(args.entry, i).into());
+    let steps: Vec<(&Step, &Row)> = ran.iter().zip(&rows).filter(|(s, _)| s.kernel != ALIAS).collect();
     let mut all = Row::default();
     steps.iter().for_each(|(_, row)| all.add(row));
     let kernels = groups(&steps, |step| step.kernel.clone());
@@ -186,7 +189,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     say!("{:<36}{}", "together", all.text(whole, known));
     if args.steps {
         say!("\n{:<36}{COLUMNS}  types, origin", "step");
-        for (i, (step, row)) in entry.steps.iter().zip(&rows).enumerate().filter(|(_, (s, _))| s.kernel != ALIAS) {
+        for (i, (step, row)) in ran.iter().zip(&rows).enumerate().filter(|(_, (s, _))| s.kernel != ALIAS) {
             let name = format!("{i:>4} {}", step.kernel);
             say!("{name:<36}{}  {} {}", row.text(whole, known), views[i].operands.join(", "), step.origin);
         }

@@ -3,7 +3,8 @@
 use super::Common;
 use crate::Result;
 
-/// List the devices of this machine
+/// List the devices of this machine, and what adapters lack of what some shaders use; `wgsl:0:plain` names one with all
+/// of that held back
 #[derive(clap::Args, Debug)]
 pub struct Args {}
 

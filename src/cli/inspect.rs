@@ -52,6 +52,9 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         );
         for (kernel, (steps, flops)) in &entry.kernels {
             super::say!("  {kernel:<28} {steps:>5}  {:>10.3} GFLOP", flops / 1e9);
+            for (other, needs) in entry.stand_ins.get(kernel).into_iter().flatten() {
+                super::say!("    or {other} where a device has {needs}");
+            }
         }
         if args.cost {
             super::say!("  step kernel                         MFLOP        MB    live MB  origin");

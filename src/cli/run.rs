@@ -77,7 +77,8 @@ pub struct Args {
 /// On what a plan runs.
 #[derive(clap::Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// The device, as `lite3r devices` lists it
+    /// The device, as `lite3r devices` lists it; `wgsl:0:plain` holds back what better shaders use, `wgsl:0:f16+subgroups`
+    /// all but these (of f16, subgroups and matrices)
     #[arg(long, value_name = "NAME")]
     device: Option<String>,
     /// Threads of the CPU; all cores by default

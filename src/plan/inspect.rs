@@ -6,6 +6,7 @@ use lite3r_ir::ValueType;
 use serde::Serialize;
 
 use super::{ALIAS, Entry, Place, Plan, Port, Step};
+use crate::backend::{Target, target};
 
 /// A plan, for reading.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -41,6 +42,8 @@ pub struct EntryView {
     pub traffic_bytes: f64,
     /// Steps and floating-point operations by kernel.
     pub kernels: BTreeMap<String, (usize, f64)>,
+    /// By kernel: those that stand in for it on devices which offer what they need, and what that is.
+    pub stand_ins: BTreeMap<String, BTreeMap<String, String>>,
     /// In the order of execution.
     pub steps: Vec<StepView>,
 }
@@ -74,17 +77,23 @@ pub fn inspect(plan: &Plan) -> Inspection {
         target: header.target.clone(),
         weight_bytes: plan.weight_bytes(),
         weights: header.weights.iter().map(|w| (w.name.clone(), w.ty.to_string())).collect(),
-        entries: plan.entries().iter().map(view).collect(),
+        entries: plan.entries().iter().map(|entry| view(entry, target(&header.target).ok())).collect(),
     }
 }
 
-fn view(entry: &Entry) -> EntryView {
+fn view(entry: &Entry, target: Option<&dyn Target>) -> EntryView {
     let live = live_bytes(entry);
     let steps: Vec<StepView> = entry.steps.iter().zip(live).map(|(step, live)| step_view(entry, step, live)).collect();
     let mut kernels: BTreeMap<String, (usize, f64)> = BTreeMap::new();
     for step in &steps {
         let row = kernels.entry(step.kernel.clone()).or_default();
         *row = (row.0 + 1, row.1 + step.flops);
+    }
+    let mut stand_ins: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for step in entry.steps.iter().filter(|step| step.kernel != ALIAS) {
+        for (name, needs) in target.map_or_else(Vec::new, |target| target.stands_in(entry, step)) {
+            stand_ins.entry(step.kernel.clone()).or_default().insert(name.into(), needs);
+        }
     }
     let ports =
         |all: &[Port]| all.iter().map(|p| (p.name.clone(), entry.buffers[p.buffer as usize].ty.to_string())).collect();
@@ -97,6 +106,7 @@ fn view(entry: &Entry) -> EntryView {
         flops: steps.iter().map(|s| s.flops).sum(),
         traffic_bytes: steps.iter().map(|s| s.bytes).sum(),
         kernels,
+        stand_ins,
         steps,
     }
 }

@@ -1,9 +1,12 @@
 //! GPUs of this machine as wgpu sees them, and what is done with one: buffers, pipelines, transfers.
 
+#![allow(unsafe_code)] // what wgpu trusts shaders of this library with
+
 use std::sync::Mutex;
 
 use wgpu::util::DeviceExt;
 
+use super::{Features, shader::Shader};
 use crate::{Error, Result};
 
 /// An adapter, described.
@@ -20,11 +23,25 @@ pub struct Adapter {
 }
 
 /// What some kernels use where it is.
-const WANTED: [(wgpu::Features, &str); 3] = [
-    (wgpu::Features::SHADER_F16, "f16"),
-    (wgpu::Features::SUBGROUP, "subgroups"),
-    (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative matrices"),
-];
+const WANTED: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::SUBGROUP).union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+
+/// What an adapter offers to kernels.
+fn offered(adapter: &wgpu::Adapter) -> Features {
+    let (features, info) = (adapter.features(), adapter.get_info());
+    let (half, wide) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+    let squares = adapter
+        .cooperative_matrix_properties()
+        .into_iter()
+        .any(|m| [m.m_size, m.n_size, m.k_size] == [16; 3] && (m.ab_type, m.cr_type) == (half, wide));
+    let threads = (info.subgroup_min_size, info.subgroup_max_size) == (32, 32);
+    Features {
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: features.contains(wgpu::Features::SUBGROUP),
+        matrices: features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) && squares && threads,
+        workgroup_bytes: adapter.limits().max_compute_workgroup_storage_size,
+    }
+}
 
 fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
@@ -44,12 +61,14 @@ fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
 /// The adapters of this machine, in the order of their numbers.
 pub fn adapters() -> Vec<Adapter> {
     let describe = |adapter: &wgpu::Adapter| {
-        let (info, features) = (adapter.get_info(), adapter.features());
+        let (info, offered) = (adapter.get_info(), offered(adapter));
+        let lacking =
+            [(offered.f16, "f16"), (offered.subgroups, "subgroups"), (offered.matrices, "cooperative matrices")];
         Adapter {
             name: info.name,
             api: format!("{:?}", info.backend),
             software: info.device_type == wgpu::DeviceType::Cpu,
-            lacks: WANTED.iter().filter(|(f, _)| !features.contains(*f)).map(|(_, name)| *name).collect(),
+            lacks: lacking.into_iter().filter(|(is, _)| !is).map(|(_, name)| name).collect(),
         }
     };
     found(&instance()).iter().map(describe).collect()
@@ -61,6 +80,7 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     limits: wgpu::Limits,
+    offered: Features,
     /// Why the device was lost, once it is.
     lost: std::sync::Arc<Mutex<Option<String>>>,
 }
@@ -71,8 +91,9 @@ pub const fn padded(bytes: u64) -> u64 {
 }
 
 impl Gpu {
-    /// By number. Errors: `wgsl.adapter` if there is none, `wgsl.device` if it cannot be opened.
-    pub fn open(ordinal: usize) -> Result<Self> {
+    /// By number, with what is let through of what kernels use. Errors: `wgsl.adapter` if there is none, `wgsl.device` if
+    /// it cannot be opened.
+    pub fn open(ordinal: usize, let_through: Option<Features>) -> Result<Self> {
         let all = found(&instance());
         let adapter = all.get(ordinal).ok_or_else(|| {
             let why = match all.len() {
@@ -87,8 +108,11 @@ impl Gpu {
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lite3r"),
-            // Those that runs are timed with, where they are.
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            // Those that runs are timed with, and those of kernels, where they are.
+            required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | WANTED),
+            // SAFETY: what is experimental may have bugs in wgpu; of it only cooperative matrices are used, by shaders of
+            // this library, which the tests of conformance hold on devices that have them.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             required_limits: limits.clone(),
             ..wgpu::DeviceDescriptor::default()
         };
@@ -99,7 +123,9 @@ impl Gpu {
         device.set_device_lost_callback(move |reason, message| {
             *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(format!("{reason:?}: {message}"));
         });
-        Ok(Self { name: info.name, device, queue, limits, lost })
+        let offered = offered(adapter);
+        let offered = let_through.map_or(offered, |features| offered.held_to(&features));
+        Ok(Self { name: info.name, device, queue, limits, offered, lost })
     }
 
     /// As the driver calls it.
@@ -120,6 +146,11 @@ impl Gpu {
     /// What it offers.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.limits
+    }
+
+    /// What it offers to kernels.
+    pub fn offered(&self) -> &Features {
+        &self.offered
     }
 
     /// Whether the device can tell the time.
@@ -184,24 +215,35 @@ impl Gpu {
         self.device.create_bind_group_layout(&descriptor)
     }
 
-    /// The pipeline of a shader. Errors: `wgsl.shader`, what the validator or the driver says.
-    pub fn pipeline(&self, key: &str, text: &str, bindings: &wgpu::BindGroupLayout) -> Result<wgpu::ComputePipeline> {
+    /// The pipeline of a shader of this library. Errors: `wgsl.shader`, what the validator or the driver says.
+    pub fn pipeline(&self, shader: &Shader, bindings: &wgpu::BindGroupLayout) -> Result<wgpu::ComputePipeline> {
+        let (key, text) = (shader.key(), shader.text());
         let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
             bind_group_layouts: &[Some(bindings)],
             immediate_size: 0,
         });
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(key),
-            source: wgpu::ShaderSource::Wgsl(text.into()),
-        });
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label: Some(&key), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        let checked = !shader.is_bounded();
+        let module = match checked {
+            true => self.device.create_shader_module(descriptor),
+            // SAFETY: the text is this library's own, never a plan's. Where its shaders read and write follows from sizes
+            // alone, which a plan has been checked for, all loops end, and no divisor is zero.
+            false => unsafe {
+                self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            },
+        };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(key),
+            label: Some(&key),
             layout: Some(&layout),
             module: &module,
             entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: checked,
+                ..wgpu::PipelineCompilationOptions::default()
+            },
             cache: None,
         });
         match pollster::block_on(scope.pop()) {

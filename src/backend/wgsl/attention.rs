@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     floats::{FLOATS, only},
     gemm::store,
     launch::{Binding, Launch, Lowered, folded, word},
@@ -19,12 +19,25 @@ pub use crate::backend::gpu::qkv::Sizes;
 
 /// The rows of this file: head dimensions up to 256.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "attention.tiled", op: "attention", dtypes: FLOATS, lower: |r| either(r, attention) },
-    Kernel { name: "self_attention.tiled", op: "self_attention", dtypes: FLOATS, lower: |r| either(r, self_attention) },
+    Kernel {
+        name: "attention.tiled",
+        op: "attention",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |r| either(r, attention),
+    },
+    Kernel {
+        name: "self_attention.tiled",
+        op: "self_attention",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |r| either(r, self_attention),
+    },
     Kernel {
         name: "block_attention.tiled",
         op: "block_attention",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |r| either(r, block_attention),
     },
 ];

@@ -3,7 +3,7 @@
 
 use lite3r_ir::{Op, Tensor, ValueType, ops::Case};
 
-use super::{adapter::Gpu, exec::run_alone, shader::tests::fault, *};
+use super::{adapter::Gpu, shader::tests::fault, *};
 
 fn types(tensors: &[Tensor]) -> Vec<ValueType> {
     tensors.iter().map(Tensor::value_type).collect()
@@ -11,7 +11,7 @@ fn types(tensors: &[Tensor]) -> Vec<ValueType> {
 
 /// The device, or why tests are skipped. `LITE3R_REQUIRE_WGPU` makes its absence a failure.
 fn gpu() -> Option<Gpu> {
-    match Gpu::open(0) {
+    match Gpu::open(0, None) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
             assert!(std::env::var_os("LITE3R_REQUIRE_WGPU").is_none(), "{error}");
@@ -21,48 +21,37 @@ fn gpu() -> Option<Gpu> {
     }
 }
 
-/// What is wrong with the results of a case.
+/// What is wrong with the results of a row on a case that it takes.
 fn fault_of(gpu: &Gpu, kernel: &Kernel, case: &Case) -> Option<String> {
     let operands = types(&case.inputs);
     let results = case.op.infer(&operands).expect("cases are well-typed");
     let request = Request { op: &case.op, operands: &operands, results: &results };
     let lowered = (kernel.lower)(&request).ok()?;
-    let got = match run_alone(gpu, &lowered, &case.inputs, &results) {
-        Ok(got) => got,
-        Err(error) => return Some(error.to_string()),
-    };
-    let again = run_alone(gpu, &lowered, &case.inputs, &results).expect("as before");
-    let want = case
-        .expect
-        .clone()
-        .unwrap_or_else(|| case.op.eval(&case.inputs.iter().collect::<Vec<_>>(), &results).expect("cases evaluate"));
-    for (n, ((got, again), want)) in got.iter().zip(&again).zip(&want).enumerate() {
-        if got.bytes() != again.bytes() {
-            return Some(format!("result {n} is another the second time"));
-        }
-        let tolerance = case.op.tolerance(got.dtype());
-        let (got, want) = (got.to_f64(), want.to_f64());
-        let scale = want.iter().filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs()));
-        let allowed = tolerance.absolute + tolerance.relative * scale;
-        let near = |g: f64, w: f64| (g - w).abs() <= allowed || g == w || g.is_nan() && w.is_nan();
-        let wrong: Vec<usize> = (0..got.len()).filter(|i| !near(got[*i], want[*i])).collect();
-        if let Some(i) = wrong.first() {
-            let count = wrong.len();
-            return Some(format!("result {n} [{i}]: {} for {}, ±{allowed:e}; {count} wrong", got[*i], want[*i]));
-        }
-    }
-    None
+    alone::error(gpu, &lowered, case).err()
 }
 
-/// Holds the first kernel that takes each case against the reference.
+/// The rows that may run for a case: those that stand in for the first one which runs everywhere, then that.
+fn rows_of(case: &Case) -> Vec<(&'static Kernel, Lowered)> {
+    let operands = types(&case.inputs);
+    let results = case.op.infer(&operands).expect("cases are well-typed");
+    let request = Request { op: &case.op, operands: &operands, results: &results };
+    variants(&request).chain([kernel(&request).expect("a kernel takes it")]).collect()
+}
+
+/// Holds every row that may run for a case against the reference, where the device offers what it needs; the shaders of
+/// all of them against the validator.
 pub fn hold(cases: &[Case]) {
+    for (case, (kernel, lowered)) in cases.iter().flat_map(|case| rows_of(case).into_iter().map(move |row| (case, row)))
+    {
+        for launch in &lowered.launches {
+            assert_eq!(fault(&launch.shader.text(), &kernel.needs), None, "{} {}", kernel.name, case.name);
+        }
+    }
     let Some(gpu) = gpu() else { return };
     for case in cases {
-        let operands = types(&case.inputs);
-        let results = case.op.infer(&operands).expect("cases are well-typed");
-        let request = Request { op: &case.op, operands: &operands, results: &results };
-        let (kernel, _) = kernel(&request).expect("a kernel takes it");
-        assert_eq!(fault_of(&gpu, kernel, case), None, "{} {}", kernel.name, case.name);
+        for (kernel, _) in rows_of(case).into_iter().filter(|(k, _)| k.needs.are_in(gpu.offered())) {
+            assert_eq!(fault_of(&gpu, kernel, case), None, "{} {}", kernel.name, case.name);
+        }
     }
 }
 
@@ -85,7 +74,8 @@ fn kernels_agree_with_the_reference() {
     let only = std::env::var("LITE3R_ONLY").unwrap_or_default();
     let (mut faults, mut held) = (Vec::new(), 0);
     for case in Op::all_cases() {
-        for kernel in rows().filter(|k| k.op == case.op.name() && k.name.contains(&only)) {
+        let offered = rows().filter(|k| k.needs.are_in(gpu.offered()));
+        for kernel in offered.filter(|k| k.op == case.op.name() && k.name.contains(&only)) {
             match fault_of(&gpu, kernel, &case) {
                 Some(fault) => faults.push(format!("{} {}: {fault}", kernel.name, case.name)),
                 None => held += 1,
@@ -105,9 +95,21 @@ fn every_shader_is_valid() {
         for kernel in rows().filter(|k| k.op == case.op.name()) {
             let Ok(lowered) = (kernel.lower)(&request) else { continue };
             for text in lowered.launches.iter().map(|l| l.shader.text()).filter(|text| seen.insert(text.clone())) {
-                assert_eq!(fault(&text), None, "{} {}", kernel.name, case.name);
+                assert_eq!(fault(&text, &kernel.needs), None, "{} {}", kernel.name, case.name);
             }
         }
     }
     assert!(seen.len() > 50, "{} shaders", seen.len());
+}
+
+#[test]
+fn rows_that_need_something_stand_before_one_that_does_not() {
+    let mut plain = std::collections::HashSet::new();
+    for kernel in rows() {
+        match kernel.is_plain() {
+            true => _ = plain.insert(kernel.op),
+            false => assert!(!plain.contains(kernel.op), "{} is never taken", kernel.name),
+        }
+    }
+    assert!(rows().all(|kernel| plain.contains(kernel.op)), "plans run on every adapter");
 }

@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     floats::{FLOATS, floats},
     gemm::activated,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
@@ -18,17 +18,19 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, lower: |r| either(r, lower) },
+    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
     Kernel {
         name: "conv_transpose2d.stamps",
         op: "conv_transpose2d",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |request| through_f32(request, stamps),
     },
     Kernel {
         name: "conv_transpose2d.gather",
         op: "conv_transpose2d",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |request| through_f32(request, |request| Ok(transposed(request, None)?.into())),
     },
 ];

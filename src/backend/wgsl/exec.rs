@@ -9,8 +9,9 @@ use std::{
 use lite3r_ir::Tensor;
 
 use super::{
-    BINDING_BYTES, BINDINGS,
+    BINDING_BYTES, BINDINGS, Features,
     adapter::{Gpu, padded},
+    better,
     launch::{Base, Binding, Launch},
     lower,
     shader::Shader,
@@ -21,7 +22,7 @@ use crate::{
         Device, Executable, Probe, StepRun,
         gpu::steps::{at, lowered},
     },
-    plan::{Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
 };
 
 /// A GPU of this machine.
@@ -30,10 +31,24 @@ pub struct WgslDevice {
 }
 
 impl WgslDevice {
-    /// By number, as [`super::adapter::adapters`] lists them. Errors: `wgsl.adapter`, `wgsl.device`.
-    pub fn new(ordinal: usize) -> Result<Self> {
-        Ok(Self { gpu: Arc::new(Gpu::open(ordinal)?) })
+    /// By name: `wgsl`, the first adapter; `wgsl:1`, the second as [`super::adapter::adapters`] lists them;
+    /// `wgsl:0:f16+subgroups` uses no more of what kernels can use than is named, `wgsl:0:plain` nothing. Errors:
+    /// `device.unknown`, `wgsl.adapter`, `wgsl.device`.
+    pub fn new(name: &str) -> Result<Self> {
+        let (ordinal, let_through) = parsed(name)
+            .map_err(|why| Error::device("device.unknown", format!("there is no device `{name}`: {why}")))?;
+        Ok(Self { gpu: Arc::new(Gpu::open(ordinal, let_through)?) })
     }
+}
+
+/// The number of an adapter, and what is let through of what it offers.
+fn parsed(name: &str) -> std::result::Result<(usize, Option<Features>), String> {
+    let mut parts = name.splitn(3, ':').skip(1);
+    let ordinal = match parts.next() {
+        None => 0,
+        Some(number) => number.parse::<u16>().map_err(|_| format!("`{number}` is no number of an adapter"))?.into(),
+    };
+    Ok((ordinal, parts.next().map(str::parse).transpose()?))
 }
 
 impl Device for WgslDevice {
@@ -47,10 +62,19 @@ impl Device for WgslDevice {
 }
 
 /// A dispatch with everything bound.
-struct Ready {
+pub(super) struct Ready {
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
     groups: [u32; 3],
+}
+
+impl Ready {
+    /// Into a pass.
+    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.dispatch_workgroups(self.groups[0], self.groups[1], self.groups[2]);
+    }
 }
 
 struct Loaded {
@@ -62,6 +86,8 @@ struct Loaded {
     places: Weights,
     /// By entry and step.
     launches: Vec<Vec<Vec<Ready>>>,
+    /// By entry and step: what runs in place of the row that the plan names.
+    stand_ins: Vec<Vec<Option<&'static str>>>,
     times: Vec<(&'static str, Duration)>,
 }
 
@@ -74,7 +100,16 @@ impl Loaded {
             begun = Instant::now();
         };
         within_limits(&gpu, &plan)?;
-        let lowered = lowered(&plan, &|entry, step| lower(entry, step).map(|l| (l.launches, l.scratch)))?;
+        let mut lowered = lowered(&plan, &|entry, step| lower(entry, step).map(|l| (l.launches, l.scratch)))?;
+        let mut stand_ins = Vec::with_capacity(lowered.len());
+        for (entry, steps) in plan.entries().iter().zip(&mut lowered) {
+            let each = entry.steps.iter().zip(steps).map(|(step, launches)| {
+                let (name, better) = stand_in(&gpu, &plan, entry, step)?;
+                *launches = better;
+                Some(name)
+            });
+            stand_ins.push(each.collect());
+        }
         part("lowering");
         let places = Weights::new(&plan, gpu.limits().max_buffer_size);
         let arena = gpu.buffer(plan.device_bytes() - fit::weights(plan.header()).1, "the values of a run")?;
@@ -118,8 +153,8 @@ impl Loaded {
                     let pipeline = match pipelines.get(&launch.shader) {
                         Some(pipeline) => pipeline.clone(),
                         None => {
-                            let text = carried(&plan, &launch.shader)?;
-                            let pipeline = gpu.pipeline(&launch.shader.key(), text, layout)?;
+                            carried(&plan, &launch.shader)?;
+                            let pipeline = gpu.pipeline(&launch.shader, layout)?;
                             pipelines.insert(launch.shader.clone(), pipeline.clone());
                             pipeline
                         }
@@ -131,7 +166,7 @@ impl Loaded {
             launches.push(ready);
         }
         part("pipelines");
-        Ok(Self { gpu, plan, arena, weights, places, launches, times })
+        Ok(Self { gpu, plan, arena, weights, places, launches, stand_ins, times })
     }
 
     fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
@@ -167,11 +202,7 @@ impl Loaded {
     }
 
     fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, index: usize, steps: std::ops::Range<usize>) {
-        for ready in self.launches[index][steps].iter().flatten() {
-            pass.set_pipeline(&ready.pipeline);
-            pass.set_bind_group(0, &ready.bindings, &[]);
-            pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
-        }
+        self.launches[index][steps].iter().flatten().for_each(|ready| ready.dispatch(pass));
     }
 
     /// Submits some steps of an entry.
@@ -279,6 +310,10 @@ impl Executable for Loaded {
         &self.times
     }
 
+    fn stand_in(&self, entry: usize, step: usize) -> Option<&'static str> {
+        self.stand_ins[entry][step]
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.weights.iter().chain([&self.arena]).map(wgpu::Buffer::size).sum()
     }
@@ -328,7 +363,7 @@ impl Weights {
 }
 
 /// Binds a launch.
-fn bound<'b>(
+pub(super) fn bound<'b>(
     gpu: &Gpu,
     (pipeline, layout): (wgpu::ComputePipeline, &wgpu::BindGroupLayout),
     launch: &Launch,
@@ -361,66 +396,48 @@ fn bound<'b>(
     Ok(Ready { pipeline, bindings, groups: launch.groups })
 }
 
-/// The text of a shader that the plan carries.
-fn carried<'p>(plan: &'p Plan, shader: &Shader) -> Result<&'p str> {
+/// The row that runs in place of the one that a step names, with its launches: the first whose needs the device offers,
+/// whose buffers a shader may see there, and whose shaders and scratch memory the plan has.
+fn stand_in(gpu: &Gpu, plan: &Plan, entry: &Entry, step: &Step) -> Option<(&'static str, Vec<Launch>)> {
+    if step.kernel == ALIAS {
+        return None;
+    }
+    let (limits, scratch) = (gpu.limits(), step.scratch.map_or(0, |s| s.bytes));
+    let (most, bytes) = (limits.max_storage_buffers_per_shader_stage, limits.max_storage_buffer_binding_size);
+    let seen = |launch: &Launch| {
+        launch.bindings.len() <= most as usize && launch.bindings.iter().all(|b| padded(b.bytes) <= bytes)
+    };
+    let runs = |launch: &Launch| seen(launch) && carried(plan, &launch.shader).is_ok();
+    let mut better = better(entry, step, gpu.offered()).into_iter();
+    let (kernel, lowered) = better.find(|(_, l)| l.scratch as u64 <= scratch && l.launches.iter().all(runs))?;
+    Some((kernel.name, lowered.launches))
+}
+
+/// Whether the plan carries a shader as this library makes it. Errors: `plan.kernel`.
+fn carried(plan: &Plan, shader: &Shader) -> Result<()> {
     let key = shader.key();
     let lacking = || Error::bad_file("plan.kernel", format!("the plan lacks shader `{key}`: compile the model again"));
     let index = plan.header().modules.get(&key).ok_or_else(lacking)?;
     let weight = plan.weights.held[*index as usize].as_ref().ok_or_else(lacking)?;
-    std::str::from_utf8(weight.bytes()).map_err(|_| lacking())
+    let same = weight.bytes() == shader.text().as_bytes();
+    let other = || Error::bad_file("plan.kernel", format!("the plan's shader `{key}` is not what its name says"));
+    if same { Ok(()) } else { Err(other()) }
 }
 
 fn missing(step: &Step, base: Base) -> Error {
     Error::bad_file("plan.kernel", format!("kernel `{}` asks for {base:?}, which is not there", step.kernel))
 }
 
-/// Runs the launches of one operation on tensors, for tests: every value in a buffer of its own, results and scratch
-/// full of ones.
 #[cfg(test)]
-pub(super) fn run_alone(
-    gpu: &Gpu,
-    lowered: &super::launch::Lowered,
-    inputs: &[Tensor],
-    results: &[lite3r_ir::ValueType],
-) -> Result<Vec<Tensor>> {
-    let poisoned = |bytes: usize, what: &str| {
-        let buffer = gpu.buffer(bytes as u64, what)?;
-        gpu.write(&buffer, 0, &vec![0xff; padded(bytes as u64) as usize])?;
-        Ok::<_, Error>(buffer)
-    };
-    let mut operands = Vec::new();
-    for tensor in inputs {
-        let buffer = poisoned(tensor.bytes().len(), "operand")?;
-        gpu.write(&buffer, 0, tensor.bytes())?;
-        operands.push(buffer);
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_which_adapter_and_what_it_may_use() {
+        assert_eq!(parsed("wgsl"), Ok((0, None)));
+        assert_eq!(parsed("wgsl:2"), Ok((2, None)));
+        assert_eq!(parsed("wgsl:0:plain"), Ok((0, Some(Features::NONE))));
+        assert_eq!(parsed("wgsl:1:f16+matrices"), Ok((1, Some(Features::MATRICES))));
+        assert!(parsed("wgsl:").is_err() && parsed("wgsl:0:f64").unwrap_err().contains("subgroups"));
     }
-    let size = |ty: &lite3r_ir::ValueType| ty.bytes().expect("static");
-    let outputs = results.iter().map(|ty| poisoned(size(ty), "result")).collect::<Result<Vec<_>>>()?;
-    let scratch = poisoned(lowered.scratch, "scratch")?;
-    let place = |base: Base| {
-        Ok(match base {
-            Base::Operand(index) => (&operands[index], 0),
-            Base::Result(index) => (&outputs[index], 0),
-            Base::Scratch => (&scratch, 0),
-        })
-    };
-    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-        for launch in lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0)) {
-            let layout = gpu.layout(launch.bindings.len());
-            let pipeline = gpu.pipeline(&launch.shader.key(), &launch.shader.text(), &layout)?;
-            let ready = bound(gpu, (pipeline, &layout), launch, &place)?;
-            pass.set_pipeline(&ready.pipeline);
-            pass.set_bind_group(0, &ready.bindings, &[]);
-            pass.dispatch_workgroups(ready.groups[0], ready.groups[1], ready.groups[2]);
-        }
-    }
-    gpu.queue().submit([encoder.finish()]);
-    let parts: Vec<_> = outputs.iter().zip(results).map(|(buffer, ty)| (buffer, 0, size(ty) as u64)).collect();
-    let bytes = gpu.read(&parts)?;
-    let tensor = |(ty, bytes): (&lite3r_ir::ValueType, Vec<u8>)| {
-        Tensor::from_bytes(ty.dtype, &ty.dims().expect("static"), &bytes).expect("sized")
-    };
-    Ok(results.iter().zip(bytes).map(tensor).collect())
 }

@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     elementwise::packed,
     floats::FLOATS,
     launch::{Binding, Launch, Lowered, folded, word},
@@ -17,14 +17,15 @@ use crate::backend::{Request, gpu::walk::join};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, lower: |r| either(r, lower) },
+    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
     Kernel {
         name: "weight_scaled_linear.tiled",
         op: "weight_scaled_linear",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |r| either(r, lower),
     },
-    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, lower: |r| either(r, lower) },
+    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
 ];
 
 /// Tiles of 128 x 128 keep a device busy from so many on.

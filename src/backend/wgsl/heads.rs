@@ -4,7 +4,7 @@
 use lite3r_ir::{Op, ops::shape_rules::strides_for};
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     elementwise::packed,
     floats::{FLOATS, only},
     gemm::store,
@@ -16,8 +16,14 @@ use crate::backend::{Request, gpu::walk::join};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "rope.elements", op: "rope", dtypes: FLOATS, lower: rope },
-    Kernel { name: "qkv_heads.rows", op: "qkv_heads", dtypes: FLOATS, lower: |r| either(r, qkv_heads) },
+    Kernel { name: "rope.elements", op: "rope", dtypes: FLOATS, needs: Features::NONE, lower: rope },
+    Kernel {
+        name: "qkv_heads.rows",
+        op: "qkv_heads",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |r| either(r, qkv_heads),
+    },
 ];
 
 /// Threads of a head.

@@ -2,14 +2,19 @@
 //!
 //! A row of [`KERNELS`] lowers an operation on concrete types to launches of shaders from `shaders/`. Plans carry the text
 //! of their shaders; running them takes a driver and nothing else. [`shader`] says how texts are made, [`exec`] runs them.
+//!
+//! A plan runs on any adapter: a step names the first row that needs no [`features`], and has scratch memory for every
+//! row that takes it. On an adapter the first row runs whose needs it offers, if the plan carries its shaders.
 
 pub mod adapter;
+pub mod alone;
 mod attention;
 #[cfg(test)]
 mod conformance;
 mod conv;
 mod elementwise;
 pub mod exec;
+pub mod features;
 mod gemm;
 mod heads;
 mod indexing;
@@ -27,6 +32,7 @@ use std::collections::BTreeMap;
 
 use lite3r_ir::{DType, Op, ValueType};
 
+pub use self::features::Features;
 use self::launch::{Base, Binding, Launch, Lowered};
 pub(crate) use super::gpu::dims;
 use super::{Choice, Gap, Request, Target, gpu::floats};
@@ -43,11 +49,20 @@ pub struct Kernel {
     pub op: &'static str,
     /// The element types of the first floating-point operand that it takes; for the coverage table.
     pub dtypes: &'static [DType],
+    /// What its shaders use beyond what every adapter offers. Rows that need something stand before one that does not.
+    pub needs: Features,
     /// The launches that compute a request, or the clause that refuses it.
     pub lower: fn(&Request<'_>) -> Result<Lowered, String>,
 }
 
-/// Every kernel, the fast ones first: the first row that accepts is taken.
+impl Kernel {
+    /// Whether every adapter can run it.
+    pub fn is_plain(&self) -> bool {
+        self.needs == Features::NONE
+    }
+}
+
+/// Every kernel, the fast ones first: the first row that accepts, and whose needs are offered, is taken.
 pub const KERNELS: &[&[Kernel]] = &[
     elementwise::KERNELS,
     movement::KERNELS,
@@ -87,6 +102,7 @@ impl Target for Wgsl {
 
     fn limits(&self, entries: &[Entry]) -> BTreeMap<String, u64> {
         let steps = entries.iter().flat_map(|e| e.steps.iter().map(move |s| (e, s))).filter(|(_, s)| s.kernel != ALIAS);
+        // Those of the rows that run everywhere: an adapter that lacks what another row binds goes without that row.
         let lowered = steps.filter_map(|(entry, step)| lower(entry, step).ok());
         let launches: Vec<Launch> = lowered.flat_map(|l| l.launches).collect();
         let most = |of: &dyn Fn(&Launch) -> u64| launches.iter().map(of).max().unwrap_or(0);
@@ -99,15 +115,25 @@ impl Target for Wgsl {
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
         let (kernel, lowered) = kernel(request)?;
-        Ok(Choice { kernel: kernel.name, scratch: lowered.scratch })
+        let scratch = variants(request).map(|(_, variant)| variant.scratch).fold(lowered.scratch, usize::max);
+        Ok(Choice { kernel: kernel.name, scratch })
+    }
+
+    fn stands_in(&self, entry: &Entry, step: &Step) -> Vec<(&'static str, String)> {
+        let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
+        let request = Request { op: &step.op, operands: &operands, results: &results };
+        variants(&request).map(|(kernel, _)| (kernel.name, kernel.needs.to_string())).collect()
     }
 
     fn modules(&self, entries: &[Entry]) -> Result<Vec<(String, Vec<u8>)>> {
         let mut texts = BTreeMap::new();
         for entry in entries {
             for step in entry.steps.iter().filter(|s| s.kernel != ALIAS) {
-                let lowered = lower(entry, step).map_err(|e| Error::unsupported("plan.gap", e))?;
-                for launch in lowered.launches {
+                let plain = lower(entry, step).map_err(|e| Error::unsupported("plan.gap", e))?;
+                let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
+                let request = Request { op: &step.op, operands: &operands, results: &results };
+                let others = variants(&request).map(|(_, lowered)| lowered);
+                for launch in std::iter::once(plain).chain(others).flat_map(|lowered| lowered.launches) {
                     texts.insert(launch.shader.key(), launch.shader.text().into_bytes());
                 }
             }
@@ -120,8 +146,20 @@ impl Target for Wgsl {
     }
 }
 
-/// The first row that takes a request and what it launches, or why the last row of its operation refused.
+/// The first row that takes a request on every adapter and what it launches, or why the last such row of its operation
+/// refused.
 pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> {
+    kernel_with(request, &Features::NONE)
+}
+
+/// The rows that may stand in for the one that runs on every adapter, and what they launch.
+pub fn variants<'r>(request: &'r Request<'r>) -> impl Iterator<Item = (&'static Kernel, Lowered)> + 'r {
+    let ours = rows().filter(|k| k.op == request.op.name() && !k.is_plain());
+    ours.filter_map(|kernel| Some((kernel, (kernel.lower)(request).ok()?)))
+}
+
+/// The first row that takes a request where so much is offered.
+fn kernel_with(request: &Request<'_>, offered: &Features) -> Result<(&'static Kernel, Lowered), Gap> {
     let clause = match request.op {
         Op::ScaledLinear(_) | Op::ScaledConv2d(_) => {
             "it multiplies activations of 8 bits; compile with --precision fp8w"
@@ -129,7 +167,7 @@ pub fn kernel(request: &Request<'_>) -> Result<(&'static Kernel, Lowered), Gap> 
         _ => "no kernel computes it",
     };
     let mut gap = Gap { nearest: None, clause: clause.into() };
-    for kernel in rows().filter(|k| k.op == request.op.name()) {
+    for kernel in rows().filter(|k| k.op == request.op.name() && k.needs.are_in(offered)) {
         match (kernel.lower)(request) {
             Ok(lowered) => return Ok((kernel, lowered)),
             Err(clause) => gap = Gap { nearest: Some(kernel.name), clause },
@@ -146,9 +184,21 @@ pub(crate) fn within(
     results: &[(ValueType, Binding)],
     inner: usize,
 ) -> Result<Lowered, String> {
+    within_with(&Features::NONE, op, operands, results, inner)
+}
+
+/// As [`within`], by the first row whose needs are among those of the row that it is a part of.
+pub(crate) fn within_with(
+    offered: &Features,
+    op: &Op,
+    operands: &[(ValueType, Binding)],
+    results: &[(ValueType, Binding)],
+    inner: usize,
+) -> Result<Lowered, String> {
     let types = |all: &[(ValueType, Binding)]| all.iter().map(|(ty, _)| ty.clone()).collect::<Vec<_>>();
     let (taken, given) = (types(operands), types(results));
-    let (_, mut lowered) = kernel(&Request { op, operands: &taken, results: &given }).map_err(|gap| gap.clause)?;
+    let request = Request { op, operands: &taken, results: &given };
+    let (_, mut lowered) = kernel_with(&request, offered).map_err(|gap| gap.clause)?;
     let inner = inner.next_multiple_of(256);
     for binding in lowered.launches.iter_mut().flat_map(|l| &mut l.bindings) {
         let (base, offset) = match binding.base {
@@ -162,16 +212,29 @@ pub(crate) fn within(
     Ok(lowered)
 }
 
-/// What a step of a plan launches.
+fn types(entry: &Entry, buffers: &[u32]) -> Vec<ValueType> {
+    buffers.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect()
+}
+
+/// What a step of a plan launches by the row that it names.
 pub fn lower(entry: &Entry, step: &Step) -> Result<Lowered, String> {
-    let types = |all: &[u32]| all.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect::<Vec<_>>();
-    let (operands, results) = (types(&step.operands), types(&step.results));
+    let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
     let name = &step.kernel;
     let kernel = rows().find(|k| k.name == name);
     let kernel = kernel.ok_or_else(|| format!("this lite3r has no kernel `{name}`: compile the model again"))?;
     if kernel.op != step.op.name() {
         return Err(format!("kernel `{name}` computes {}", kernel.op));
     }
+    if !kernel.is_plain() {
+        return Err(format!("kernel `{name}` runs on some adapters only"));
+    }
     let request = Request { op: &step.op, operands: &operands, results: &results };
     (kernel.lower)(&request).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
+}
+
+/// The rows that may stand in for a step's own where so much is offered, and what they launch.
+pub fn better(entry: &Entry, step: &Step, offered: &Features) -> Vec<(&'static Kernel, Lowered)> {
+    let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
+    let request = Request { op: &step.op, operands: &operands, results: &results };
+    variants(&request).filter(|(kernel, _)| kernel.needs.are_in(offered)).collect()
 }

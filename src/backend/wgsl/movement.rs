@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     elementwise::packed,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -20,7 +20,7 @@ use crate::backend::{
 };
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
-    Kernel { name, op, dtypes: &DType::ALL, lower }
+    Kernel { name, op, dtypes: &DType::ALL, needs: Features::NONE, lower }
 }
 
 /// The rows of this file.

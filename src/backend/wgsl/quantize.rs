@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     floats::{FLOATS, only},
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -16,10 +16,22 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "quantize.words", op: "quantize", dtypes: FLOATS, lower: quantize },
-    Kernel { name: "fake_quantize.words", op: "fake_quantize", dtypes: FLOATS, lower: quantize },
-    Kernel { name: "dequantize.words", op: "dequantize", dtypes: &[DType::F8E4M3], lower: dequantize },
-    Kernel { name: "layer_norm_quantize.words", op: "layer_norm_quantize", dtypes: FLOATS, lower: normalised },
+    Kernel { name: "quantize.words", op: "quantize", dtypes: FLOATS, needs: Features::NONE, lower: quantize },
+    Kernel { name: "fake_quantize.words", op: "fake_quantize", dtypes: FLOATS, needs: Features::NONE, lower: quantize },
+    Kernel {
+        name: "dequantize.words",
+        op: "dequantize",
+        dtypes: &[DType::F8E4M3],
+        needs: Features::NONE,
+        lower: dequantize,
+    },
+    Kernel {
+        name: "layer_norm_quantize.words",
+        op: "layer_norm_quantize",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: normalised,
+    },
 ];
 
 /// Rows of a tensor and what of them shares a scale.

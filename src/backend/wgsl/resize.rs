@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel, dims,
+    Features, Kernel, dims,
     floats::{FLOATS, floats},
     gemm::activated,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
@@ -17,11 +17,18 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "resize.fours", op: "resize", dtypes: FLOATS, lower: |request| lower(request, true) },
+    Kernel {
+        name: "resize.fours",
+        op: "resize",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |request| lower(request, true),
+    },
     Kernel {
         name: "resize.elements",
         op: "resize",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |request| through_f32(request, |request| lower(request, false)),
     },
 ];

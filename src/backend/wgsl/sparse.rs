@@ -12,7 +12,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Kernel,
+    Features, Kernel,
     attention::{Bound, Keys, Lists, Sizes, attend, cut, packed_lists},
     dims,
     floats::{FLOATS, only},
@@ -26,12 +26,19 @@ use crate::backend::Request;
 
 /// The rows of this file: head dimensions up to 256.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "block_mean.columns", op: "block_mean", dtypes: FLOATS, lower: |r| through_f32(r, block_mean) },
-    Kernel { name: "block_route.rows", op: "block_route", dtypes: FLOATS, lower: block_route },
+    Kernel {
+        name: "block_mean.columns",
+        op: "block_mean",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |r| through_f32(r, block_mean),
+    },
+    Kernel { name: "block_route.rows", op: "block_route", dtypes: FLOATS, needs: Features::NONE, lower: block_route },
     Kernel {
         name: "linear_attention.tiled",
         op: "linear_attention",
         dtypes: FLOATS,
+        needs: Features::NONE,
         lower: |r| either(r, linear_attention),
     },
 ];

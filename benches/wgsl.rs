@@ -1,0 +1,222 @@
+//! The WGSL kernels on an adapter of this machine: against the reference, and timed on the shapes of the models.
+//!
+//! ```text
+//! cargo bench --bench wgsl -- check [--only NAME] [--device 0]
+//! cargo bench --bench wgsl -- time [--only NAME] [--device 0]
+//! ```
+//!
+//! `check` runs every case of every operation on every row that takes it and whose needs the adapter offers; `time` shows
+//! every such row on every shape, so that one that stands in for another can be compared with it.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use lite3r::{
+    Error, Result,
+    backend::{
+        Request,
+        wgsl::{
+            self, Kernel,
+            adapter::Gpu,
+            alone::{self, Alone},
+            launch::Lowered,
+        },
+    },
+    rng::Stream,
+};
+use lite3r_ir::{
+    DType, Op, Tensor, ValueType,
+    ops::{Case, Linear, MatMul, WeightScaledLinear, activation::Activation, quantize::Granularity},
+    text,
+};
+
+#[derive(Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Only rows, or shapes, whose names contain this
+    #[arg(long, default_value = "", global = true)]
+    only: String,
+    /// The number of the adapter
+    #[arg(long, default_value_t = 0, global = true)]
+    device: usize,
+    /// Given by cargo
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Command {
+    /// Hold every row against the reference
+    Check,
+    /// Time every row on the shapes of the models
+    Time,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let done = Gpu::open(args.device, None).and_then(|gpu| {
+        println!("{}: {}", gpu.name(), gpu.offered());
+        match args.command {
+            Command::Check => Ok(check(&gpu, &args.only)),
+            Command::Time => time(&gpu, &args.only),
+        }
+    });
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => 6.into(),
+        Err(error) => {
+            eprintln!("{error}");
+            error.exit_code().into()
+        }
+    }
+}
+
+/// Every row that takes an operation and that the adapter can run, with what it launches.
+fn rows(gpu: &Gpu, op: &Op, operands: &[ValueType], results: &[ValueType]) -> Vec<(&'static Kernel, Lowered)> {
+    let request = Request { op, operands, results };
+    let offered = wgsl::rows().filter(|k| k.op == op.name() && k.needs.are_in(gpu.offered()));
+    offered.filter_map(|kernel| Some((kernel, (kernel.lower)(&request).ok()?))).collect()
+}
+
+/// Every case on every row, row by row.
+fn check(gpu: &Gpu, only: &str) -> bool {
+    let mut found: Vec<(&str, usize, f64, Vec<String>)> =
+        wgsl::rows().filter(|k| k.name.contains(only)).map(|k| (k.name, 0, 0.0, Vec::new())).collect();
+    for case in Op::all_cases().into_iter().chain(shapes()) {
+        let operands: Vec<ValueType> = case.inputs.iter().map(Tensor::value_type).collect();
+        let results = case.op.infer(&operands).unwrap_or_else(|e| panic!("{} {operands:?}: {e}", case.op.name()));
+        for (kernel, lowered) in rows(gpu, &case.op, &operands, &results) {
+            let Some((_, cases, worst, faults)) = found.iter_mut().find(|(name, ..)| *name == kernel.name) else {
+                continue;
+            };
+            *cases += 1;
+            match alone::error(gpu, &lowered, &case) {
+                Ok(off) => *worst = worst.max(off),
+                Err(fault) => {
+                    let types: Vec<String> = operands.iter().map(ToString::to_string).collect();
+                    faults.push(format!("{} ({}): {fault}", text::print_op(&case.op), types.join(", ")));
+                }
+            }
+        }
+    }
+    println!("kernel                           cases   error/allowed");
+    for (name, cases, worst, faults) in &found {
+        println!("{name:<32} {cases:>5}   {worst:.3}");
+        faults.iter().for_each(|fault| println!("WRONG {fault}"));
+    }
+    let good = found.iter().all(|(.., faults)| faults.is_empty());
+    println!("{} rows: {}", found.len(), if good { "all hold" } else { "some do not hold" });
+    good
+}
+
+/// Cases that the operations do not bring themselves: ragged shapes around the tiles of products.
+fn shapes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |op: Op, dtypes: &[DType], shapes: &[&[usize]]| {
+        let inputs = shapes.iter().zip(dtypes).zip(1..).map(|((shape, dtype), seed)| Tensor::wave(*dtype, shape, seed));
+        cases.push(Case::new("shapes", op, inputs.collect()));
+    };
+    let (f, h, e) = (DType::F32, DType::F16, DType::F8E4M3);
+    for m in [1, 7, 63, 64, 65, 1374] {
+        for (n, k) in [(68, 64), (1024, 592), (192, 200)] {
+            let op = |activation, bias, residual, out| Linear { activation, residual, out, ..Linear::new(bias) };
+            add(op(Activation::Gelu, true, false, None).into(), &[h, h, h], &[&[m, k], &[n, k], &[n]]);
+            add(op(Activation::None, true, true, Some(f)).into(), &[h, h, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
+            add(op(Activation::None, true, true, None).into(), &[f, f, f, f], &[&[m, k], &[n, k], &[n], &[m, n]]);
+            let codes = WeightScaledLinear {
+                activation: Activation::Gelu,
+                bias: true,
+                residual: false,
+                w_scale: Granularity::Row,
+                out: None,
+            };
+            add(codes.into(), &[h, e, f, f], &[&[m, k], &[n, k], &[n, 1], &[n]]);
+        }
+        for transpose_b in [false, true] {
+            let b: &[usize] = if transpose_b { &[3, 72, 64] } else { &[3, 64, 72] };
+            add(MatMul { transpose_b }.into(), &[h, h], &[&[3, m, 64], b]);
+        }
+    }
+    cases
+}
+
+/// An operation as text writes it, its operands, and floating-point operations that rates are by.
+struct Shape {
+    name: String,
+    op: String,
+    operands: Vec<ValueType>,
+    flops: f64,
+}
+
+fn timed() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    let of = |dtype: DType, shape: &[usize]| ValueType::new(dtype, shape.iter().copied());
+    let (f, h, e) = (DType::F32, DType::F16, DType::F8E4M3);
+    for m in [8, 2748, 10_992] {
+        for (k, n) in [(1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024)] {
+            let mut add = |what: &str, op: &str, operands: Vec<ValueType>| {
+                let (name, flops) = (format!("linear {what} {m}x{k}->{n}"), 2.0 * (m * k * n) as f64);
+                shapes.push(Shape { name, op: op.into(), operands, flops });
+            };
+            add("f32", "linear {bias=true}", vec![of(f, &[m, k]), of(f, &[n, k]), of(f, &[n])]);
+            add("f16", "linear {bias=true}", vec![of(h, &[m, k]), of(h, &[n, k]), of(f, &[n])]);
+            let codes = vec![of(h, &[m, k]), of(e, &[n, k]), of(f, &[n, 1]), of(f, &[n])];
+            add("e4m3 weights", "weight_scaled_linear {bias=true}", codes);
+        }
+    }
+    for (size, input, output) in [(148, 256, 256), (296, 256, 128), (518, 128, 32), (37, 1024, 256)] {
+        let flops = 36.0 * (size * size * input * output) as f64;
+        for (dtype, what) in [(f, "f32"), (h, "f16")] {
+            let layouts = [
+                ("pixels", ",layout=nhwc", [2, size, size, input], [output, 3, 3, input]),
+                ("planes", "", [2, input, size, size], [output, input, 3, 3]),
+            ];
+            for (where_, layout, x, w) in layouts {
+                let name = format!("conv 3x3 {what} {where_} {input}->{output} 2x{size}x{size}");
+                let op = format!("conv2d {{pads=[1,1,1,1]{layout},bias=true}}");
+                shapes.push(Shape { name, op, operands: vec![of(dtype, &x), of(dtype, &w), of(f, &[output])], flops });
+            }
+        }
+    }
+    shapes
+}
+
+/// Every shape on every row that takes it.
+fn time(gpu: &Gpu, only: &str) -> Result<bool> {
+    println!("| shape | row | us | TFLOP/s |\n| --- | --- | --- | --- |");
+    let failed = |e: &dyn std::fmt::Display| Error::unsupported("bench.case", e.to_string());
+    let mut good = true;
+    for Shape { name, op, operands, flops } in timed().into_iter().filter(|shape| shape.name.contains(only)) {
+        let op = text::parse_op(&op).map_err(|e| failed(&e))?;
+        let results = op.infer(&operands).map_err(|e| failed(&e))?;
+        let inputs: Vec<Tensor> = operands.iter().zip(1..).map(|(ty, seed)| random(ty, seed)).collect();
+        for (kernel, lowered) in rows(gpu, &op, &operands, &results) {
+            let times = if flops > 1e10 { 8 } else { 64 };
+            let alone = Alone::new(gpu, &lowered, &inputs, &results);
+            match alone.and_then(|alone| alone.time(times)) {
+                Ok(time) => {
+                    let seconds = time.as_secs_f64();
+                    println!("| {name} | {} | {:.1} | {:.1} |", kernel.name, seconds * 1e6, flops / seconds / 1e12);
+                }
+                Err(error) => {
+                    good = false;
+                    println!("| {name} | {} | {error} | |", kernel.name);
+                }
+            }
+        }
+    }
+    Ok(good)
+}
+
+/// Numbers between -1 and 1, the same ones every 2^20: what is multiplied takes as much power as other numbers do.
+fn random(ty: &ValueType, seed: u64) -> Tensor {
+    let mut rng = Stream::new(&[seed]);
+    let shape = ty.dims().expect("cases have fixed shapes");
+    let count: usize = shape.iter().product();
+    let period = count.min(1 << 20);
+    let values: Vec<f32> = (0..period).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect();
+    let part = Tensor::from_f32(&[period], values).cast(ty.dtype);
+    let bytes: Vec<u8> = part.bytes().iter().copied().cycle().take(count * ty.dtype.size()).collect();
+    Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("as many bytes as the shape has")
+}
