@@ -34,6 +34,7 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "dense bf16", attention: None, precision: "bf16" },
     Variant { name: "dense fp8", attention: None, precision: "fp8" },
     Variant { name: "dense fp8 narrow", attention: None, precision: "fp8{activation=auto,rest=bf16,residual=bf16}" },
+    Variant { name: "dense fp8 codes", attention: None, precision: "fp8{attention=all}" },
     Variant {
         name: "64x64 pooled .3",
         attention: Some("global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
@@ -68,6 +69,11 @@ const VARIANTS: &[Variant] = &[
         name: "64x16 centroid .1 fp8",
         attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
         precision: "fp8",
+    },
+    Variant {
+        name: "64x16 centroid .1 fp8 codes",
+        attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        precision: "fp8{attention=all}",
     },
 ];
 

@@ -27,13 +27,22 @@ fn device() -> Option<std::sync::Arc<Context>> {
 }
 
 fn plan(text: &str, images: Option<&str>) -> Plan {
-    let graph = parse(text).unwrap();
+    plan_of(&[text], images)
+}
+
+/// An entry a text.
+fn plan_of(texts: &[&str], images: Option<&str>) -> Plan {
     let mut weights = Weights::default();
-    for id in graph.node_ids() {
-        if let Op::Param(param) = graph.op(id) {
-            let tensor = Tensor::wave(param.ty.dtype, &param.ty.dims().unwrap(), 1);
-            weights.insert(param.name.clone(), Weight::owned(tensor));
+    let mut sources = Vec::new();
+    for (text, number) in texts.iter().zip(1..) {
+        let graph = parse(text).unwrap();
+        for id in graph.node_ids() {
+            if let Op::Param(param) = graph.op(id) {
+                let tensor = Tensor::wave(param.ty.dtype, &param.ty.dims().unwrap(), 1);
+                weights.insert(param.name.clone(), Weight::owned(tensor));
+            }
         }
+        sources.push(EntrySource { bindings: Bindings::from([("S".to_string(), number)]), graph });
     }
     let images = images.map(|name| ImageInput {
         name: name.into(),
@@ -41,8 +50,7 @@ fn plan(text: &str, images: Option<&str>) -> Plan {
         normalised_in_graph: true,
         preprocess: "plain_crop".into(),
     });
-    let source = EntrySource { bindings: Bindings::new(), graph };
-    build(&[source], &weights, &cuda::SM_90A, Meta { images, ..Meta::default() }).unwrap()
+    build(&sources, &weights, &cuda::SM_90A, Meta { images, ..Meta::default() }).unwrap()
 }
 
 fn session(plan: Plan) -> Result<Session> {
@@ -93,6 +101,28 @@ fn memory_is_what_was_predicted() {
     // Pages of 2 MiB, machine code and the graph come on top.
     let taken = before - after;
     assert!((predicted..predicted + (64 << 20)).contains(&taken), "predicted {predicted}, taken {taken}");
+}
+
+#[test]
+fn entries_that_share_a_kernel_may_need_different_memory() {
+    let Some(_context) = device() else { return };
+    let sizes = [640, 10992, 2748];
+    let text = |tokens: usize| {
+        format!(
+            "graph @routed(%q: bf16[1,16,{tokens},64], %k: bf16[1,16,{tokens},64]) {{
+  %idx, %cnt = block_route(%q, %k) {{block_q=64,block_k=64,router=pooled,kept=4,scale=0.125}}
+  return idx=%idx, cnt=%cnt
+}}"
+        )
+    };
+    let texts = sizes.map(text);
+    let mut session = session(plan_of(&texts.each_ref().map(String::as_str), None)).unwrap();
+    for (entry, tokens) in sizes.into_iter().enumerate() {
+        let tensor = |seed| Tensor::wave(DType::BF16, &[1, 16, tokens, 64], seed);
+        let inputs = BTreeMap::from([("q".to_string(), tensor(1)), ("k".to_string(), tensor(2))]);
+        let counts = session.run(entry, &inputs).unwrap()["cnt"].to_i64();
+        assert!(counts.iter().all(|count| *count == 4), "{tokens} tokens");
+    }
 }
 
 #[test]

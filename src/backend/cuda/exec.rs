@@ -106,6 +106,13 @@ impl Loaded {
         upload(&mut staging, &plan, &weights, &offsets)?;
         part("weights");
 
+        // Entries share functions, and the largest of them says how much shared memory one may have.
+        let key = |launch: &Launch| (launch.module.key(), launch.function);
+        let mut shared: HashMap<(String, &'static str), u32> = HashMap::new();
+        for launch in lowered.iter().flatten().flatten() {
+            let most = shared.entry(key(launch)).or_default();
+            *most = launch.shared.max(*most);
+        }
         let mut functions: HashMap<(String, &'static str), Function> = HashMap::new();
         let mut launches = Vec::with_capacity(lowered.len());
         for (entry, steps) in plan.entries().iter().zip(&lowered) {
@@ -114,11 +121,11 @@ impl Loaded {
                 let places =
                     Places { entry, step, arena: arena.address(), weights: weights.address(), offsets: &offsets };
                 let calls = calls.iter().filter(|l| l.grid.iter().all(|n| *n > 0)).map(|launch| {
-                    let key = (launch.module.key(), launch.function);
+                    let key = key(launch);
                     let function = match functions.get(&key) {
                         Some(function) => *function,
                         None => {
-                            let function = code[&key.0].function(launch.function, launch.shared)?;
+                            let function = code[&key.0].function(launch.function, shared[&key])?;
                             functions.insert(key, function);
                             function
                         }
