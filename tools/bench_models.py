@@ -17,20 +17,22 @@ VGGT = ["--arch", "vggt-1b", "--size", "518x518", "--outputs", "pose_enc,depth,d
 DA3 = ["--arch", "da3-large", "--size", "504x504"]
 SPARSE = "global=sla{keep=0.1,block_q=64,block_k=64,router=pooled,form=sparse}"
 CENTROIDS = "global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"
-CODES = "fp8{attention=all}"
+WIDE = "fp8{attention=none}"
 
 # Name, what is compiled, views, precision, attention.
 ROWS = [
     ("vggt fp8 dense", VGGT, "1,2,8", "fp8", None),
-    ("vggt fp8 dense, attention over codes", VGGT, "2,8", CODES, None),
+    ("vggt fp8 dense, attention in bf16", VGGT, "1,2,8", WIDE, None),
     ("vggt bf16 dense", VGGT, "2", "bf16", None),
     ("vggt fp8 sparse .1", VGGT, "8,32,64,100", "fp8", SPARSE),
-    ("vggt fp8 sparse .1, attention over codes", VGGT, "8,32,64,100", CODES, SPARSE),
+    ("vggt fp8 sparse .1, attention in bf16", VGGT, "8,32,64,100", WIDE, SPARSE),
     ("vggt fp8 centroids .1", VGGT, "32,100", "fp8", CENTROIDS),
-    ("vggt fp8 centroids .1, attention over codes", VGGT, "32,100", CODES, CENTROIDS),
+    ("vggt fp8 centroids .1, attention in bf16", VGGT, "32,100", WIDE, CENTROIDS),
     ("da3 fp8 dense", DA3, "2", "fp8", None),
+    ("da3 fp8 dense, convolutions too", DA3, "2", "fp8{convolution=e4m3}", None),
     ("da3 fp8 sparse .1", DA3, "8,32", "fp8", SPARSE),
-    ("da3 fp8 sparse .1, attention over codes", DA3, "8,32", CODES, SPARSE),
+    ("da3 fp8 sparse .1, convolutions too", DA3, "8,32", "fp8{convolution=e4m3}", SPARSE),
+    ("da3 fp8 sparse .1, attention in bf16", DA3, "8,32", WIDE, SPARSE),
 ]
 
 

@@ -87,9 +87,16 @@ pub trait Target {
         DenseHeads::default()
     }
 
-    /// Whether joint projections write the heads of their attention themselves.
-    fn joins_heads(&self) -> bool {
-        false
+    /// Options of the pass `fuse_qkv` for joint projections that write the heads of their attention themselves; none if
+    /// no product does.
+    fn joint_heads(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Options of the pass `fp8_attention` for the attentions that are best computed over e4m3 codes beside FP8 linear
+    /// layers; none if there are none.
+    fn coded_attention(&self) -> Option<&'static str> {
+        None
     }
 
     /// The kernel for a request, or why there is none.

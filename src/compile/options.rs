@@ -28,8 +28,10 @@ pub struct Options {
     pub precision: Precision,
     /// How dense heads are computed; a matter of the target.
     pub heads: DenseHeads,
-    /// Whether joint projections write heads; a matter of the target.
-    pub joint_heads: bool,
+    /// Options of `fuse_qkv`; a matter of the target.
+    pub joint_heads: Option<&'static str>,
+    /// Options of `fp8_attention` where `attention=auto`; a matter of the target.
+    pub coded_attention: Option<&'static str>,
     /// Which view the model takes as its reference.
     pub reference_view: ReferenceView,
     /// Which outputs are kept; all if empty.
@@ -120,7 +122,8 @@ pub enum Precision {
     /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
     /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well;
     /// `attention=all` (or `encoder`, `frame`, `global`; `none`) has attention multiply e4m3 codes, see the pass
-    /// `fp8_attention`; `convolution=e4m3` (or `none`) has convolutions of dense heads do so, see `fp8_convolution`.
+    /// `fp8_attention`, `attention=auto` where the target is best at it; `convolution=e4m3` (or `none`) has convolutions of
+    /// dense heads do so, see `fp8_convolution`.
     Fp8(AttrMap),
     /// Weights of linear layers stored in e4m3, arithmetic wider, with the options of the pass `fp8w`, and `rest` and
     /// `residual` as above.
@@ -129,7 +132,8 @@ pub enum Precision {
 
 impl Precision {
     /// With what a target of tensor cores prefers where it is not said: `rest=bf16`, and beside FP8 activations, whose
-    /// rounding is coarser, `residual=bf16`, and `activation=auto`, scales that tiles of products can give.
+    /// rounding is coarser, `residual=bf16`, `attention=auto`, and `activation=auto`, scales that tiles of products can
+    /// give.
     pub fn for_target(mut self, target: &dyn Target) -> Self {
         let activations = matches!(self, Self::Fp8(_));
         if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
@@ -140,6 +144,7 @@ impl Precision {
             let wanted = [
                 ("rest", "bf16", narrow),
                 ("residual", "bf16", narrow && activations),
+                ("attention", "auto", narrow && activations),
                 ("activation", "auto", activations),
             ];
             for (name, word, _) in wanted.into_iter().filter(|(.., wanted)| *wanted) {
@@ -165,11 +170,12 @@ impl Precision {
         };
         let (rest, residual) = (narrow("rest")?, narrow("residual")?);
         let attention = match take("attention") {
-            None => None,
-            Some(Attr::Word(word)) if word == "none" => None,
+            None => Coded::None,
+            Some(Attr::Word(word)) if word == "none" => Coded::None,
+            Some(Attr::Word(word)) if word == "auto" => Coded::Auto,
             Some(attr) => match Kinds::take(&attr) {
-                Some(kinds) => Some(kinds),
-                None => return Err(format!("`attention` must be none or {}, not `{attr}`", Kinds::EXPECTS)),
+                Some(kinds) => Coded::Kinds(kinds),
+                None => return Err(format!("`attention` must be none, auto or {}, not `{attr}`", Kinds::EXPECTS)),
             },
         };
         let convolution = match take("convolution") {
@@ -181,6 +187,15 @@ impl Precision {
     }
 }
 
+/// Which attentions multiply codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coded {
+    None,
+    /// Those that the target is best at.
+    Auto,
+    Kinds(Kinds),
+}
+
 /// What the options of an 8-bit precision say.
 pub(super) struct EightBits {
     /// Those of the pass for linear layers.
@@ -190,7 +205,7 @@ pub(super) struct EightBits {
     /// Whether the residual stream is.
     pub residual: bool,
     /// Which attentions multiply codes.
-    pub attention: Option<Kinds>,
+    pub attention: Coded,
     /// Whether convolutions do.
     pub convolution: bool,
 }
@@ -400,13 +415,14 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!(parts("fp8{weight=row}"), Ok((1, false, false, None)));
-        assert_eq!(parts("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, true, true, None)));
-        assert_eq!(parts("fp8{rest=bf16,residual=f32,attention=none}"), Ok((0, true, false, None)));
-        assert_eq!(parts("fp8{attention=global}"), Ok((0, false, false, Some(Kinds::Global))));
+        assert_eq!(parts("fp8{weight=row}"), Ok((1, false, false, Coded::None)));
+        assert_eq!(parts("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, true, true, Coded::None)));
+        assert_eq!(parts("fp8{rest=bf16,residual=f32,attention=none}"), Ok((0, true, false, Coded::None)));
+        assert_eq!(parts("fp8{attention=global}"), Ok((0, false, false, Coded::Kinds(Kinds::Global))));
+        assert_eq!(parts("fp8{attention=auto}"), Ok((0, false, false, Coded::Auto)));
         assert!(parts("fp8{residual=f16}").unwrap_err().contains("`residual`"));
         assert!(parts("fp8{attention=camera}").unwrap_err().contains("`attention`"));
-        assert_eq!(parts("fp8{convolution=e4m3}"), Ok((0, false, false, None)));
+        assert_eq!(parts("fp8{convolution=e4m3}"), Ok((0, false, false, Coded::None)));
         assert!(parts("fp8{convolution=yes}").unwrap_err().contains("`convolution`"));
     }
 

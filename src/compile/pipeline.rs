@@ -9,7 +9,7 @@ use lite3r_ir::{
     },
 };
 
-use super::options::{Layer, Options, Precision, ReferenceView};
+use super::options::{Coded, Layer, Options, Precision, ReferenceView};
 use crate::{Error, Result};
 
 /// Before symbols are bound.
@@ -30,9 +30,6 @@ pub const FUSION: &str = "fuse,layout,canonicalize,cse,dce";
 /// At the end.
 pub const FINISH: &str = "fuse_quantize,fuse_self_attention,fuse_heads,fuse_merge,fuse_pointwise,join_slices,pad_products,cse,dce,\
      fuse_rectified,dce";
-
-/// Behind [`FINISH`], where products write heads.
-pub const JOINT_HEADS: &str = "fuse_qkv,cse,dce";
 
 /// Full resolution fills a device with one frame.
 pub const LARGE_FRAMES: &str = "frame_tiles{frames=1,bytes=33554432}";
@@ -92,12 +89,12 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     match &options.precision {
         Precision::F32 => {}
         Precision::Bf16 => selected.extend(named("bf16")?),
-        Precision::Fp8(attrs) => selected.extend(eight_bits("fp8", attrs)?),
-        Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs)?),
+        Precision::Fp8(attrs) => selected.extend(eight_bits("fp8", attrs, options)?),
+        Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs, options)?),
     }
     selected.extend(named(FINISH)?);
-    if options.joint_heads {
-        selected.extend(named(JOINT_HEADS)?);
+    if let Some(heads) = options.joint_heads {
+        selected.extend(named(&format!("fuse_qkv{heads},cse,dce"))?);
     }
     if let Some(frames) = options.heads.frames {
         selected.extend(named(&format!("frame_tiles{{frames={frames}}},{LARGE_FRAMES},dce"))?);
@@ -139,7 +136,7 @@ fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
 /// A pass that makes linear layers FP8, and `bf16` for the rest where that is asked for. Norms join their quantisation
 /// before, so that they read the residual stream in f32. Convolutions become FP8 behind `bf16`: they quantise what is
 /// narrow already.
-fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
+fn eight_bits(pass: &str, attrs: &AttrMap, options: &Options) -> Result<Vec<Selected>> {
     let parts = Precision::parts(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
     let mut selected = vec![with(pass, &parts.own)?];
     if parts.rest {
@@ -151,8 +148,10 @@ fn eight_bits(pass: &str, attrs: &AttrMap) -> Result<Vec<Selected>> {
     if parts.convolution {
         selected.extend(named("fp8_convolution,dce")?);
     }
-    if let Some(kinds) = parts.attention {
-        selected.extend(named(&format!("fp8_attention{{kind={}}},dce", kinds.word()))?);
+    match (parts.attention, options.coded_attention) {
+        (Coded::Kinds(kinds), _) => selected.extend(named(&format!("fp8_attention{{kind={}}},dce", kinds.word()))?),
+        (Coded::Auto, Some(coded)) => selected.extend(named(&format!("fp8_attention{coded},dce"))?),
+        (Coded::Auto, None) | (Coded::None, _) => {}
     }
     Ok(selected)
 }
@@ -183,7 +182,6 @@ mod tests {
             EXACT,
             FUSION,
             FINISH,
-            JOINT_HEADS,
             LARGE_FRAMES,
             "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view",
         ] {

@@ -77,7 +77,8 @@ impl Variant {
             attention: attention.into_iter().collect(),
             precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target),
             heads: target.dense_heads(),
-            joint_heads: target.joins_heads(),
+            joint_heads: target.joint_heads(),
+            coded_attention: target.coded_attention(),
             ..Options::default()
         };
         let model = Model::Onnx { path: model.into(), random_weights: None };

@@ -1,4 +1,4 @@
-//! `fuse_qkv`: a joint projection writes the heads of its attention itself.
+//! `fuse_qkv{widths=[64,128]}`: a joint projection writes the heads of its attention itself.
 //!
 //! ```text
 //! qkv_heads(linear(x, w, b), g, b, …, cos, sin)   →   qkv_linear(x, w, b, g, b, …, turns(cos, sin))
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The same goes for `scaled_linear` with a scale a row. Nothing else may read the product, which has no activation and no
-//! residual; heads have 64 or 128 columns of 16 bits, which tiles of products hold whole, and rows of x have whole 16
+//! residual; heads have 16 bits and one of the `widths`, which tiles of products hold whole, and rows of x have whole 16
 //! bytes. Tables are f32, one for all heads, known when the plan is made, and turn both halves of a segment alike, as
 //! what they are made of shows; the turns are made from them with the plan. Numbers are rounded once.
 
@@ -36,18 +36,16 @@ pub const FUSE_QKV: Pass = Pass {
     run,
 };
 
-/// Columns of heads that tiles of products hold whole.
-const WIDTHS: [usize; 2] = [64, 128];
-
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
-    options.only(&[])?;
+    options.only(&["widths"])?;
+    let widths = options.get_or("widths", vec![64, 128])?;
     // What passes have replaced still reads its operands and would pass for another reader.
     (DCE.run)(graph, &Options::default())?;
     let fixed = weight_time(graph);
     let nodes: Vec<NodeId> = graph.node_ids().collect();
     let mut fused = 0;
     for id in nodes {
-        let Some(Whole { op, mut operands, tables }) = whole(graph, id, &fixed) else { continue };
+        let Some(Whole { op, mut operands, tables }) = whole(graph, id, &fixed, &widths) else { continue };
         let results: Vec<Value> = graph.results(id).collect();
         let mut patch = Patch::new(graph, "fuse_qkv", results[0]);
         if let Some(tables) = tables {
@@ -71,7 +69,7 @@ struct Whole {
     tables: Option<[Value; 2]>,
 }
 
-fn whole(graph: &Graph, split: NodeId, fixed: &HashSet<NodeId>) -> Option<Whole> {
+fn whole(graph: &Graph, split: NodeId, fixed: &HashSet<NodeId>, widths: &[usize]) -> Option<Whole> {
     let heads = match graph.op(split) {
         Op::QkvHeads(op) => op.clone(),
         Op::SplitHeads(SplitHeads { parts: 3, heads }) => {
@@ -80,7 +78,7 @@ fn whole(graph: &Graph, split: NodeId, fixed: &HashSet<NodeId>) -> Option<Whole>
         _ => return None,
     };
     let ty = graph.ty(result(split));
-    let d = ty.shape[3].size().filter(|d| WIDTHS.contains(d) && ty.dtype.size() == 2)?;
+    let d = ty.shape[3].size().filter(|d| widths.contains(d) && ty.dtype.size() == 2)?;
     let others = graph.operands(split);
     let joint = others[0];
     let (norms, tables) = heads.parts(&others);

@@ -180,8 +180,12 @@ impl Target for Cuda {
         DenseHeads { channels_last: true, frames: Some(8) }
     }
 
-    fn joins_heads(&self) -> bool {
-        self.arch == Arch::Sm90a
+    fn joint_heads(&self) -> Option<&'static str> {
+        (self.arch == Arch::Sm90a).then_some("{widths=[64,128]}")
+    }
+
+    fn coded_attention(&self) -> Option<&'static str> {
+        (self.arch == Arch::Sm90a).then_some("{widths=[64,128],blocks=[16,32,64,128],queries=128}")
     }
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
