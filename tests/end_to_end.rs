@@ -150,7 +150,7 @@ fn fixtures_meet_their_recorded_outputs_through_wgsl() {
         assert!(std::env::var_os("LITE3R_REQUIRE_WGPU").is_none(), "an adapter was asked for and is not there");
         return eprintln!("skipped: no adapter");
     }
-    check(&fixtures(), &backend::wgsl::Wgsl, WGSL_LIMIT);
+    check(&fixtures(), &backend::wgsl::PORTABLE, WGSL_LIMIT);
 }
 
 #[test]

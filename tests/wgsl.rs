@@ -52,6 +52,62 @@ const BLOCK: &str = "graph @block(%x: f32[2,65,64]) -> (y: f32[2,65,64], p: f16[
   return y=%y, p=%p, m=%m
 }";
 
+/// The largest difference between what a plan for `target` gives and what the CPU gives, relative to the latter.
+fn difference(text: &str, target: &dyn Target, inputs: &BTreeMap<String, Tensor>) -> f64 {
+    let run = |target: &dyn Target| Session::new(plan(text, target), &Options::default())?.run(0, inputs);
+    let (found, wanted) = (run(target).unwrap(), run(&Cpu).unwrap());
+    let errors = found.iter().map(|(name, got)| relative_error(got, &wanted[name]).unwrap());
+    errors.fold(0.0, f64::max)
+}
+
+#[test]
+fn maps_larger_than_a_shader_sees_are_computed_in_parts() {
+    if !is_present() {
+        return;
+    }
+    let head = "graph @head(%x: f32[1,128,259,259]) -> (y: f32[1,2,518,518]) {
+  param $w: f32[2,128,3,3], $b: f32[2]
+  %0 = resize(%x) {mode=linear,coordinates=align_corners,size=[518,518]}
+  %1 = relu(%0)
+  %y = conv2d(%1, $w, $b) {pads=[1,1,1,1],bias=true}
+  return y=%y
+}";
+    let limits = plan(head, &wgsl::PORTABLE).header().limits.clone();
+    assert!(limits[wgsl::BINDING_BYTES] <= 128 << 20, "{limits:?}");
+    let whole = plan(head, &wgsl::Wgsl { binding: 1 << 30 }).header().limits.clone();
+    assert_eq!(whole[wgsl::BINDING_BYTES], 518 * 518 * 128 * 4);
+    let x = Tensor::wave(lite3r_ir::DType::F32, &[1, 128, 259, 259], 7);
+    let error = difference(head, &wgsl::PORTABLE, &BTreeMap::from([("x".to_string(), x)]));
+    assert!(error < 1e-4, "{error}");
+}
+
+#[test]
+fn plans_in_small_parts_give_what_the_cpu_gives() {
+    if !is_present() {
+        return;
+    }
+    for binding in [1 << 13, 1 << 14, 1 << 15] {
+        let error = difference(BLOCK, &wgsl::Wgsl { binding }, &inputs());
+        assert!(error < 1e-3, "{error} by {binding}");
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_in_parts_is_named() {
+    let text = "graph @g(%x: f32[1,1024]) -> (y: f32[1,4]) {
+  param $w: f32[4,1024]
+  %y = linear(%x, $w)
+  return y=%y
+}";
+    let source = EntrySource { bindings: Bindings::new(), graph: parse(text).unwrap() };
+    let mut weights = Weights::default();
+    weights.insert("w", Weight::owned(Tensor::wave(lite3r_ir::DType::F32, &[4, 1024], 1)));
+    let error = build(&[source], &weights, &wgsl::Wgsl { binding: 2048 }, Meta::default()).unwrap_err();
+    assert_eq!(error.code, "plan.gap");
+    let text = error.to_string();
+    assert!(["linear", "2048 bytes at once", "f32[1,1024] of 4096 bytes"].iter().all(|t| text.contains(t)), "{text}");
+}
+
 fn inputs() -> BTreeMap<String, Tensor> {
     BTreeMap::from([("x".to_string(), Tensor::wave(lite3r_ir::DType::F32, &[2, 65, 64], 7))])
 }
@@ -68,7 +124,7 @@ fn plans_give_what_the_cpu_gives() {
         assert!(first.iter().zip(&again).all(|((_, a), (_, b))| a.bytes() == b.bytes()), "not the same bits again");
         first
     };
-    let (found, wanted) = (run(&wgsl::Wgsl), run(&Cpu));
+    let (found, wanted) = (run(&wgsl::PORTABLE), run(&Cpu));
     for ((name, got), (_, want)) in found.iter().zip(&wanted) {
         let error = relative_error(got, want).unwrap();
         assert!(error < 1e-3, "{name}: {error}");
@@ -80,7 +136,7 @@ fn steps_are_timed_by_the_device() {
     if !is_present() {
         return;
     }
-    let mut session = Session::new(plan(BLOCK, &wgsl::Wgsl), &Options::default()).unwrap();
+    let mut session = Session::new(plan(BLOCK, &wgsl::PORTABLE), &Options::default()).unwrap();
     let mut total = Duration::ZERO;
     let mut steps = 0;
     let mut seen = |run: lite3r::backend::StepRun<'_>| {
@@ -93,7 +149,7 @@ fn steps_are_timed_by_the_device() {
 
 #[test]
 fn plans_say_what_they_need_of_a_device() {
-    let plan = plan(BLOCK, &wgsl::Wgsl);
+    let plan = plan(BLOCK, &wgsl::PORTABLE);
     let limits = &plan.header().limits;
     // The widest value is that behind the first product, in f32; linear has three tensors.
     assert_eq!(limits[wgsl::BINDING_BYTES], 2 * 65 * 192 * 4);

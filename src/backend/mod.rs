@@ -308,10 +308,10 @@ pub const TARGETS: &[&dyn Target] = &[
     #[cfg(feature = "cuda")]
     &cuda::SM_80,
     #[cfg(feature = "wgpu")]
-    &wgsl::Wgsl,
+    &wgsl::PORTABLE,
 ];
 
-/// The target of that name; `cuda` is Hopper. Errors: `device.target`, which says what this build has.
+/// The target of that name; `cuda` is Hopper, `wgsl:binding=2GiB` one whose shaders see so much of a buffer at once. Errors: `device.target`, which says what this build has.
 pub fn target(name: &str) -> Result<&'static dyn Target> {
     let known = || TARGETS.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ");
     let missing = |feature: &str, how: &str| {
@@ -322,11 +322,17 @@ pub fn target(name: &str) -> Result<&'static dyn Target> {
     if let Some(target) = TARGETS.iter().find(|t| t.name() == full) {
         return Ok(*target);
     }
+    #[cfg(feature = "wgpu")]
+    if name.starts_with("wgsl:") {
+        let target = wgsl::target(name).map_err(|e| Error::usage("device.target", e))?;
+        // A few bytes for each name that a command line gives.
+        return Ok(Box::leak(Box::new(target)));
+    }
     match name {
         _ if (name == "cuda" || name.starts_with("cuda:")) && cfg!(not(feature = "cuda")) => {
             missing("CUDA", " (build it with `--features cuda`)")
         }
-        "wgsl" => missing("WGSL", " (build it with `--features wgpu`)"),
+        _ if name == "wgsl" || name.starts_with("wgsl:") => missing("WGSL", " (build it with `--features wgpu`)"),
         _ => Err(Error::usage("device.target", format!("there is no target `{name}`; this build has: {}", known()))),
     }
 }

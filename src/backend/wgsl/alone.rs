@@ -1,6 +1,9 @@
 //! A row by itself on tensors, held against the reference and timed: for the tests of conformance and for benchmarks.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use lite3r_ir::{Tensor, ValueType, ops::Case};
 
@@ -8,6 +11,7 @@ use super::{
     adapter::{Gpu, padded},
     exec::{Ready, bound},
     launch::{Base, Lowered},
+    shader::Shader,
 };
 use crate::{Error, Result};
 
@@ -42,10 +46,15 @@ impl<'g> Alone<'g> {
                 Base::Scratch => (&scratch, 0),
             })
         };
+        let mut pipelines: HashMap<&Shader, wgpu::ComputePipeline> = HashMap::new();
         let mut launches = Vec::new();
         for launch in lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0)) {
             let layout = gpu.layout(launch.bindings.len());
-            let pipeline = gpu.pipeline(&launch.shader, &layout)?;
+            let pipeline = match pipelines.get(&launch.shader) {
+                Some(pipeline) => pipeline.clone(),
+                None => gpu.pipeline(&launch.shader, &layout)?,
+            };
+            pipelines.insert(&launch.shader, pipeline.clone());
             launches.push(bound(gpu, (pipeline, &layout), launch, &place)?);
         }
         Ok(Self { gpu, results, launches })

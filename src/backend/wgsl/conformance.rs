@@ -85,6 +85,42 @@ fn kernels_agree_with_the_reference() {
     assert!(faults.is_empty(), "{held} held, {} did not:\n{}", faults.len(), faults.join("\n"));
 }
 
+/// Every case where shaders see a third of its largest tensor: the same values from parts, nothing bound that is larger.
+#[test]
+fn operations_in_parts_agree_with_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let only = std::env::var("LITE3R_ONLY").unwrap_or_default();
+    let (mut faults, mut whole, mut held) = (Vec::new(), std::collections::BTreeSet::new(), 0);
+    for case in Op::all_cases().iter().filter(|case| case.op.name().contains(&only)) {
+        let operands = types(&case.inputs);
+        let results = case.op.infer(&operands).expect("cases are well-typed");
+        let request = Request { op: &case.op, operands: &operands, results: &results };
+        let Ok((_, at_once)) = kernel(&request) else { continue };
+        let most = split::largest(&at_once) / 3 / 256 * 256;
+        if !(512..1 << 20).contains(&most) {
+            continue;
+        }
+        let name = format!("{} {} by {most}", case.op.name(), case.name);
+        let Ok(lowered) = split::lower(&request, most) else {
+            whole.insert(name);
+            continue;
+        };
+        let largest = split::largest(&lowered);
+        assert!(largest <= most, "{name}: {largest}");
+        assert!(split::lower(&request, largest).is_ok_and(|again| again == lowered), "{name}: another under {largest}");
+        let begun = std::time::Instant::now();
+        match alone::error(&gpu, &lowered, case) {
+            Err(fault) => faults.push(format!("{name}: {fault}")),
+            Ok(_) => held += 1,
+        }
+        if begun.elapsed().as_secs() >= 2 {
+            eprintln!("{name}: {} launches, {:?}", lowered.launches.len(), begun.elapsed());
+        }
+    }
+    eprintln!("{held} held; as a whole only: {whole:#?}");
+    assert!(faults.is_empty(), "{held} held, {} did not:\n{}", faults.len(), faults.join("\n"));
+}
+
 #[test]
 fn every_shader_is_valid() {
     let mut seen = std::collections::HashSet::new();

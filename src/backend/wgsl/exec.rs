@@ -100,7 +100,9 @@ impl Loaded {
             begun = Instant::now();
         };
         within_limits(&gpu, &plan)?;
-        let mut lowered = lowered(&plan, &|entry, step| lower(entry, step).map(|l| (l.launches, l.scratch)))?;
+        // Under its own limit a plan is lowered as it was when it was made.
+        let most = plan.header().limits.get(BINDING_BYTES).copied().unwrap_or(u64::MAX);
+        let mut lowered = lowered(&plan, &|entry, step| lower(entry, step, most).map(|l| (l.launches, l.scratch)))?;
         let mut stand_ins = Vec::with_capacity(lowered.len());
         for (entry, steps) in plan.entries().iter().zip(&mut lowered) {
             let each = entry.steps.iter().zip(steps).map(|(step, launches)| {

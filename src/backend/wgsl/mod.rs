@@ -12,6 +12,7 @@ mod attention;
 #[cfg(test)]
 mod conformance;
 mod conv;
+mod cuts;
 mod elementwise;
 pub mod exec;
 pub mod features;
@@ -26,6 +27,7 @@ mod resize;
 mod rows;
 pub mod shader;
 mod sparse;
+mod split;
 mod wide;
 
 use std::collections::BTreeMap;
@@ -33,7 +35,10 @@ use std::collections::BTreeMap;
 use lite3r_ir::{DType, Op, ValueType};
 
 pub use self::features::Features;
-use self::launch::{Base, Binding, Launch, Lowered};
+use self::{
+    adapter::padded,
+    launch::{Base, Binding, Launch, Lowered},
+};
 pub(crate) use super::gpu::dims;
 use super::{Choice, Gap, Request, Target, gpu::floats};
 use crate::{
@@ -88,8 +93,27 @@ pub const BINDING_BYTES: &str = "wgsl_binding_bytes";
 /// The limit of plans that says how many tensors a shader is bound to.
 pub const BINDINGS: &str = "wgsl_bindings";
 
-/// Plans for any GPU.
-pub struct Wgsl;
+/// Plans for any GPU whose shaders see so many bytes of a buffer at once. What is larger is computed in parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wgsl {
+    /// A multiple of 256.
+    pub binding: u64,
+}
+
+/// Plans that run wherever WebGPU does.
+pub const PORTABLE: Wgsl = Wgsl { binding: 128 << 20 };
+
+/// The target of that name: `wgsl`, or `wgsl:binding=2GiB` for devices that offer so much.
+pub fn target(name: &str) -> Result<Wgsl, String> {
+    let Some(size) = name.strip_prefix("wgsl:binding=") else {
+        return if name == "wgsl" { Ok(PORTABLE) } else { Err(format!("`{name}` is not `wgsl:binding=SIZE`")) };
+    };
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
+    let (digits, shift) =
+        units.into_iter().find_map(|(unit, shift)| Some((size.strip_suffix(unit)?, shift))).unwrap_or((size, 0));
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0 && n % 256 == 0);
+    bytes.map(|binding| Wgsl { binding }).ok_or_else(|| format!("`{size}` is no size: 128MiB, 2GiB, bytes by 256"))
+}
 
 impl Target for Wgsl {
     fn name(&self) -> &'static str {
@@ -103,10 +127,10 @@ impl Target for Wgsl {
     fn limits(&self, entries: &[Entry]) -> BTreeMap<String, u64> {
         let steps = entries.iter().flat_map(|e| e.steps.iter().map(move |s| (e, s))).filter(|(_, s)| s.kernel != ALIAS);
         // Those of the rows that run everywhere: an adapter that lacks what another row binds goes without that row.
-        let lowered = steps.filter_map(|(entry, step)| lower(entry, step).ok());
+        let lowered = steps.filter_map(|(entry, step)| lower(entry, step, self.binding).ok());
         let launches: Vec<Launch> = lowered.flat_map(|l| l.launches).collect();
         let most = |of: &dyn Fn(&Launch) -> u64| launches.iter().map(of).max().unwrap_or(0);
-        let bytes = |l: &Launch| l.bindings.iter().map(|b| b.bytes).max().unwrap_or(0);
+        let bytes = |l: &Launch| l.bindings.iter().map(|b| padded(b.bytes)).max().unwrap_or(0);
         BTreeMap::from([
             (BINDING_BYTES.to_string(), most(&bytes)),
             (BINDINGS.to_string(), most(&|l| l.bindings.len() as u64)),
@@ -115,6 +139,8 @@ impl Target for Wgsl {
 
     fn select(&self, request: &Request<'_>) -> Result<Choice, Gap> {
         let (kernel, lowered) = kernel(request)?;
+        let lowered = split::bounded(request, lowered, self.binding)
+            .map_err(|clause| Gap { nearest: Some(kernel.name), clause })?;
         let scratch = variants(request).map(|(_, variant)| variant.scratch).fold(lowered.scratch, usize::max);
         Ok(Choice { kernel: kernel.name, scratch })
     }
@@ -129,7 +155,7 @@ impl Target for Wgsl {
         let mut texts = BTreeMap::new();
         for entry in entries {
             for step in entry.steps.iter().filter(|s| s.kernel != ALIAS) {
-                let plain = lower(entry, step).map_err(|e| Error::unsupported("plan.gap", e))?;
+                let plain = lower(entry, step, self.binding).map_err(|e| Error::unsupported("plan.gap", e))?;
                 let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
                 let request = Request { op: &step.op, operands: &operands, results: &results };
                 let others = variants(&request).map(|(_, lowered)| lowered);
@@ -216,8 +242,8 @@ fn types(entry: &Entry, buffers: &[u32]) -> Vec<ValueType> {
     buffers.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect()
 }
 
-/// What a step of a plan launches by the row that it names.
-pub fn lower(entry: &Entry, step: &Step) -> Result<Lowered, String> {
+/// What a step of a plan launches by the row that it names, where shaders see `most` bytes of a buffer at once.
+pub fn lower(entry: &Entry, step: &Step, most: u64) -> Result<Lowered, String> {
     let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
     let name = &step.kernel;
     let kernel = rows().find(|k| k.name == name);
@@ -229,7 +255,8 @@ pub fn lower(entry: &Entry, step: &Step) -> Result<Lowered, String> {
         return Err(format!("kernel `{name}` runs on some adapters only"));
     }
     let request = Request { op: &step.op, operands: &operands, results: &results };
-    (kernel.lower)(&request).map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
+    let lowered = (kernel.lower)(&request).and_then(|lowered| split::bounded(&request, lowered, most));
+    lowered.map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
 }
 
 /// The rows that may stand in for a step's own where so much is offered, and what they launch.
@@ -237,4 +264,17 @@ pub fn better(entry: &Entry, step: &Step, offered: &Features) -> Vec<(&'static K
     let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
     let request = Request { op: &step.op, operands: &operands, results: &results };
     variants(&request).filter(|(kernel, _)| kernel.needs.are_in(offered)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_how_much_shaders_see() {
+        assert_eq!(target("wgsl"), Ok(PORTABLE));
+        assert_eq!(target("wgsl:binding=2GiB"), Ok(Wgsl { binding: 2 << 30 }));
+        assert_eq!(target("wgsl:binding=65536"), Ok(Wgsl { binding: 65536 }));
+        assert!(["wgsl:2", "wgsl:binding=", "wgsl:binding=0", "wgsl:binding=100"].iter().all(|n| target(n).is_err()));
+    }
 }
