@@ -13,8 +13,8 @@ use std::{
 
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 
-use super::{Arch, launch::Module};
-use crate::{Error, Kind, Result, atomic};
+use super::{super::gpu::cache, Arch, launch::Module};
+use crate::{Error, Kind, Result};
 
 macro_rules! sources {
     ($($name:literal),* $(,)?) => { &[$(($name, include_str!(concat!("../../../cuda/", $name)))),*] };
@@ -96,38 +96,24 @@ pub fn is_present() -> bool {
 /// The machine code of a module, from the cache where it is there. Errors: `cuda.nvrtc` without the library,
 /// `cuda.compile` with the compiler's log.
 pub fn cubin(module: &Module, arch: Arch) -> Result<Vec<u8>> {
-    let Some(folder) = cache() else { return Ok(compile(module, arch)?.bytes) };
+    let Some(folder) = cache::folder() else { return Ok(compile(module, arch)?.bytes) };
     let path = folder.join("kernels").join(format!("{}.cubin", key(module, arch)?));
     if let Ok(bytes) = std::fs::read(&path) {
         return Ok(bytes);
     }
     let made = compile(module, arch)?;
-    keep(&path, &made.bytes)?;
-    keep(&own(&folder, &made.bytes), module.key().as_bytes())?;
+    cache::keep(&path, &made.bytes)?;
+    cache::keep(&own(&folder, &made.bytes), module.key().as_bytes())?;
     Ok(made.bytes)
 }
 
 /// Whether this machine has compiled these bytes itself, as far as its cache remembers.
 pub fn is_own(cubin: &[u8]) -> bool {
-    cache().is_some_and(|folder| own(&folder, cubin).exists())
+    cache::folder().is_some_and(|folder| own(&folder, cubin).exists())
 }
 
 fn own(folder: &Path, cubin: &[u8]) -> PathBuf {
     folder.join("own").join(blake3::hash(cubin).to_hex().as_str())
-}
-
-fn keep(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot be made", &e))?;
-    }
-    atomic::write(path, |out| std::io::Write::write_all(out, bytes))
-}
-
-/// Where what this machine has compiled is kept; `None` without a place for caches.
-fn cache() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-    folder("LITE3R_CACHE").or_else(|| Some(user()?.join("lite3r")))
 }
 
 /// A hash of all that the machine code of a module depends on.

@@ -1,5 +1,6 @@
 //! What the backends for GPUs have in common: facts of operations that are no matter of a language of kernels.
 
+pub mod cache;
 pub mod expression;
 pub mod floats;
 pub mod moves;
