@@ -28,6 +28,7 @@ pub mod backbones;
 pub mod backend;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod clock;
 pub mod compile;
 pub mod demo;
 pub mod error;

@@ -12,18 +12,14 @@
 //! # }
 //! ```
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use lite3r_ir::Tensor;
 
 use crate::{
     Error, Kind, Result,
     backend::{Device, Executable, Probe, StepRun, Tally, Trust, cpu::exec::CpuDevice},
+    clock::Clock,
     plan::{Entry, OpenOptions, Plan},
 };
 
@@ -68,14 +64,14 @@ pub struct Saturated {
 impl Session {
     /// Opens a file. Errors: those of [`Plan::open`] and [`Session::new`].
     pub fn open(path: &Path, options: &Options) -> Result<Self> {
-        let start = Instant::now();
+        let start = Clock::start();
         let (plan, hashes) = Plan::open_unverified(path, &options.plan)?;
         let mut times = vec![("plan", start.elapsed())];
         // Damage is found while the device gets ready; nothing runs before.
         let verify = options.plan.verify;
         let damage = std::thread::spawn(move || if verify { hashes.verify() } else { Ok(()) });
         let session = Self::new(plan, options);
-        let waiting = Instant::now();
+        let waiting = Clock::start();
         damage.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let mut session = session?;
         times.append(&mut session.times);
@@ -86,22 +82,30 @@ impl Session {
     /// Brings a plan to a device. Errors: `device.unknown`, `plan.target` for a plan that was made for another target,
     /// `plan.kernel`, `memory.predicted` with the number of views that would fit, `device.memory`.
     pub fn new(plan: Plan, options: &Options) -> Result<Self> {
-        let start = Instant::now();
+        let start = Clock::start();
         let device = device(options, &plan.header().target)?;
         let mut times = vec![("device", start.elapsed())];
-        let (target, own) = (&plan.header().target, device.target());
-        if target != own {
-            let problem = format!(
-                "the plan is for `{target}`, the device runs `{own}`: compile the model again with `--target {own}`"
-            );
-            let both_cuda = [target.as_str(), own].iter().all(|name| name.starts_with("cuda"));
-            let kind = if both_cuda { Kind::Architecture } else { Kind::BadFile };
-            return Err(Error::new(kind, "plan.target", problem));
-        }
+        runs(device.target(), &plan)?;
         let plan = Arc::new(plan);
         let executable = device.load(plan.clone())?;
         times.extend_from_slice(executable.load_times());
         Ok(Self { plan, executable, times })
+    }
+
+    /// As [`Session::new`], where nothing may wait: in a browser.
+    pub async fn new_async(plan: Plan, options: &Options) -> Result<Self> {
+        #[cfg(feature = "wgpu")]
+        if plan.header().target == "wgsl" {
+            let start = Clock::start();
+            let name = options.device.as_deref().unwrap_or("wgsl:0");
+            let device = crate::backend::wgsl::exec::WgslDevice::new(name).await?;
+            let mut times = vec![("device", start.elapsed())];
+            let plan = Arc::new(plan);
+            let executable = device.load_async(plan.clone()).await?;
+            times.extend_from_slice(executable.load_times());
+            return Ok(Self { plan, executable, times });
+        }
+        Self::new(plan, options)
     }
 
     /// The plan.
@@ -131,6 +135,13 @@ impl Session {
     /// `device.memory`.
     pub fn run(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>) -> Result<Outputs> {
         self.run_with(entry, inputs, Probe::Nothing)
+    }
+
+    /// As [`Session::run`], where nothing may wait: in a browser.
+    pub async fn run_async(&mut self, entry: usize, inputs: &BTreeMap<String, Tensor>) -> Result<Outputs> {
+        let tensors = self.checked(entry, inputs)?;
+        let results = self.executable.run_async(entry, &tensors).await?;
+        Ok(self.named(entry, results))
     }
 
     /// As [`Session::run`], and shows every step to `probe`.
@@ -222,6 +233,18 @@ impl Session {
     }
 }
 
+/// Whether a device for a target runs a plan. Errors: `plan.target`.
+fn runs(own: &str, plan: &Plan) -> Result<()> {
+    let target = &plan.header().target;
+    if target == own {
+        return Ok(());
+    }
+    let problem =
+        format!("the plan is for `{target}`, the device runs `{own}`: compile the model again with `--target {own}`");
+    let both_cuda = [target.as_str(), own].iter().all(|name| name.starts_with("cuda"));
+    Err(Error::new(if both_cuda { Kind::Architecture } else { Kind::BadFile }, "plan.target", problem))
+}
+
 /// The device of that name, or the first for a target: `cpu`, `cuda:0`.
 fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
     let name = match options.device.as_deref() {
@@ -241,7 +264,8 @@ fn device(options: &Options, target: &str) -> Result<Box<dyn Device>> {
         }
         #[cfg(feature = "wgpu")]
         name if name == "wgsl" || name.starts_with("wgsl:") => {
-            Ok(Box::new(crate::backend::wgsl::exec::WgslDevice::new(name)?))
+            use crate::backend::wgsl::exec::{WgslDevice, blocking};
+            Ok(Box::new(blocking(WgslDevice::new(name))?))
         }
         name => {
             let cuda = if cfg!(feature = "cuda") { ", cuda:0, cuda:1, …" } else { "" };

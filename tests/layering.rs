@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Modules that every module may use.
-const COMMON: &[&str] = &["error", "Error", "Kind", "Result", "atomic", "geometry", "rng", "npy"];
+const COMMON: &[&str] = &["error", "Error", "Kind", "Result", "atomic", "geometry", "rng", "npy", "clock"];
 
 const ALLOWED: &[(&str, &[&str])] = &[
     ("weights", &[]),

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lite3r::{
     backend::{Probe, Target, cpu::Cpu, wgsl},
     cli::compare::relative_error,
-    plan::{EntrySource, Meta, Plan, build},
+    plan::{EntrySource, Meta, OpenOptions, Plan, Storage, build},
     session::{Options, Session},
     weights::{Weight, Weights},
 };
@@ -154,4 +154,129 @@ fn plans_say_what_they_need_of_a_device() {
     // The widest value is that behind the first product, in f32; linear has three tensors.
     assert_eq!(limits[wgsl::BINDING_BYTES], 2 * 65 * 192 * 4);
     assert_eq!(limits[wgsl::BINDINGS], 4);
+}
+
+/// What a small plan needs is what it gets.
+#[test]
+fn memory_is_as_predicted() {
+    if !is_present() {
+        return;
+    }
+    let plan = plan(BLOCK, &wgsl::PORTABLE);
+    let predicted = plan.device_bytes();
+    let mut session = Session::new(plan, &Options::default()).unwrap();
+    assert_eq!(session.allocated_bytes(), predicted);
+    session.run(0, &inputs()).unwrap();
+    assert_eq!(session.allocated_bytes(), predicted, "after a run");
+    let parts: Vec<&str> = session.load_times().iter().map(|(part, _)| *part).collect();
+    assert!(["weights", "pipelines"].iter().all(|part| parts.contains(part)), "{parts:?}");
+}
+
+#[test]
+fn runs_need_not_wait() {
+    if !is_present() {
+        return;
+    }
+    let mut waiting = Session::new(plan(BLOCK, &wgsl::PORTABLE), &Options::default()).unwrap();
+    let wanted = waiting.run(0, &inputs()).unwrap();
+    let found = pollster::block_on(async {
+        let mut session = Session::new_async(plan(BLOCK, &wgsl::PORTABLE), &Options::default()).await.unwrap();
+        session.run_async(0, &inputs()).await.unwrap()
+    });
+    assert!(found.iter().all(|(name, got)| got.bytes() == wanted[name].bytes()));
+}
+
+/// A step by itself, named where it fails; here none does.
+#[test]
+fn steps_run_one_by_one_on_demand() {
+    if !is_present() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("block.l3r");
+    plan(BLOCK, &wgsl::PORTABLE).save(&path, Storage::default()).unwrap();
+    let (said, _) = bench(&path, dir.path(), &[("LITE3R_SYNC", "1")]);
+    assert!(said.contains("ms a run"), "{said}");
+}
+
+/// What `lite3r bench` says of a plan, on both streams.
+fn bench(plan: &std::path::Path, cache: &std::path::Path, variables: &[(&str, &str)]) -> (String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_lite3r"))
+        .args(["bench", "--runs", "1", "--time", "--device", "wgsl:0"])
+        .arg(plan)
+        .env("LITE3R_CACHE", cache)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn pipelines_are_kept_and_damage_is_told() {
+    if !is_present() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (path, cache) = (dir.path().join("block.l3r"), dir.path().join("cache"));
+    plan(BLOCK, &wgsl::PORTABLE).save(&path, Storage::default()).unwrap();
+    let (said, _) = bench(&path, &cache, &[]);
+    assert!(said.contains("pipelines"), "{said}");
+    let Ok(files) = std::fs::read_dir(cache.join("pipelines")) else {
+        return eprintln!("skipped: the adapter keeps no pipelines");
+    };
+    let file = files.map(|f| f.unwrap().path()).next().expect("a file");
+    let kept = std::fs::read(&file).unwrap();
+    bench(&path, &cache, &[]);
+    std::fs::write(&file, &kept[..kept.len() / 2]).unwrap();
+    let (_, warned) = bench(&path, &cache, &[]);
+    assert!(warned.contains("damaged, and not used"), "{warned}");
+    assert!(std::fs::read(&file).unwrap().len() > kept.len() / 2, "written again");
+}
+
+#[test]
+fn adapters_that_are_not_there_are_told() {
+    let error =
+        Session::new(plan(BLOCK, &wgsl::PORTABLE), &Options { device: Some("wgsl:999".into()), ..Options::default() });
+    assert_eq!(error.err().unwrap().code, "wgsl.adapter");
+    for adapter in wgsl::adapter::adapters() {
+        assert_eq!(adapter.software, adapter.name.contains("llvmpipe"), "{adapter:?}");
+    }
+}
+
+#[test]
+fn limits_that_are_too_small_are_told_before_loading() {
+    if !is_present() {
+        return;
+    }
+    let large = "graph @g(%x: f32[1500,1024,1024]) -> (y: f32[1500,1024,1024]) {\n  %y = relu(%x)\n  return y=%y\n}";
+    let load = |binding| Session::new(plan(large, &wgsl::Wgsl { binding }), &Options::default()).err().unwrap();
+    let error = load(8 << 30);
+    assert_eq!(error.code, "wgsl.limit");
+    assert!(error.to_string().contains("the plan needs 6291456000"), "{error}");
+    // In parts it would run, if its values had room.
+    let error = load(128 << 20);
+    assert!(["wgsl.limit", "wgsl.memory"].contains(&error.code), "{error}");
+    assert!(error.to_string().contains("f32[1500,1024,1024] of relu"), "{error}");
+}
+
+#[test]
+fn shaders_are_those_of_this_library() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("block.l3r");
+    plan(BLOCK, &wgsl::PORTABLE).save(&path, Storage::default()).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(8).rposition(|w| w == b"@compute").expect("a shader");
+    bytes[at + 1] = b'k';
+    std::fs::write(&path, &bytes).unwrap();
+    let hashed = Plan::open(&path, &OpenOptions::default()).unwrap_err();
+    assert_eq!(hashed.code, "plan.corrupt");
+    if !is_present() {
+        return;
+    }
+    let unverified = Plan::open(&path, &OpenOptions { verify: false, ..OpenOptions::default() }).unwrap();
+    let error = Session::new(unverified, &Options::default()).err().unwrap();
+    assert_eq!(error.code, "plan.kernel");
+    assert!(error.to_string().contains("is not what its name says"), "{error}");
 }

@@ -11,7 +11,7 @@ mod gpu;
 #[cfg(feature = "wgpu")]
 pub mod wgsl;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use lite3r_ir::{DType, Op, Tensor, ValueType};
 
@@ -206,6 +206,15 @@ pub enum Trust {
 pub trait Executable: Send {
     /// Runs one entry. Inputs stand in the order of the entry and have its types: [`crate::session`] has checked them.
     fn run(&mut self, entry: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>>;
+
+    /// As [`Executable::run`], where nothing may wait.
+    fn run_async<'a>(
+        &'a mut self,
+        entry: usize,
+        inputs: &'a [&'a Tensor],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Tensor>>> + 'a>> {
+        Box::pin(std::future::ready(self.run(entry, inputs, Probe::Nothing)))
+    }
 
     /// How long runs take, each without what the host does around it: transfers of inputs and outputs.
     fn time(&mut self, entry: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {

@@ -2,11 +2,9 @@
 
 #![allow(unsafe_code)] // what wgpu trusts shaders of this library with
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wgpu::util::DeviceExt;
-
-use super::{Features, shader::Shader};
+use super::{Features, exec::blocking, pipelines::Kept, shader::Shader};
 use crate::{Error, Result};
 
 /// An adapter, described.
@@ -47,9 +45,18 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle())
 }
 
-/// Real GPUs first, then software.
-fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let mut all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+/// Real GPUs first, then software. In a browser: the one that it offers.
+async fn found(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+    #[cfg(target_arch = "wasm32")]
+    let mut all: Vec<wgpu::Adapter> = {
+        let options = wgpu::RequestAdapterOptions {
+            power_preference: wgpu::PowerPreference::HighPerformance,
+            ..Default::default()
+        };
+        instance.request_adapter(&options).await.into_iter().collect()
+    };
+    #[cfg(not(target_arch = "wasm32"))]
+    let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
     all.sort_by_key(|a| match a.get_info().device_type {
         wgpu::DeviceType::DiscreteGpu => 0,
         wgpu::DeviceType::IntegratedGpu | wgpu::DeviceType::VirtualGpu | wgpu::DeviceType::Other => 1,
@@ -71,7 +78,7 @@ pub fn adapters() -> Vec<Adapter> {
             lacks: lacking.into_iter().filter(|(is, _)| !is).map(|(_, name)| name).collect(),
         }
     };
-    found(&instance()).iter().map(describe).collect()
+    blocking(async { Ok(found(&instance()).await) }).unwrap_or_default().iter().map(describe).collect()
 }
 
 /// An opened adapter.
@@ -81,8 +88,21 @@ pub struct Gpu {
     queue: wgpu::Queue,
     limits: wgpu::Limits,
     offered: Features,
-    /// Why the device was lost, once it is.
-    lost: std::sync::Arc<Mutex<Option<String>>>,
+    kept: Option<Kept>,
+    faults: Arc<Mutex<Faults>>,
+}
+
+/// What a device has told beside the answers to what it was asked.
+#[derive(Default)]
+struct Faults {
+    /// Why it was lost, once it is.
+    lost: Option<String>,
+    /// The first thing that went wrong since someone looked.
+    first: Option<(&'static str, String)>,
+}
+
+fn locked(faults: &Mutex<Faults>) -> MutexGuard<'_, Faults> {
+    faults.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes that a buffer or binding of so many takes: offsets of bindings are multiples of 256.
@@ -94,7 +114,12 @@ impl Gpu {
     /// By number, with what is let through of what kernels use. Errors: `wgsl.adapter` if there is none, `wgsl.device` if
     /// it cannot be opened.
     pub fn open(ordinal: usize, let_through: Option<Features>) -> Result<Self> {
-        let all = found(&instance());
+        blocking(Self::open_async(ordinal, let_through))
+    }
+
+    /// As [`Gpu::open`], where nothing may wait.
+    pub async fn open_async(ordinal: usize, let_through: Option<Features>) -> Result<Self> {
+        let all = found(&instance()).await;
         let adapter = all.get(ordinal).ok_or_else(|| {
             let why = match all.len() {
                 0 => "no Vulkan, Metal or DirectX 12 driver offers an adapter".to_string(),
@@ -108,24 +133,31 @@ impl Gpu {
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("lite3r"),
-            // Those that runs are timed with, and those of kernels, where they are.
-            required_features: adapter.features() & (wgpu::Features::TIMESTAMP_QUERY | WANTED),
+            // Those that runs are timed and pipelines kept with, and those of kernels, where they are.
+            required_features: adapter.features()
+                & (wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE | WANTED),
             // SAFETY: what is experimental may have bugs in wgpu; of it only cooperative matrices are used, by shaders of
             // this library, which the tests of conformance hold on devices that have them.
             experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
             required_limits: limits.clone(),
             ..wgpu::DeviceDescriptor::default()
         };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|e| Error::device("wgsl.device", format!("`{}`: {e}", info.name)))?;
-        let lost = std::sync::Arc::new(Mutex::new(None));
-        let seen = lost.clone();
+        let opened = adapter.request_device(&descriptor).await;
+        let (device, queue) = opened.map_err(|e| Error::device("wgsl.device", format!("`{}`: {e}", info.name)))?;
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let seen = faults.clone();
         device.set_device_lost_callback(move |reason, message| {
-            *seen.lock().unwrap_or_else(|e| e.into_inner()) = Some(format!("{reason:?}: {message}"));
+            locked(&seen).lost = Some(format!("{reason:?}: {message}"));
         });
+        let seen = faults.clone();
+        device.on_uncaptured_error(Arc::new(move |error| {
+            let code = if matches!(error, wgpu::Error::OutOfMemory { .. }) { "wgsl.memory" } else { "wgsl.device" };
+            locked(&seen).first.get_or_insert((code, error.to_string()));
+        }));
+        let kept = Kept::open(&device, &info);
         let offered = offered(adapter);
         let offered = let_through.map_or(offered, |features| offered.held_to(&features));
-        Ok(Self { name: info.name, device, queue, limits, offered, lost })
+        Ok(Self { name: info.name, device, queue, limits, offered, kept, faults })
     }
 
     /// As the driver calls it.
@@ -158,8 +190,13 @@ impl Gpu {
         self.device.features().contains(wgpu::Features::TIMESTAMP_QUERY)
     }
 
-    /// A buffer that shaders read and write. Errors: `wgsl.memory`.
-    pub fn buffer(&self, bytes: u64, what: &str) -> Result<wgpu::Buffer> {
+    /// A new encoder.
+    pub fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    /// A buffer that shaders read and write. Errors: `wgsl.limit`, `wgsl.memory`.
+    pub async fn buffer(&self, bytes: u64, what: &str) -> Result<wgpu::Buffer> {
         let size = padded(bytes);
         if size > self.limits.max_buffer_size {
             let most = self.limits.max_buffer_size;
@@ -175,7 +212,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        match pollster::block_on(scope.pop()) {
+        match scope.pop().await {
             None => Ok(buffer),
             Some(error) => {
                 Err(Error::device("wgsl.memory", format!("{what}: {size} bytes on `{}`: {error}", self.name)))
@@ -183,15 +220,28 @@ impl Gpu {
         }
     }
 
-    /// A buffer of words that shaders read as uniforms.
-    pub fn uniform(&self, words: &[u32]) -> wgpu::Buffer {
-        let mut words = words.to_vec();
-        words.resize(words.len().next_multiple_of(4).max(4), 0);
-        self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor {
-            label: None,
-            contents: bytemuck::cast_slice(&words),
-            usage: wgpu::BufferUsages::UNIFORM,
-        })
+    /// A buffer that the host sees; mapped if it is to be written first. Errors: `wgsl.limit`.
+    pub fn host_buffer(
+        &self,
+        size: u64,
+        what: &str,
+        usage: wgpu::BufferUsages,
+        mapped_at_creation: bool,
+    ) -> Result<wgpu::Buffer> {
+        if size > self.limits.max_buffer_size {
+            let most = self.limits.max_buffer_size;
+            let problem = format!("{what}: {size} bytes; a buffer of `{}` has at most {most}", self.name);
+            return Err(Error::unsupported("wgsl.limit", problem));
+        }
+        Ok(self.device.create_buffer(&wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation }))
+    }
+
+    /// A buffer of words that shaders read as uniforms. Errors: `wgsl.limit`.
+    pub fn uniforms(&self, words: &[u32]) -> Result<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let buffer = self.host_buffer((4 * words.len().max(4)) as u64, "sizes", usage, false)?;
+        self.queue.write_buffer(&buffer, 0, bytemuck::cast_slice(words));
+        Ok(buffer)
     }
 
     /// What a shader is bound to: so many tensors, then the sizes.
@@ -216,7 +266,7 @@ impl Gpu {
     }
 
     /// The pipeline of a shader of this library. Errors: `wgsl.shader`, what the validator or the driver says.
-    pub fn pipeline(&self, shader: &Shader, bindings: &wgpu::BindGroupLayout) -> Result<wgpu::ComputePipeline> {
+    pub async fn pipeline(&self, shader: &Shader, bindings: &wgpu::BindGroupLayout) -> Result<wgpu::ComputePipeline> {
         let (key, text) = (shader.key(), shader.text());
         let layout = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: None,
@@ -244,16 +294,16 @@ impl Gpu {
                 zero_initialize_workgroup_memory: checked,
                 ..wgpu::PipelineCompilationOptions::default()
             },
-            cache: None,
+            cache: self.kept.as_ref().map(Kept::cache),
         });
-        match pollster::block_on(scope.pop()) {
+        match scope.pop().await {
             None => Ok(pipeline),
             Some(error) => Err(Error::bad_file("wgsl.shader", format!("shader `{key}`: {error}"))),
         }
     }
 
     /// Writes bytes from an offset on; what is left of the last word is zero.
-    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+    pub fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let whole = bytes.len() / 4 * 4;
         self.queue.write_buffer(buffer, offset, &bytes[..whole]);
         if whole < bytes.len() {
@@ -261,7 +311,19 @@ impl Gpu {
             last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
             self.queue.write_buffer(buffer, offset + whole as u64, &last);
         }
-        Ok(())
+    }
+
+    /// Sends what has been written on its way and, where one may, waits until it is there. Errors: as [`Gpu::wait`].
+    pub fn flush(&self) -> Result<()> {
+        self.queue.submit([]);
+        self.settle()
+    }
+
+    /// Keeps what the driver has compiled for the next time.
+    pub fn keep_pipelines(&self) {
+        if let Some(kept) = &self.kept {
+            kept.save();
+        }
     }
 
     /// Bytes of buffers, once all that was submitted has run: (buffer, offset, bytes).
@@ -280,7 +342,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let mut encoder = self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.encoder();
         for ((buffer, offset, bytes), start) in parts.iter().zip(&starts) {
             if *bytes > 0 {
                 encoder.copy_buffer_to_buffer(buffer, *offset, &staging, *start, bytes.next_multiple_of(4));
@@ -297,16 +359,28 @@ impl Gpu {
         Ok(parts.iter().zip(&starts).map(part).collect())
     }
 
-    /// Waits for everything that was submitted. Errors: `wgsl.lost`.
+    /// Waits for everything that was submitted. Errors: `wgsl.lost`, and `wgsl.memory` or `wgsl.device` for what else went
+    /// wrong meanwhile.
     pub fn wait(&self) -> Result<()> {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| self.failed(&e.to_string()))?;
-        match self.lost.lock().unwrap_or_else(|e| e.into_inner()).as_ref() {
-            None => Ok(()),
-            Some(why) => Err(Error::device("wgsl.lost", format!("`{}` is lost: {why}", self.name))),
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        let mut faults = locked(&self.faults);
+        if let Some(why) = &faults.lost {
+            return Err(Error::device("wgsl.lost", format!("`{}` is lost: {why}", self.name)));
+        }
+        match (faults.first.take(), polled) {
+            (Some((code, why)), _) => Err(Error::device(code, format!("`{}`: {why}", self.name))),
+            (None, Err(why)) => Err(self.failed(&why.to_string())),
+            (None, Ok(_)) => Ok(()),
         }
     }
 
-    fn failed(&self, why: &str) -> Error {
+    /// As [`Gpu::wait`] where one may wait; in a browser, mappings tell when they are done.
+    pub fn settle(&self) -> Result<()> {
+        if cfg!(target_arch = "wasm32") { Ok(()) } else { self.wait() }
+    }
+
+    /// An error of the device.
+    pub fn failed(&self, why: &str) -> Error {
         Error::device("wgsl.device", format!("`{}`: {why}", self.name))
     }
 }

@@ -1,17 +1,15 @@
 //! A row by itself on tensors, held against the reference and timed: for the tests of conformance and for benchmarks.
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use lite3r_ir::{Tensor, ValueType, ops::Case};
 
 use super::{
     adapter::{Gpu, padded},
-    exec::{Ready, bound},
+    bind::{Uniforms, bound},
+    exec::{Ready, blocking},
     launch::{Base, Lowered},
-    shader::Shader,
+    pipelines::Pipelines,
 };
 use crate::{Error, Result};
 
@@ -26,14 +24,14 @@ impl<'g> Alone<'g> {
     /// Of operands and the types of results. Errors: `wgsl.memory`, `wgsl.limit`, `wgsl.shader`.
     pub fn new(gpu: &'g Gpu, lowered: &Lowered, inputs: &[Tensor], results: &[ValueType]) -> Result<Self> {
         let poisoned = |bytes: usize, what: &str| {
-            let buffer = gpu.buffer(bytes as u64, what)?;
-            gpu.write(&buffer, 0, &vec![0xff; padded(bytes as u64) as usize])?;
+            let buffer = blocking(gpu.buffer(bytes as u64, what))?;
+            gpu.write(&buffer, 0, &vec![0xff; padded(bytes as u64) as usize]);
             Ok::<_, Error>(buffer)
         };
         let mut operands = Vec::new();
         for tensor in inputs {
             let buffer = poisoned(tensor.bytes().len(), "operand")?;
-            gpu.write(&buffer, 0, tensor.bytes())?;
+            gpu.write(&buffer, 0, tensor.bytes());
             operands.push(buffer);
         }
         let result = |ty: &ValueType| Ok::<_, Error>((poisoned(ty.bytes().unwrap_or(0), "result")?, ty.clone()));
@@ -46,17 +44,10 @@ impl<'g> Alone<'g> {
                 Base::Scratch => (&scratch, 0),
             })
         };
-        let mut pipelines: HashMap<&Shader, wgpu::ComputePipeline> = HashMap::new();
-        let mut launches = Vec::new();
-        for launch in lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0)) {
-            let layout = gpu.layout(launch.bindings.len());
-            let pipeline = match pipelines.get(&launch.shader) {
-                Some(pipeline) => pipeline.clone(),
-                None => gpu.pipeline(&launch.shader, &layout)?,
-            };
-            pipelines.insert(&launch.shader, pipeline.clone());
-            launches.push(bound(gpu, (pipeline, &layout), launch, &place)?);
-        }
+        let all = || lowered.launches.iter().filter(|l| l.groups.iter().all(|n| *n > 0));
+        let (pipelines, uniforms) = (blocking(Pipelines::new(gpu, all()))?, Uniforms::new(gpu, all())?);
+        let launches =
+            all().map(|launch| bound(gpu, (&pipelines, &uniforms), launch, &place)).collect::<Result<_>>()?;
         Ok(Self { gpu, results, launches })
     }
 

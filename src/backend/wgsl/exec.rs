@@ -1,29 +1,30 @@
 //! Runs plans through wgpu: one arena, weights beside it, every pipeline and binding made when a plan is loaded.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use lite3r_ir::Tensor;
 
 use super::{
-    BINDING_BYTES, BINDINGS, Features,
-    adapter::{Gpu, padded},
-    better,
-    launch::{Base, Binding, Launch},
+    BINDING_BYTES, Features,
+    adapter::Gpu,
+    bind::{Uniforms, Weights, bound, carried, missing, stand_in, within_limits},
+    launch::{Base, Launch},
     lower,
-    shader::Shader,
+    pipelines::Pipelines,
+    staging::Staging,
 };
 use crate::{
-    Error, Kind, Result,
+    Error, Result,
     backend::{
-        Device, Executable, Probe, StepRun,
+        Device, Executable, Probe, STEPWISE, StepRun,
         gpu::steps::{at, lowered},
     },
-    plan::{ALIAS, Buffer, Entry, Place, Plan, Step, fit, weights::Bytes},
+    clock::Clock,
+    plan::{Buffer, Entry, Place, Plan, Port, fit, weights::Bytes},
 };
+
+/// Bytes of weights that are on their way to the device at a time.
+const UPLOAD: usize = 32 << 20;
 
 /// A GPU of this machine.
 pub struct WgslDevice {
@@ -34,10 +35,15 @@ impl WgslDevice {
     /// By name: `wgsl`, the first adapter; `wgsl:1`, the second as [`super::adapter::adapters`] lists them;
     /// `wgsl:0:f16+subgroups` uses no more of what kernels can use than is named, `wgsl:0:plain` nothing. Errors:
     /// `device.unknown`, `wgsl.adapter`, `wgsl.device`.
-    pub fn new(name: &str) -> Result<Self> {
+    pub async fn new(name: &str) -> Result<Self> {
         let (ordinal, let_through) = parsed(name)
             .map_err(|why| Error::device("device.unknown", format!("there is no device `{name}`: {why}")))?;
-        Ok(Self { gpu: Arc::new(Gpu::open(ordinal, let_through)?) })
+        Ok(Self { gpu: Arc::new(Gpu::open_async(ordinal, let_through).await?) })
+    }
+
+    /// As [`Device::load`], where nothing may wait.
+    pub async fn load_async(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>> {
+        Ok(Box::new(Loaded::new(self.gpu.clone(), plan).await?))
     }
 }
 
@@ -57,20 +63,37 @@ impl Device for WgslDevice {
     }
 
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>> {
-        Ok(Box::new(Loaded::new(self.gpu.clone(), plan)?))
+        blocking(self.load_async(plan))
+    }
+}
+
+/// Waits for what a device does. Errors: `wgsl.wait` where nothing may wait.
+pub fn blocking<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    #[cfg(not(target_arch = "wasm32"))]
+    return pollster::block_on(future);
+    #[cfg(target_arch = "wasm32")]
+    {
+        drop(future);
+        let problem = "nothing waits in a browser: use `Session::new_async` and `Session::run_async`";
+        Err(Error::unsupported("wgsl.wait", problem))
     }
 }
 
 /// A dispatch with everything bound.
-pub(super) struct Ready {
+pub struct Ready {
     pipeline: wgpu::ComputePipeline,
     bindings: wgpu::BindGroup,
     groups: [u32; 3],
 }
 
 impl Ready {
+    /// That of a launch.
+    pub fn new(pipeline: wgpu::ComputePipeline, bindings: wgpu::BindGroup, groups: [u32; 3]) -> Self {
+        Self { pipeline, bindings, groups }
+    }
+
     /// Into a pass.
-    pub(super) fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+    pub fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bindings, &[]);
         pass.dispatch_workgroups(self.groups[0], self.groups[1], self.groups[2]);
@@ -88,16 +111,36 @@ struct Loaded {
     launches: Vec<Vec<Vec<Ready>>>,
     /// By entry and step: what runs in place of the row that the plan names.
     stand_ins: Vec<Vec<Option<&'static str>>>,
+    /// By entry, from its first run on.
+    ways: HashMap<usize, Ways>,
+    /// Whether steps run one by one, each awaited, so that one that fails is named.
+    stepwise: bool,
     times: Vec<(&'static str, Duration)>,
 }
 
+/// How an entry's inputs go in and its outputs come out.
+struct Ways {
+    up: Staging,
+    down: Staging,
+    /// Bytes of the outputs.
+    sizes: Vec<u64>,
+}
+
+impl Ways {
+    fn new(gpu: &Gpu, entry: &Entry) -> Result<Self> {
+        let sizes = |ports: &[Port]| ports.iter().map(|p| entry.buffers[p.buffer as usize].bytes()).collect::<Vec<_>>();
+        let (inputs, outputs) = (sizes(&entry.inputs), sizes(&entry.outputs));
+        Ok(Self { up: Staging::up(gpu, &inputs)?, down: Staging::down(gpu, &outputs)?, sizes: outputs })
+    }
+}
+
 impl Loaded {
-    fn new(gpu: Arc<Gpu>, plan: Arc<Plan>) -> Result<Self> {
+    async fn new(gpu: Arc<Gpu>, plan: Arc<Plan>) -> Result<Self> {
         let mut times = Vec::new();
-        let mut begun = Instant::now();
+        let mut begun = Clock::start();
         let mut part = |name: &'static str| {
             times.push((name, begun.elapsed()));
-            begun = Instant::now();
+            begun = Clock::start();
         };
         within_limits(&gpu, &plan)?;
         // Under its own limit a plan is lowered as it was when it was made.
@@ -114,22 +157,41 @@ impl Loaded {
         }
         part("lowering");
         let places = Weights::new(&plan, gpu.limits().max_buffer_size);
-        let arena = gpu.buffer(plan.device_bytes() - fit::weights(plan.header()).1, "the values of a run")?;
-        let weights = places.sizes.iter().map(|bytes| gpu.buffer(*bytes, "weights")).collect::<Result<Vec<_>>>()?;
+        let values = gpu.buffer(plan.device_bytes() - fit::weights(plan.header()).1, "the values of a run").await;
+        let arena = values.map_err(|e| with_largest(&plan, e))?;
+        let mut weights = Vec::with_capacity(places.sizes.len());
+        for bytes in &places.sizes {
+            weights.push(gpu.buffer(*bytes, "weights").await?);
+        }
         part("memory");
+        let mut on_their_way = 0;
         plan.weights.stream(&mut |index, bytes| {
             let Some((buffer, offset)) = places.of[index] else { return Ok(()) };
             let bytes = match &bytes {
                 Bytes::Held(weight) => weight.bytes(),
                 Bytes::Computed(bytes) => bytes.as_slice(),
             };
-            gpu.write(&weights[buffer], offset, bytes)
+            for (chunk, at) in bytes.chunks(UPLOAD).zip((offset..).step_by(UPLOAD)) {
+                gpu.write(&weights[buffer], at, chunk);
+                on_their_way += chunk.len();
+                if on_their_way >= UPLOAD {
+                    gpu.flush()?;
+                    on_their_way = 0;
+                }
+            }
+            Ok(())
         })?;
+        gpu.flush()?;
         part("weights");
-        let mut pipelines: HashMap<Shader, wgpu::ComputePipeline> = HashMap::new();
-        let mut layouts: HashMap<usize, wgpu::BindGroupLayout> = HashMap::new();
+        let all = || lowered.iter().flatten().flatten().filter(|l| l.groups.iter().all(|n| *n > 0));
+        let foreign = all().try_for_each(|launch| carried(&plan, &launch.shader));
+        foreign?;
+        let pipelines = Pipelines::new(&gpu, all()).await?;
+        gpu.keep_pipelines();
+        part("pipelines");
+        let uniforms = Uniforms::new(&gpu, all())?;
         let mut launches = Vec::with_capacity(lowered.len());
-        for (entry, steps) in plan.entries().iter().zip(lowered) {
+        for (entry, steps) in plan.entries().iter().zip(&lowered) {
             let mut ready = Vec::with_capacity(steps.len());
             for (step, calls) in entry.steps.iter().zip(steps) {
                 let place = |base: Base| {
@@ -148,59 +210,113 @@ impl Loaded {
                         None => Err(missing(step, base)),
                     }
                 };
-                let calls: Vec<Launch> = calls.into_iter().filter(|l| l.groups.iter().all(|n| *n > 0)).collect();
-                let calls = calls.iter().map(|launch| {
-                    let tensors = launch.bindings.len();
-                    let layout = layouts.entry(tensors).or_insert_with(|| gpu.layout(tensors));
-                    let pipeline = match pipelines.get(&launch.shader) {
-                        Some(pipeline) => pipeline.clone(),
-                        None => {
-                            carried(&plan, &launch.shader)?;
-                            let pipeline = gpu.pipeline(&launch.shader, layout)?;
-                            pipelines.insert(launch.shader.clone(), pipeline.clone());
-                            pipeline
-                        }
-                    };
-                    bound(&gpu, (pipeline, layout), launch, &place)
-                });
+                let calls = calls.iter().filter(|l| l.groups.iter().all(|n| *n > 0));
+                let calls = calls.map(|launch: &Launch| bound(&gpu, (&pipelines, &uniforms), launch, &place));
                 ready.push(calls.collect::<Result<Vec<_>>>().map_err(|e| at(step, e))?);
             }
             launches.push(ready);
         }
-        part("pipelines");
-        Ok(Self { gpu, plan, arena, weights, places, launches, stand_ins, times })
+        part("bindings");
+        let stepwise = std::env::var_os(STEPWISE).is_some_and(|v| v == "1");
+        let ways = HashMap::new();
+        Ok(Self { gpu, plan, arena, weights, places, launches, stand_ins, ways, stepwise, times })
     }
 
-    fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
-        for (port, tensor) in entry.inputs.iter().zip(inputs) {
-            if let Place::Arena(offset) = entry.buffers[port.buffer as usize].place {
-                self.gpu.write(&self.arena, offset, tensor.bytes())?;
+    /// Where a value lies.
+    fn place(&self, buffer: &Buffer) -> Result<(&wgpu::Buffer, u64)> {
+        match buffer.place {
+            Place::Arena(offset) => Ok((&self.arena, offset)),
+            Place::Weight(index) => self.places.of[index as usize]
+                .map(|(buffer, offset)| (&self.weights[buffer], offset))
+                .ok_or_else(|| Error::bad_file("plan.kernel", "an output is code")),
+        }
+    }
+
+    /// Takes the way of the inputs, which is made for the first run.
+    fn ways(&mut self, index: usize) -> Result<Ways> {
+        match self.ways.remove(&index) {
+            Some(ways) => Ok(ways),
+            None => Ways::new(&self.gpu, &self.plan.entries()[index]),
+        }
+    }
+
+    /// From there to where an entry reads its inputs.
+    fn copy_in(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, ways: &Ways) -> Result<()> {
+        for (i, port) in entry.inputs.iter().enumerate() {
+            let own = &entry.buffers[port.buffer as usize];
+            let ((from, start), (to, offset)) = (ways.up.part(i), self.place(own)?);
+            if own.bytes() > 0 {
+                encoder.copy_buffer_to_buffer(from, start, to, offset, own.bytes().next_multiple_of(4));
             }
         }
         Ok(())
     }
 
-    fn tensors(&self, entry: &Entry, buffers: &[u32]) -> Result<Vec<Tensor>> {
-        let parts: Vec<(&wgpu::Buffer, u64, u64)> = buffers
-            .iter()
-            .map(|n| {
-                let Buffer { ty, place } = &entry.buffers[*n as usize];
-                let bytes = ty.bytes().unwrap_or(0) as u64;
-                match place {
-                    Place::Arena(offset) => Ok((&self.arena, *offset, bytes)),
-                    Place::Weight(index) => self.places.of[*index as usize]
-                        .map(|(buffer, offset)| (&self.weights[buffer], offset, bytes))
-                        .ok_or_else(|| Error::bad_file("plan.kernel", "an output is code")),
-                }
-            })
-            .collect::<Result<_>>()?;
-        let bytes = self.gpu.read(&parts)?;
-        let tensor = |(n, bytes): (&u32, Vec<u8>)| {
-            let ty = &entry.buffers[*n as usize].ty;
-            let shape = ty.dims().unwrap_or_default();
-            Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("a checked plan gives every value its size")
+    /// Outputs to where they are read from.
+    fn copy_out(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry, ways: &Ways) -> Result<()> {
+        for (i, port) in entry.outputs.iter().enumerate() {
+            let own = &entry.buffers[port.buffer as usize];
+            let ((from, offset), (to, start)) = (self.place(own)?, ways.down.part(i));
+            if own.bytes() > 0 {
+                encoder.copy_buffer_to_buffer(from, offset, to, start, own.bytes().next_multiple_of(4));
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes out of a run that has been submitted.
+    async fn come_out(&mut self, index: usize, ways: Ways) -> Result<Vec<Tensor>> {
+        let (up, down) = (ways.up.map(), ways.down.map());
+        let settled = self.gpu.settle();
+        let mapped = match &settled {
+            Ok(()) => up.await.and(down.await),
+            Err(_) => Ok(()),
         };
-        Ok(buffers.iter().zip(bytes).map(tensor).collect())
+        settled.map_err(with_advice)?;
+        mapped.map_err(|e| self.gpu.failed(&format!("a run: {e}")))?;
+        let bytes = ways.down.take(&self.gpu, &ways.sizes)?;
+        self.ways.insert(index, ways);
+        let entry = &self.plan.entries()[index];
+        Ok(entry
+            .outputs
+            .iter()
+            .zip(bytes)
+            .map(|(port, bytes)| tensor(&entry.buffers[port.buffer as usize], &bytes))
+            .collect())
+    }
+
+    /// Runs an entry: one submission.
+    async fn run_at_once(&mut self, index: usize, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let plan = self.plan.clone();
+        let entry = &plan.entries()[index];
+        let ways = self.ways(index)?;
+        ways.up.fill(&self.gpu, &inputs.iter().map(|t| t.bytes()).collect::<Vec<_>>())?;
+        let mut encoder = self.gpu.encoder();
+        self.copy_in(&mut encoder, entry, &ways)?;
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            self.dispatch(&mut pass, index, 0..entry.steps.len());
+        }
+        self.copy_out(&mut encoder, entry, &ways)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        self.come_out(index, ways).await
+    }
+
+    /// Brings inputs to where an entry reads them, for runs in several submissions.
+    fn write(&self, entry: &Entry, inputs: &[&Tensor]) -> Result<()> {
+        for (port, tensor) in entry.inputs.iter().zip(inputs) {
+            let (buffer, offset) = self.place(&entry.buffers[port.buffer as usize])?;
+            self.gpu.write(buffer, offset, tensor.bytes());
+        }
+        Ok(())
+    }
+
+    /// Values after a run in several submissions.
+    fn tensors(&self, entry: &Entry, buffers: &[u32]) -> Result<Vec<Tensor>> {
+        let each = || buffers.iter().map(|n| &entry.buffers[*n as usize]);
+        let parts = each().map(|own| self.place(own).map(|(buffer, offset)| (buffer, offset, own.bytes())));
+        let bytes = self.gpu.read(&parts.collect::<Result<Vec<_>>>()?)?;
+        Ok(each().zip(bytes).map(|(own, bytes)| tensor(own, &bytes)).collect())
     }
 
     fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>, index: usize, steps: std::ops::Range<usize>) {
@@ -209,7 +325,7 @@ impl Loaded {
 
     /// Submits some steps of an entry.
     fn submit(&self, index: usize, steps: std::ops::Range<usize>) {
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.encoder();
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             self.dispatch(&mut pass, index, steps);
@@ -236,7 +352,7 @@ impl Loaded {
                 usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut encoder = self.gpu.encoder();
             for (i, step) in (0..).zip(first..first + count) {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                     label: None,
@@ -263,7 +379,7 @@ impl Loaded {
     /// Runs every step by itself and waits for it.
     fn run_stepwise(&self, index: usize, after: &mut dyn FnMut(StepRun<'_>) -> Result<()>) -> Result<()> {
         for (i, step) in self.plan.entries()[index].steps.iter().enumerate() {
-            let begun = Instant::now();
+            let begun = Clock::start();
             self.submit(index, i..i + 1);
             self.gpu.wait().map_err(|e| at(step, e))?;
             after(StepRun { index: i, step, time: begun.elapsed() })?;
@@ -274,12 +390,15 @@ impl Loaded {
 
 impl Executable for Loaded {
     fn run(&mut self, index: usize, inputs: &[&Tensor], probe: Probe<'_>) -> Result<Vec<Tensor>> {
+        if matches!(probe, Probe::Nothing) && !self.stepwise {
+            return blocking(self.run_at_once(index, inputs));
+        }
         let plan = self.plan.clone();
         let entry = &plan.entries()[index];
         self.write(entry, inputs)?;
         match probe {
-            Probe::Nothing => self.submit(index, 0..entry.steps.len()),
-            Probe::Times(seen) if self.gpu.has_timestamps() => self.run_timed(index, seen)?,
+            Probe::Nothing => self.run_stepwise(index, &mut |_| Ok(()))?,
+            Probe::Times(seen) if self.gpu.has_timestamps() && !self.stepwise => self.run_timed(index, seen)?,
             Probe::Times(seen) => self.run_stepwise(index, &mut |step| {
                 seen(step);
                 Ok(())
@@ -293,6 +412,14 @@ impl Executable for Loaded {
         self.tensors(entry, &entry.outputs.iter().map(|port| port.buffer).collect::<Vec<_>>())
     }
 
+    fn run_async<'a>(
+        &'a mut self,
+        index: usize,
+        inputs: &'a [&'a Tensor],
+    ) -> Pin<Box<dyn Future<Output = Result<Vec<Tensor>>> + 'a>> {
+        Box::pin(self.run_at_once(index, inputs))
+    }
+
     fn time(&mut self, index: usize, inputs: &[&Tensor], runs: usize) -> Result<Vec<Duration>> {
         let plan = self.plan.clone();
         let entry = &plan.entries()[index];
@@ -300,9 +427,9 @@ impl Executable for Loaded {
         for _ in 0..runs {
             self.write(entry, inputs)?;
             self.gpu.wait()?;
-            let begun = Instant::now();
+            let begun = Clock::start();
             self.submit(index, 0..entry.steps.len());
-            self.gpu.wait()?;
+            self.gpu.wait().map_err(with_advice)?;
             times.push(begun.elapsed());
         }
         Ok(times)
@@ -321,118 +448,58 @@ impl Executable for Loaded {
     }
 }
 
-/// Whether the device offers what the plan needs. Errors: `wgsl.limit`, every limit that is too small.
-fn within_limits(gpu: &Gpu, plan: &Plan) -> Result<()> {
-    let limits = gpu.limits();
-    let offered = [
-        (BINDING_BYTES, limits.max_storage_buffer_binding_size, "bytes of a buffer that a shader sees at once"),
-        (BINDINGS, u64::from(limits.max_storage_buffers_per_shader_stage), "tensors that a shader is bound to"),
-    ];
-    let problem = |(name, has, what): &(&str, u64, &str)| {
-        let needs = *plan.header().limits.get(*name)?;
-        (needs > *has).then(|| format!("`{}` offers {has} {what}; the plan needs {needs}", gpu.name()))
-    };
-    let problems: Vec<String> = offered.iter().filter_map(problem).collect();
-    if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Unsupported, "wgsl.limit", problems)) }
+/// A value of these bytes.
+fn tensor(own: &Buffer, bytes: &[u8]) -> Tensor {
+    let shape = own.ty.dims().unwrap_or_default();
+    Tensor::from_bytes(own.ty.dtype, &shape, bytes).expect("a checked plan gives every value its size")
 }
 
-/// Where weights lie: several buffers where one would be larger than the device allows.
-struct Weights {
-    /// By index: the buffer and the offset in it. Code has none.
-    of: Vec<Option<(usize, u64)>>,
-    sizes: Vec<u64>,
+/// An error of a run with how to learn more.
+fn with_advice(mut error: Error) -> Error {
+    error.problems.push(format!("`{STEPWISE}=1` runs steps one by one and names the one that fails"));
+    error
 }
 
-impl Weights {
-    fn new(plan: &Plan, most: u64) -> Self {
-        let header = plan.header();
-        let (mut of, mut sizes) = (Vec::with_capacity(header.weights.len()), Vec::<u64>::new());
-        for (index, weight) in header.weights.iter().enumerate() {
-            if header.modules.values().any(|m| *m as usize == index) {
-                of.push(None);
-                continue;
-            }
-            let bytes = padded(weight.ty.bytes().map_or(0, |b| b as u64));
-            match sizes.last_mut() {
-                Some(end) if *end + bytes <= most => *end += bytes,
-                _ => sizes.push(bytes),
-            }
-            let last = sizes.len() - 1;
-            of.push(Some((last, sizes[last] - bytes)));
-        }
-        Self { of, sizes }
+/// An error of the arena with the value that takes most of it.
+fn with_largest(plan: &Plan, mut error: Error) -> Error {
+    let entry = plan.entries().iter().max_by_key(|e| e.arena_bytes);
+    let steps = entry.into_iter().flat_map(|entry| entry.steps.iter().map(move |step| (entry, step)));
+    let results = steps.flat_map(|(entry, step)| step.results.iter().map(move |n| (step, &entry.buffers[*n as usize])));
+    if let Some((step, own)) = results.max_by_key(|(_, own)| own.bytes()) {
+        let (op, origin, bytes) = (step.op.name(), &step.origin, own.bytes());
+        error.problems.push(format!("its largest value is {} of {op} at `{origin}`: {bytes} bytes", own.ty));
     }
-}
-
-/// Binds a launch.
-pub(super) fn bound<'b>(
-    gpu: &Gpu,
-    (pipeline, layout): (wgpu::ComputePipeline, &wgpu::BindGroupLayout),
-    launch: &Launch,
-    place: &dyn Fn(Base) -> Result<(&'b wgpu::Buffer, u64)>,
-) -> Result<Ready> {
-    let most = gpu.limits().max_storage_buffer_binding_size;
-    let mut places = Vec::with_capacity(launch.bindings.len());
-    for Binding { base, offset, bytes } in &launch.bindings {
-        let (buffer, start) = place(*base)?;
-        let size = padded(*bytes);
-        if size > most {
-            return Err(Error::unsupported(
-                "wgsl.limit",
-                format!("{base:?} has {bytes} bytes; `{}` lets a shader see {most} of a buffer at once", gpu.name()),
-            ));
-        }
-        places.push((buffer, start + offset, size));
-    }
-    let sizes = gpu.uniform(&launch.sizes);
-    let storage = places.iter().map(|(buffer, offset, size)| wgpu::BufferBinding {
-        buffer,
-        offset: *offset,
-        size: std::num::NonZero::new(*size),
-    });
-    let all = storage.chain([sizes.as_entire_buffer_binding()]).map(wgpu::BindingResource::Buffer);
-    let entries: Vec<wgpu::BindGroupEntry<'_>> =
-        (0..).zip(all).map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
-    let descriptor = wgpu::BindGroupDescriptor { label: None, layout, entries: &entries };
-    let bindings = gpu.device().create_bind_group(&descriptor);
-    Ok(Ready { pipeline, bindings, groups: launch.groups })
-}
-
-/// The row that runs in place of the one that a step names, with its launches: the first whose needs the device offers,
-/// whose buffers a shader may see there, and whose shaders and scratch memory the plan has.
-fn stand_in(gpu: &Gpu, plan: &Plan, entry: &Entry, step: &Step) -> Option<(&'static str, Vec<Launch>)> {
-    if step.kernel == ALIAS {
-        return None;
-    }
-    let (limits, scratch) = (gpu.limits(), step.scratch.map_or(0, |s| s.bytes));
-    let (most, bytes) = (limits.max_storage_buffers_per_shader_stage, limits.max_storage_buffer_binding_size);
-    let seen = |launch: &Launch| {
-        launch.bindings.len() <= most as usize && launch.bindings.iter().all(|b| padded(b.bytes) <= bytes)
-    };
-    let runs = |launch: &Launch| seen(launch) && carried(plan, &launch.shader).is_ok();
-    let mut better = better(entry, step, gpu.offered()).into_iter();
-    let (kernel, lowered) = better.find(|(_, l)| l.scratch as u64 <= scratch && l.launches.iter().all(runs))?;
-    Some((kernel.name, lowered.launches))
-}
-
-/// Whether the plan carries a shader as this library makes it. Errors: `plan.kernel`.
-fn carried(plan: &Plan, shader: &Shader) -> Result<()> {
-    let key = shader.key();
-    let lacking = || Error::bad_file("plan.kernel", format!("the plan lacks shader `{key}`: compile the model again"));
-    let index = plan.header().modules.get(&key).ok_or_else(lacking)?;
-    let weight = plan.weights.held[*index as usize].as_ref().ok_or_else(lacking)?;
-    let same = weight.bytes() == shader.text().as_bytes();
-    let other = || Error::bad_file("plan.kernel", format!("the plan's shader `{key}` is not what its name says"));
-    if same { Ok(()) } else { Err(other()) }
-}
-
-fn missing(step: &Step, base: Base) -> Error {
-    Error::bad_file("plan.kernel", format!("kernel `{}` asks for {base:?}, which is not there", step.kernel))
+    error
 }
 
 #[cfg(test)]
 mod tests {
+    use lite3r_ir::{Bindings, text::parse};
+
     use super::*;
+    use crate::{
+        backend::wgsl::PORTABLE,
+        plan::{EntrySource, Meta, build},
+        weights::Weights,
+    };
+
+    #[test]
+    fn a_lost_device_is_told() {
+        let Ok(gpu) = Gpu::open(0, None) else { return eprintln!("skipped: no adapter") };
+        let text = "graph @g(%x: f32[64]) -> (y: f32[64]) {\n  %y = exp(%x)\n  return y=%y\n}";
+        let source = EntrySource { bindings: Bindings::new(), graph: parse(text).unwrap() };
+        let plan = build(&[source], &Weights::default(), &PORTABLE, Meta::default()).unwrap();
+        let mut loaded = blocking(Loaded::new(Arc::new(gpu), Arc::new(plan))).unwrap();
+        let x = Tensor::from_f32(&[64], vec![1.0; 64]);
+        assert_eq!(loaded.run(0, &[&x], Probe::Nothing).unwrap()[0].to_f64().len(), 64);
+        loaded.gpu.device().destroy();
+        let error = loaded.run(0, &[&x], Probe::Nothing).unwrap_err();
+        assert_eq!(error.code, "wgsl.lost");
+        assert!(error.to_string().contains("LITE3R_SYNC=1"), "{error}");
+        loaded.stepwise = true;
+        let error = loaded.run(0, &[&x], Probe::Nothing).unwrap_err();
+        assert!(error.code == "wgsl.lost" && error.to_string().contains("exp at"), "{error}");
+    }
 
     #[test]
     fn names_say_which_adapter_and_what_it_may_use() {

@@ -9,6 +9,7 @@
 pub mod adapter;
 pub mod alone;
 mod attention;
+mod bind;
 #[cfg(test)]
 mod conformance;
 mod conv;
@@ -21,6 +22,7 @@ mod heads;
 mod indexing;
 pub mod launch;
 mod movement;
+mod pipelines;
 mod quantize;
 mod reduce;
 mod resize;
@@ -28,6 +30,7 @@ mod rows;
 pub mod shader;
 mod sparse;
 mod split;
+mod staging;
 mod wide;
 
 use std::collections::BTreeMap;
