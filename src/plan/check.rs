@@ -45,8 +45,9 @@ pub(super) fn check_header(header: &Header) -> Result<()> {
 
 /// Static, of a size that fits, and no f64.
 fn sound_type(ty: &ValueType) -> Result<(), String> {
-    // Sizes far above any memory would overflow sums; 2^56 bytes are out of reach for all devices.
-    const MOST: usize = 1 << 56;
+    // Sizes far above any memory would overflow sums; 2^56 bytes are out of reach for all devices, and half of what is
+    // addressed for those of 32 bits.
+    const MOST: usize = 1 << if usize::BITS == 64 { 56 } else { 31 };
     match ty.bytes() {
         _ if ty.dtype == DType::F64 => Err(format!("{ty}: no device has f64")),
         Some(bytes) if bytes < MOST && ty.shape.iter().all(|d| d.size().is_some_and(|n| n < MOST)) => Ok(()),

@@ -209,7 +209,19 @@ impl Plan {
 
     /// As [`Plan::open`], and leaves it to the caller to compare the weights with their hashes, meanwhile or later.
     pub fn open_unverified(path: &Path, options: &OpenOptions) -> Result<(Self, Hashes)> {
-        let file = Arc::new(MappedFile::open(path)?);
+        Self::of_file(MappedFile::open(path)?, options)
+    }
+
+    /// A plan whose file is in memory. Errors: as [`Plan::open`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        let (plan, hashes) = Self::of_file(MappedFile::held(bytes), &OpenOptions::default())?;
+        hashes.verify()?;
+        Ok(plan)
+    }
+
+    fn of_file(file: MappedFile, options: &OpenOptions) -> Result<(Self, Hashes)> {
+        let file = Arc::new(file);
+        let path = file.path();
         let fail = |code, problem: String| Error::bad_file(code, format!("{}: {problem}", path.display()));
         let (header, data) = read_header(file.bytes()).map_err(|(code, problem)| fail(code, problem))?;
         let mut external = External { options, beside: path.parent().unwrap_or(Path::new("")), open: HashMap::new() };

@@ -33,6 +33,11 @@ impl MappedFile {
         Ok(Self { path: path.into(), bytes: Bytes::from_owner(map) })
     }
 
+    /// What is in memory anyway, without a path.
+    pub fn held(bytes: Vec<u8>) -> Self {
+        Self { path: PathBuf::new(), bytes: bytes.into() }
+    }
+
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.path

@@ -39,7 +39,7 @@ const GRANULE: usize = 16;
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     options.only(&["outputs", "flops", "exclude", "include"])?;
-    let (outputs, flops) = (options.get_or("outputs", 128usize)?, options.get_or("flops", 8_000_000_000usize)?);
+    let (outputs, flops) = (options.get_or("outputs", 128usize)?, options.get_or("flops", 8_000_000_000i64)?);
     let names = Names::read(options, &[])?;
     let mut weights = Weights::of(graph);
     let mut made: HashMap<(Value, Activation), Vec<Value>> = HashMap::new();
@@ -85,7 +85,7 @@ fn codes(graph: &Graph, id: NodeId, op: &Conv2d) -> Option<ScaledConv2d> {
 }
 
 /// Whether making codes of the image takes longer than multiplying them saves.
-fn is_small(graph: &Graph, id: NodeId, outputs: usize, flops: usize) -> bool {
+fn is_small(graph: &Graph, id: NodeId, outputs: usize, flops: i64) -> bool {
     let node = graph.node(id);
     let types: Vec<_> = graph.operands(id).into_iter().map(|v| graph.ty(v).clone()).collect();
     let few = node.types[0].shape.last().and_then(|d| d.size()).is_none_or(|own| own < outputs);
