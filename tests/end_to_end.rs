@@ -86,8 +86,11 @@ fn cases(folder: &Path) -> BTreeMap<String, Case> {
     cases
 }
 
-/// Compiles for every recorded case at once and returns the worst error over all of them.
-fn worst(folder: &Path, precision: Precision, target: &dyn backend::Target) -> f64 {
+/// What is computed of every recorded case: the results by case, then by name.
+type Results = BTreeMap<String, session::Outputs>;
+
+/// Compiles for every recorded case at once and runs each.
+fn results(folder: &Path, options: Options, target: &dyn backend::Target) -> Results {
     let name = folder.file_name().expect("a name").to_string_lossy().into_owned();
     let cases = cases(folder);
     let model = Model::Onnx { path: folder.join("model.onnx"), random_weights: None };
@@ -101,24 +104,37 @@ fn worst(folder: &Path, precision: Precision, target: &dyn backend::Target) -> f
         [one] => vec![compile::options::Bind { symbol: one.clone(), values: views.into_iter().collect() }],
         many => panic!("{name}: symbols {many:?}"),
     };
-    let options = Options { bind, precision: precision.for_target(target), ..Options::default() };
+    let options = Options { bind, precision: options.precision.clone().for_target(target), ..options };
     let compiled = compile::compile(&model, &options, &mut |_, _, _| true).unwrap_or_else(|e| panic!("{name}: {e}"));
     let plan = compile::plan(&compiled, target).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut session = Session::new(plan, &session::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let mut worst = 0.0;
-    for (case, (inputs, outputs)) in &cases {
+    let mut run = |(case, (inputs, _)): (&String, &Case)| {
         let entry = session.entry_for(inputs).unwrap_or_else(|e| panic!("{name} {case}: {e}"));
-        let got = session.run(entry, inputs).unwrap_or_else(|e| panic!("{name} {case}: {e}"));
-        assert!(!outputs.is_empty(), "{name} {case}: nothing was recorded");
+        (case.clone(), session.run(entry, inputs).unwrap_or_else(|e| panic!("{name} {case}: {e}")))
+    };
+    cases.iter().map(&mut run).collect()
+}
+
+/// The worst relative error over all cases and what is wanted of each.
+fn error<'w>(got: &Results, wanted: impl IntoIterator<Item = (&'w String, &'w BTreeMap<String, Tensor>)>) -> f64 {
+    let mut worst = 0.0;
+    for (case, outputs) in wanted {
+        assert!(!outputs.is_empty(), "{case}: nothing was recorded");
         for (output, want) in outputs {
-            let (got, want) = (got[output].to_f64(), want.to_f64());
-            assert_eq!(got.len(), want.len(), "{name} {case} {output}");
+            let (got, want) = (got[case][output].to_f64(), want.to_f64());
+            assert_eq!(got.len(), want.len(), "{case} {output}");
             let difference: f64 = got.iter().zip(&want).map(|(a, b)| (a - b).powi(2)).sum();
             let norm: f64 = want.iter().map(|b| b * b).sum();
             worst = f64::max(worst, (difference / norm.max(1e-30)).sqrt());
         }
     }
     worst
+}
+
+/// The worst error against what was recorded.
+fn worst(folder: &Path, precision: Precision, target: &dyn backend::Target) -> f64 {
+    let got = results(folder, Options { precision, ..Options::default() }, target);
+    error(&got, cases(folder).iter().map(|(case, (_, outputs))| (case, outputs)))
 }
 
 fn check(folders: &[PathBuf], target: &dyn backend::Target, limit: f64) {
@@ -151,6 +167,44 @@ fn fixtures_meet_their_recorded_outputs_through_wgsl() {
         return eprintln!("skipped: no adapter");
     }
     check(&fixtures(), &backend::wgsl::PORTABLE, WGSL_LIMIT);
+}
+
+/// Sparse attention of every form, weights of 8 bits, and everything in small parts: as the CPU computes it.
+#[cfg(feature = "wgpu")]
+#[test]
+fn variants_through_wgsl_meet_the_cpu() {
+    if backend::wgsl::adapter::adapters().is_empty() {
+        assert!(std::env::var_os("LITE3R_REQUIRE_WGPU").is_none(), "an adapter was asked for and is not there");
+        return eprintln!("skipped: no adapter");
+    }
+    let sla = |form: &str| {
+        let rule = format!("global=sla{{keep=0.5,block_q=16,block_k=16,{form}}}");
+        Options { attention: vec![rule.parse().unwrap()], ..Options::default() }
+    };
+    let fp8w = Options { precision: Precision::Fp8w(Vec::new()), ..Options::default() };
+    let portable = &backend::wgsl::PORTABLE;
+    let variants = [
+        ("sparse", sla("form=sparse"), portable),
+        ("add", sla("form=add"), portable),
+        ("mix", sla("form=mix"), portable),
+        ("centroid", sla("router=sub16,form=centroid"), portable),
+        ("fp8w", fp8w, portable),
+        ("in parts", Options::default(), &backend::wgsl::Wgsl { binding: 1 << 17 }),
+    ];
+    let backbones = ["vggt_ts17", "da3_s_dyn23"];
+    let mut problems = Vec::new();
+    for folder in fixtures().iter().filter(|f| backbones.iter().any(|b| f.ends_with(b))) {
+        for (what, options, target) in &variants {
+            let label = format!("{} {what}", folder.file_name().expect("a name").to_string_lossy());
+            let wanted = results(folder, options.clone(), &backend::cpu::Cpu);
+            let error = error(&results(folder, options.clone(), *target), &wanted);
+            eprintln!("{label}: {error:.1e}");
+            if error.is_nan() || error > WGSL_LIMIT {
+                problems.push(format!("{label}: {error:e} is over {WGSL_LIMIT:e}"));
+            }
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 
 #[test]
