@@ -64,7 +64,8 @@ pub struct Args {
     /// Where the plan goes
     #[arg(short, long, value_name = "PLAN.l3r")]
     output: Option<PathBuf>,
-    /// What the plan runs on
+    /// What the plan runs on: cpu, cuda:sm_90a, cuda:sm_89, cuda:sm_80, wgsl, or wgsl:binding=2GiB for devices whose shaders
+    /// see so much of a buffer at once (wgsl: 128MiB)
     #[arg(long, value_name = "TARGET", default_value = "cpu")]
     target: String,
     /// What comes out: the plan, or the text of the graph on standard output

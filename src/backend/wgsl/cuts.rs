@@ -1,5 +1,7 @@
 //! How operations fall into parts that can be computed one after the other: along which axis, and what a part reads.
 
+use std::collections::BTreeMap;
+
 use lite3r_ir::{
     Op, ValueType,
     ops::{images::ImageLayout, quantize::Granularity, shape_rules},
@@ -84,7 +86,7 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
     let of = Shapes { x: shapes(request.operands)?, y: shapes(request.results)? };
     let rank = of.y.first().map_or(0, Vec::len);
     let rows = 0..rank.saturating_sub(1);
-    let last = request.operands.len() - 1;
+    let last = request.operands.len().saturating_sub(1);
     let all = |_: usize| true;
     let first = |i: usize| i == 0;
     Ok(match request.op {
@@ -102,10 +104,7 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
         Op::Linear(op) => {
             let mut cuts = of.beside(|i| i == 0 || op.residual && i == last, rows);
             let columns = op.residual.then_some((last, rank - 1));
-            cuts.push(of.cut(
-                &[Some((1, 0)), op.bias.then_some((2, 0)), columns].into_iter().flatten().collect::<Vec<_>>(),
-                rank - 1,
-            ));
+            cuts.push(of.cut([Some((1, 0)), op.bias.then_some((2, 0)), columns].into_iter().flatten(), rank - 1));
             cuts
         }
         Op::WeightScaledLinear(op) => {
@@ -113,14 +112,14 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             let scales = (op.w_scale != Granularity::Tensor).then_some((2, 0));
             let columns = op.residual.then_some((last, rank - 1));
             let cut = [Some((1, 0)), scales, op.bias.then_some((3, 0)), columns];
-            cuts.push(of.cut(&cut.into_iter().flatten().collect::<Vec<_>>(), rank - 1));
+            cuts.push(of.cut(cut.into_iter().flatten(), rank - 1));
             cuts
         }
         Op::MatMul(op) => {
             let (a, b) = (of.x[0].len(), of.x[1].len());
             let mut cuts = of.beside(all, 0..rank.saturating_sub(2));
-            cuts.push(of.cut(&[(0, a - 2)], rank - 2));
-            cuts.push(of.cut(&[(1, if op.transpose_b { b - 2 } else { b - 1 })], rank - 1));
+            cuts.push(of.cut([(0, a - 2)], rank - 2));
+            cuts.push(of.cut([(1, if op.transpose_b { b - 2 } else { b - 1 })], rank - 1));
             cuts
         }
         Op::ReduceSum(op) => of.kept(&op.axes, op.keep),
@@ -136,29 +135,26 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             let rows = row_axis(op.layout);
             let channels = if op.layout == ImageLayout::Planes { 1 } else { 3 };
             let mut cuts = vec![
-                of.cut(&[Some((0, 0)), along(0)].into_iter().flatten().collect::<Vec<_>>(), 0),
-                Cut {
-                    rows: true,
-                    ..of.cut(&[Some((0, rows)), along(rows)].into_iter().flatten().collect::<Vec<_>>(), rows)
-                },
+                of.cut([Some((0, 0)), along(0)].into_iter().flatten(), 0),
+                Cut { rows: true, ..of.cut([Some((0, rows)), along(rows)].into_iter().flatten(), rows) },
             ];
             if op.groups == 1 {
                 let bias = op.bias.then_some((2, 0));
                 let cut = [Some((1, 0)), bias, along(channels)];
-                cuts.push(of.cut(&cut.into_iter().flatten().collect::<Vec<_>>(), channels));
+                cuts.push(of.cut(cut.into_iter().flatten(), channels));
             }
             cuts
         }
         Op::ConvTranspose2d(op) => {
-            let mut cuts = vec![of.cut(&[(0, 0)], 0)];
+            let mut cuts = vec![of.cut([(0, 0)], 0)];
             if op.groups == 1 {
                 let bias = op.bias.then_some((2, 0));
-                cuts.push(of.cut(&[Some((1, 1)), bias].into_iter().flatten().collect::<Vec<_>>(), 1));
+                cuts.push(of.cut([Some((1, 1)), bias].into_iter().flatten(), 1));
             }
             // Stamps that do not overlap.
             let plain = op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
             if plain && op.strides == of.x[1][2..] {
-                let mut rows = of.cut(&[(0, 2)], 2);
+                let mut rows = of.cut([(0, 2)], 2);
                 (rows.size, rows.results) = (of.x[0][2], vec![Some((2, op.strides[0]))]);
                 cuts.push(rows);
             }
@@ -178,37 +174,37 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             [(0, 0), (1, 2)]
                 .map(|(x, y)| {
                     let stretched = |(i, axis): &(usize, usize)| of.x[*i][*axis] != 1;
-                    of.cut(&std::iter::once((0, x)).chain(along(y).filter(stretched)).collect::<Vec<_>>(), y)
+                    of.cut(std::iter::once((0, x)).chain(along(y).filter(stretched)), y)
                 })
                 .into()
         }
         Op::Attention(op) => {
-            let mut cuts = of.heads(op.merged, 0..last + 1);
-            let mut queries = of.cut(&[(0, 2)], if op.merged { 1 } else { 2 });
+            let mut cuts = of.heads(op.merged, 0..=last);
+            let mut queries = of.cut([(0, 2)], if op.merged { 1 } else { 2 });
             queries.results.iter_mut().skip(1).for_each(|lse| *lse = Some((2, 1)));
             cuts.push(queries);
             cuts
         }
-        Op::SelfAttention(_) => vec![of.cut(&[(0, 0)], 0)],
-        Op::BlockAttention(op) => of.heads(op.merged, 0..last + 1),
+        Op::SelfAttention(_) => vec![of.cut([(0, 0)], 0)],
+        Op::BlockAttention(op) => of.heads(op.merged, 0..=last),
         Op::LinearAttention(op) => {
             let shared = op.weights_at();
-            let mut cuts = of.heads(op.merged, (0..last + 1).filter(|i| Some(*i) != shared));
+            let mut cuts = of.heads(op.merged, (0..=last).filter(|i| Some(*i) != shared));
             if let (Some(i), [_, heads]) = (op.residual_at(), &mut cuts[..]) {
                 heads.operands[i] = heads.results[0];
             }
             cuts
         }
-        Op::BlockMean(_) | Op::BlockRoute(_) => of.heads(false, 0..last + 1),
+        Op::BlockMean(_) | Op::BlockRoute(_) => of.heads(false, 0..=last),
         Op::Gather(op) => {
             let indices = of.x[1].len();
-            let beside = |d: usize| of.cut(&[(0, d)], if d < op.axis { d } else { d - 1 + indices });
-            let picked = (0..indices).map(|d| of.cut(&[(1, d)], op.axis + d));
+            let beside = |d: usize| of.cut([(0, d)], if d < op.axis { d } else { d - 1 + indices });
+            let picked = (0..indices).map(|d| of.cut([(1, d)], op.axis + d));
             (0..of.x[0].len()).filter(|d| *d != op.axis).map(beside).chain(picked).collect()
         }
         Op::GatherElements(op) => {
             let others = (0..rank).filter(|d| *d != op.axis);
-            others.map(|d| of.cut(&[(0, d), (1, d)], d)).chain([of.cut(&[(1, op.axis)], op.axis)]).collect()
+            others.map(|d| of.cut([(0, d), (1, d)], d)).chain([of.cut([(1, op.axis)], op.axis)]).collect()
         }
         _ => Vec::new(),
     })
@@ -226,8 +222,9 @@ struct Shapes {
 
 impl Shapes {
     /// Through these axes of operands and this axis of every result.
-    fn cut(&self, operands: &[(usize, usize)], result: usize) -> Cut {
-        let along = |i: usize| operands.iter().find(|(operand, _)| *operand == i).map(|(_, axis)| (*axis, 1));
+    fn cut(&self, operands: impl IntoIterator<Item = (usize, usize)>, result: usize) -> Cut {
+        let axes: BTreeMap<usize, usize> = operands.into_iter().collect();
+        let along = |i: usize| axes.get(&i).map(|axis| (*axis, 1));
         Cut {
             size: self.y[0][result],
             operands: (0..self.x.len()).map(along).collect(),
@@ -244,7 +241,7 @@ impl Shapes {
                 let own = (axis + shape.len()).checked_sub(rank)?;
                 (taken(i) && shape[own] != 1).then_some((i, own))
             };
-            self.cut(&self.x.iter().enumerate().filter_map(along).collect::<Vec<_>>(), axis)
+            self.cut(self.x.iter().enumerate().filter_map(along), axis)
         };
         axes.into_iter().map(cut).collect()
     }
@@ -252,13 +249,13 @@ impl Shapes {
     /// Through what a reduction keeps.
     fn kept(&self, gone: &[usize], keep: bool) -> Vec<Cut> {
         let kept = (0..self.x[0].len()).filter(|d| !gone.contains(d)).enumerate();
-        kept.map(|(at, d)| self.cut(&[(0, d)], if keep { d } else { at })).collect()
+        kept.map(|(at, d)| self.cut([(0, d)], if keep { d } else { at })).collect()
     }
 
     /// Through batch and heads of these operands and all results [B, H, ..], the first perhaps [B, N, H·E].
     fn heads(&self, merged: bool, operands: impl Iterator<Item = usize>) -> Vec<Cut> {
         let operands: Vec<usize> = operands.collect();
-        let through = |axis: usize| self.cut(&operands.iter().map(|i| (*i, axis)).collect::<Vec<_>>(), 0);
+        let through = |axis: usize| self.cut(operands.iter().map(|i| (*i, axis)), 0);
         let count = self.x[0][1];
         let mut heads = Cut { size: count, results: vec![Some((1, 1)); self.y.len()], ..through(1) };
         if merged {

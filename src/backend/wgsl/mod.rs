@@ -27,6 +27,7 @@ mod quantize;
 mod reduce;
 mod resize;
 mod rows;
+mod run;
 pub mod shader;
 mod sparse;
 mod split;
