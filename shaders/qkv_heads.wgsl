@@ -22,8 +22,9 @@ struct Sizes {
 fn x_at(i: u32) -> f32 { return bitcast<f32>(x[i]); }
 fn g_at(i: u32) -> f32 { return 1.0; }
 fn b_at(i: u32) -> f32 { return 0.0; }
-fn cosines_at(i: u32) -> f32 { return 1.0; }
-fn sines_at(i: u32) -> f32 { return 0.0; }
+// Of a column of a row of the tables.
+fn cosine_at(row: u32, column: u32) -> f32 { return 1.0; }
+fn sine_at(row: u32, column: u32) -> f32 { return 0.0; }
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
 fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 @group(0) @binding(2) var<uniform> sizes: Sizes;
@@ -92,7 +93,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
                 let lower = i % (2u * sizes.half) < sizes.half;
                 let partner = select(i - sizes.half, i + sizes.half, lower);
                 let other = fma((x_at(start + partner) - mean) * scale, g_at(partner), b_at(partner));
-                v = fma(v, cosines_at(table + i), select(other, -other, lower) * sines_at(table + i));
+                v = fma(v, cosine_at(table, i), select(other, -other, lower) * sine_at(table, i));
             }
             four[j] = v;
         }

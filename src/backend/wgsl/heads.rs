@@ -1,16 +1,20 @@
 //! `shaders/rope.wgsl` and `shaders/qkv_heads.wgsl`: rotary positions, and what stands between a joint projection and its
-//! attention.
+//! attention; with the projection, by parts.
 
-use lite3r_ir::{Op, ops::shape_rules::strides_for};
+use lite3r_ir::{
+    DType, Op,
+    ops::{QkvHeads, shape_rules::strides_for},
+};
 
 use super::{
     Features, Kernel, dims,
     elementwise::packed,
     floats::{FLOATS, only},
     gemm::store,
-    launch::{Binding, Launch, Lowered, THREADS, folded, word},
+    launch::{Binding, Launch, Lowered, Placed, THREADS, folded, word},
     shader::{Shader, Tensors},
     wide::either,
+    within,
 };
 use crate::backend::{Request, gpu::walk::join};
 
@@ -23,6 +27,13 @@ pub const KERNELS: &[Kernel] = &[
         dtypes: FLOATS,
         needs: Features::NONE,
         lower: |r| either(r, qkv_heads),
+    },
+    Kernel {
+        name: "qkv_linear.parts",
+        op: "qkv_linear",
+        dtypes: FLOATS,
+        needs: Features::NONE,
+        lower: |r| either(r, qkv_linear),
     },
 ];
 
@@ -50,35 +61,107 @@ fn rope(request: &Request<'_>) -> Result<Lowered, String> {
     Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
 }
 
+/// What rows turn by.
+enum Turns {
+    /// Nothing.
+    None,
+    /// Tables of cos and of sin.
+    Tables(Placed, Placed),
+    /// One of both in turn, for the lower halves of segments.
+    Both(Placed),
+}
+
+impl Turns {
+    /// Its shape.
+    fn shape(&self) -> Result<Option<Vec<usize>>, String> {
+        match self {
+            Self::None => Ok(None),
+            Self::Tables((ty, _), _) | Self::Both((ty, _)) => dims(ty).map(Some),
+        }
+    }
+
+    /// Declares them, with the functions that the shader reads them by.
+    fn declared(&self, mut tensors: Tensors, bindings: &mut Vec<Binding>) -> Tensors {
+        let read = |name: &str, at: &str| format!("fn {name}_at(row: u32, column: u32) -> f32 {{ return {at}; }}");
+        match self {
+            Self::None => tensors.function(&read("cosine", "1.0")).function(&read("sine", "0.0")),
+            Self::Tables(cosines, sines) => {
+                for (name, of, (ty, binding)) in [("cosines", "cosine", cosines), ("sines", "sine", sines)] {
+                    bindings.push(*binding);
+                    tensors = tensors.read(name, ty.dtype).function(&read(of, &format!("{name}_at(row + column)")));
+                }
+                tensors
+            }
+            Self::Both((ty, binding)) => {
+                bindings.push(*binding);
+                let at = "row + 2u * (column / (2u * sizes.half) * sizes.half + column % sizes.half)";
+                tensors
+                    .read("turns", ty.dtype)
+                    .function(&read("cosine", &format!("turns_at({at})")))
+                    .function(&read("sine", &format!("turns_at({at} + 1u)")))
+            }
+        }
+    }
+}
+
 fn qkv_heads(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::QkvHeads(op) = request.op else { return Err("computes qkv_heads".into()) };
     only(request.operands)?;
+    let placed = |operand: usize| (request.operands[operand].clone(), Binding::operand(request, operand));
+    let norms = if op.norm { 4 } else { 0 };
+    let turns = if op.segments > 0 { Turns::Tables(placed(1 + norms), placed(2 + norms)) } else { Turns::None };
+    split(op, placed(0), &(1..=norms).map(placed).collect::<Vec<_>>(), &turns, request)
+}
+
+fn qkv_linear(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::QkvLinear(op) = request.op else { return Err("computes qkv_linear".into()) };
+    if op.x_scale.is_some() {
+        return Err("multiplies operands, not f8e4m3 codes of them".into());
+    }
+    only(request.operands)?;
+    let placed = |operand: usize| (request.operands[operand].clone(), Binding::operand(request, operand));
+    let (product, others) = op.parts(request.operands);
+    let first = product.len();
+    // Wide: what follows rounds once.
+    let ty = op.product(DType::F32)?.infer(product)?.remove(0);
+    let bytes = ty.bytes().ok_or("needs static shapes")?;
+    let joint = (ty, Binding::scratch(0, bytes));
+    let operands: Vec<Placed> = (0..first).map(placed).collect();
+    let mut lowered = within(&op.product(DType::F32)?, &operands, std::slice::from_ref(&joint), bytes)?;
+    let norms: Vec<Placed> = (first..first + if op.norm { 4 } else { 0 }).map(placed).collect();
+    let turns = if op.segments > 0 { Turns::Both(placed(first + others.len() - 1)) } else { Turns::None };
+    lowered.then(split(&op.split(), joint, &norms, &turns, request)?);
+    Ok(lowered)
+}
+
+/// The heads of a joint projection, which are all results of a request.
+fn split(
+    op: &QkvHeads,
+    joint: Placed,
+    norms: &[Placed],
+    turns: &Turns,
+    request: &Request<'_>,
+) -> Result<Lowered, String> {
     let shape = dims(&request.results[0])?;
     let &[batch, heads, n, d] = shape.as_slice() else { return Err("gives results of rank 4".into()) };
-    let (norms, tables) = op.parts(request.operands);
-    let steps = tables.first().map(dims).transpose()?.map_or(vec![0; 4], |own| strides_for(&own, &shape));
+    let steps = turns.shape()?.map_or(vec![0; 4], |own| strides_for(&own, &shape));
     let rows = batch * n * heads;
     let half = d.checked_div(op.segments).map_or(0, |width| width / 2);
     let mut launches = Vec::with_capacity(3);
     for part in 0..3 {
         let (norm, rope) = (op.norm && part < 2, op.segments > 0 && part < 2);
-        let dtype = |operand: usize| request.operands[operand].dtype;
-        let mut tensors = Tensors::default().read("x", dtype(0));
-        let mut bindings = vec![Binding::operand(request, 0)];
-        let first_table = 1 + norms.len();
-        for (name, operand, there, absent) in [
-            ("g", 1 + 2 * part, norm, "1.0"),
-            ("b", 2 + 2 * part, norm, "0.0"),
-            ("cosines", first_table, rope, "1.0"),
-            ("sines", first_table + 1, rope, "0.0"),
-        ] {
-            if there {
-                tensors = tensors.read(name, dtype(operand));
-                bindings.push(Binding::operand(request, operand));
-            } else {
-                tensors = tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return {absent}; }}"));
+        let mut tensors = Tensors::default().read("x", joint.0.dtype);
+        let mut bindings = vec![joint.1];
+        for (name, place, absent) in [("g", 2 * part, "1.0"), ("b", 2 * part + 1, "0.0")] {
+            match norms.get(place).filter(|_| norm) {
+                Some((ty, binding)) => {
+                    bindings.push(*binding);
+                    tensors = tensors.read(name, ty.dtype);
+                }
+                None => tensors = tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return {absent}; }}")),
             }
         }
+        tensors = if rope { turns } else { &Turns::None }.declared(tensors, &mut bindings);
         let y = request.results[part].dtype;
         bindings.push(Binding::result(request, part));
         let mut shader = Shader::new("qkv_heads.wgsl", &tensors.write("y", y).sizes())

@@ -71,6 +71,9 @@ pub struct Binding {
     pub bytes: u64,
 }
 
+/// A value and where it lies.
+pub type Placed = (ValueType, Binding);
+
 impl Binding {
     /// A whole operand or result.
     pub fn whole(base: Base, ty: &ValueType) -> Self {
