@@ -15,6 +15,13 @@ fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 const SOFTMAX: u32 = 0u;
 //: end
 
+//: store
+// Four neighbours of a row.
+fn store(at: u32, column: u32, v: vec4<f32>) {
+    for (var j = 0u; j < 4u && column + j < sizes.d; j++) { y_set(at + j, v[j]); }
+}
+//: end
+
 var<workgroup> parts: array<f32, 256>;
 
 @compute @workgroup_size(256)
@@ -40,12 +47,16 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         for (var i = 0u; i < 16u; i++) { sum += parts[thread - lane + i]; }
     }
     if own >= sizes.rows { return; }
-    for (var i = lane; i < sizes.d; i += 16u) {
-        let v = x_at(start + i);
-        if SOFTMAX == 1u {
-            y_set(start + i, exponential(v - most) / sum);
-        } else {
-            y_set(start + i, select(exponential(v), v + 1.0, v > 0.0));
+    for (var column = 4u * lane; column < sizes.d; column += 64u) {
+        var four = vec4(0.0);
+        for (var j = 0u; j < 4u && column + j < sizes.d; j++) {
+            let v = x_at(start + column + j);
+            if SOFTMAX == 1u {
+                four[j] = exponential(v - most) / sum;
+            } else {
+                four[j] = select(exponential(v), v + 1.0, v > 0.0);
+            }
         }
+        store(start + column, column, four);
     }
 }

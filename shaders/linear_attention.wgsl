@@ -1,7 +1,8 @@
 // Attention through a feature map (Katharopoulos et al. 2020): phi(q) H / (phi(q) z + 1e-6) with H = sum phi(k)ᵀ v and
-// z = sum phi(k)ᵀ over all keys, of features. Two launches, between which sums are joined: `sum_states`, H and z over a
-// stretch of keys; `apply_states`, rows of the result. A state is H [d, e], then z [d]. A workgroup computes a tile of
-// 64 x 64, a thread 4 x 4 of it, from 16 terms at a time in shared memory.
+// z = sum phi(k)ᵀ over all keys, of features. Three launches: `sum_states`, H and z over a stretch of keys; `join_states`,
+// their sums over stretches, H times wᵀ where there is a projection; `apply_states`, rows of the result. A state is
+// H [d, e], then z [d]. A workgroup computes a tile of 64 x 64, a thread 4 x 4 of it, from 16 terms at a time in shared
+// memory; where it joins, a row of a state.
 
 struct Sizes {
     // Batch times heads, and heads an image.
@@ -18,10 +19,10 @@ struct Sizes {
 }
 
 //: tensors
-// Features of keys, or of queries.
+// Features of keys, states, or features of queries.
 @group(0) @binding(0) var<storage, read_write> a: array<u32>;
 fn a_at(i: u32) -> f32 { return bitcast<f32>(a[i]); }
-// Values, or states.
+// Values, the projection, or states.
 @group(0) @binding(1) var<storage, read_write> b: array<u32>;
 fn b_at(i: u32) -> f32 { return bitcast<f32>(b[i]); }
 fn residual_at(i: u32) -> f32 { return 0.0; }
@@ -30,8 +31,16 @@ fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 @group(0) @binding(3) var<uniform> sizes: Sizes;
 //: end
 
-//: APPLY
-const APPLY: u32 = 0u;
+const SUM = 0u;
+const JOIN = 1u;
+const APPLY = 2u;
+
+//: STEP
+const STEP: u32 = 0u;
+//: end
+
+//: PROJECTED
+const PROJECTED: u32 = 0u;
 //: end
 
 //: store
@@ -97,6 +106,30 @@ fn sum_states(tile: u32, thread: u32) {
     }
 }
 
+// Of a row of H over all stretches.
+var<workgroup> joined: array<f32, 256>;
+
+// `tile` counts rows of H, then heads.
+fn join_states(tile: u32, thread: u32) {
+    let head = tile / sizes.d;
+    let row = tile % sizes.d;
+    if head >= sizes.heads { return; }
+    let size = sizes.d * (sizes.e + 1u);
+    // Column e is that of z.
+    for (var column = thread; column <= sizes.e; column += 256u) {
+        let at = select(row * sizes.e + column, sizes.d * sizes.e + row, column == sizes.e);
+        var sum = 0.0;
+        for (var i = 0u; i < sizes.stretches; i++) { sum += a_at((head * sizes.stretches + i) * size + at); }
+        if PROJECTED == 0u || column == sizes.e { y_set(head * size + at, sum); } else { joined[column] = sum; }
+    }
+    if PROJECTED == 0u { return; }
+    workgroupBarrier();
+    if thread >= sizes.e { return; }
+    var sum = 0.0;
+    for (var i = 0u; i < sizes.e; i++) { sum = fma(joined[i], b_at(thread * sizes.e + i), sum); }
+    y_set(head * size + row * sizes.e + thread, sum);
+}
+
 // `tile` counts columns, rows, then heads.
 fn apply_states(tile: u32, thread: u32) {
     let across = (sizes.e + 63u) / 64u;
@@ -148,5 +181,7 @@ fn apply_states(tile: u32, thread: u32) {
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
     let tile = id.y * count.x + id.x;
-    if APPLY == 1u { apply_states(tile, thread); } else { sum_states(tile, thread); }
+    if STEP == SUM { sum_states(tile, thread); }
+    if STEP == JOIN { join_states(tile, thread); }
+    if STEP == APPLY { apply_states(tile, thread); }
 }

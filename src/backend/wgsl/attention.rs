@@ -1,18 +1,17 @@
 //! `shaders/attention.wgsl`: attention of any shape, over all keys or over lists of key blocks.
 
 use lite3r_ir::{
-    DType, Dim, Op, ValueType,
-    ops::{BlockAttention, Concat, blocks::Blocks},
+    DType, Op, ValueType,
+    ops::{BlockAttention, blocks::Blocks},
 };
 
 use super::{
     Features, Kernel, dims,
     floats::{FLOATS, only},
     gemm::store,
-    launch::{Binding, Launch, Lowered, folded, word},
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
     wide::either,
-    within,
 };
 use crate::backend::Request;
 pub use crate::backend::gpu::qkv::Sizes;
@@ -116,8 +115,13 @@ impl Lists {
     }
 
     /// Words of all lists with their lengths.
-    pub fn words(&self, s: Sizes) -> usize {
+    fn list_words(&self, s: Sizes) -> usize {
         s.heads * self.counts[0] * (self.counts[2] + 1)
+    }
+
+    /// Of lists and of the tables behind them.
+    pub fn bytes(&self, s: Sizes) -> usize {
+        4 * (self.list_words(s) + 2 * (self.counts[1] + self.counts[3]))
     }
 }
 
@@ -131,32 +135,30 @@ pub struct Bound {
     pub lse: Option<Binding>,
 }
 
-/// The launch of attention; `lists` unless it looks at all keys; `rows` are those of q, k, v and the result.
-pub fn attend(
-    s: Sizes,
-    keys: Keys,
-    lists: Option<&Lists>,
-    scale: f64,
-    rows: [[usize; 4]; 4],
-    bound: Bound,
-) -> Result<Launch, String> {
-    let none = cut(1, &[], 1)?;
-    let (tokens, counts) = lists.map_or((s.n, [1, 0, 0, 0]), |l| (l.tokens, l.counts));
-    let tiles = tokens.div_ceil(QUERIES);
-    let mut tensors = Tensors::default();
-    let mut bindings = Vec::new();
+/// The declarations of what the shader reads and writes, and what it is bound to.
+fn tensors(s: Sizes, bound: &Bound) -> (Tensors, Vec<Binding>) {
+    let (mut tensors, mut bindings) = (Tensors::default(), Vec::new());
+    let fours = s.d.is_multiple_of(4) && s.e.is_multiple_of(4);
+    let function = |name: &str, body: &str| format!("fn {name}_part(i: u32, there: u32) -> vec4<f32> {{ {body} }}");
     for name in ["q", "k", "v", "lists", "centroid_keys", "centroid_values", "residual"] {
-        tensors = match bound.operands.iter().find(|(n, ..)| *n == name) {
-            Some((_, dtype, binding)) => {
-                bindings.push(*binding);
-                tensors.read(name, *dtype)
+        let found = bound.operands.iter().find(|(n, ..)| *n == name);
+        bindings.extend(found.map(|(.., binding)| *binding));
+        tensors = match found {
+            Some((_, dtype, _)) if name == "lists" => tensors.read(name, *dtype),
+            Some((_, dtype, _)) if fours => {
+                tensors.fours(name, *dtype).function(&function(name, &format!("return {name}_four(i / 4u);")))
             }
-            // A joint projection holds them all.
-            None if matches!(name, "k" | "v") => {
-                tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return q_at(i); }}"))
+            Some((_, dtype, _)) => {
+                let each = format!("part[j] = {name}_at(i + j);");
+                let all = format!(
+                    "var part = vec4(0.0); for (var j = 0u; j < min(there, 4u); j++) {{ {each} }} return part;"
+                );
+                tensors.read(name, *dtype).function(&function(name, &all))
             }
             None if name == "lists" => tensors.function("fn lists_at(i: u32) -> i32 { return 0; }"),
-            None => tensors.function(&format!("fn {name}_at(i: u32) -> f32 {{ return 0.0; }}")),
+            // A joint projection holds them all.
+            None if matches!(name, "k" | "v") => tensors.function(&function(name, "return q_part(i, there);")),
+            None => tensors.function(&function(name, "return vec4(0.0);")),
         };
     }
     tensors = tensors.write("y", bound.y.0);
@@ -166,9 +168,25 @@ pub fn attend(
         None => tensors.function("fn lse_set(i: u32, v: f32) {}"),
     };
     bindings.extend(bound.lse);
-    let mut shader = Shader::new("attention.wgsl", &tensors.sizes())
+    (tensors.sizes(), bindings)
+}
+
+/// The launch of attention; `lists` unless it looks at all keys; `rows` are those of q, k, v and the result.
+pub fn attend(
+    s: Sizes,
+    (keys, lists): (Keys, Option<&Lists>),
+    scale: f64,
+    rows: [[usize; 4]; 4],
+    bound: &Bound,
+) -> Result<Launch, String> {
+    let none = cut(1, &[], 1)?;
+    let (tokens, counts) = lists.map_or((s.n, [1, 0, 0, 0]), |l| (l.tokens, l.counts));
+    let tiles = tokens.div_ceil(QUERIES);
+    let (tensors, bindings) = tensors(s, bound);
+    let width = s.d.max(s.e).max(64).next_power_of_two();
+    let mut shader = Shader::new("attention.wgsl", &tensors)
         .constant("KEYS", keys as usize)
-        .constant("WIDTH", s.d.max(s.e).max(64).next_power_of_two())
+        .constant("WIDTH", width)
         .constant("TAKEN", counts[1].div_ceil(32).max(1));
     if let Some(store) = store(bound.y.0, s.e)? {
         shader = shader.splice("store", store);
@@ -182,8 +200,8 @@ pub fn attend(
         sizes.push(word(size)?);
     }
     match lists {
-        Some(lists) => sizes.extend(lists.cuts.concat()),
-        None => sizes.extend([none.clone(), none.clone(), none].concat()),
+        Some(lists) => sizes.extend(lists.cuts[..2].concat()),
+        None => sizes.extend([none.clone(), none].concat()),
     }
     Ok(Launch { shader, groups: folded(s.heads * counts[0] * tiles)?, bindings, sizes })
 }
@@ -196,14 +214,24 @@ fn named(request: &Request<'_>, first: usize, names: &[&'static str]) -> Vec<(&'
     names.iter().enumerate().map(operand).collect()
 }
 
-/// Every list with its length before it, in scratch memory: launches and bytes.
-pub fn packed_lists(request: &Request<'_>, first: usize) -> Result<(Lowered, usize), String> {
-    let list = dims(&request.operands[first])?;
-    let ty = |last: usize| ValueType::new(DType::I32, [list[0], list[1], list[2], last].map(Dim::from));
-    let operands = [(ty(1), Binding::operand(request, first + 1)), (ty(list[3]), Binding::operand(request, first))];
-    let both = ty(1 + list[3]);
-    let bytes = both.bytes().ok_or("needs static shapes")?;
-    Ok((within(&Concat { axis: 3 }.into(), &operands, &[(both, Binding::scratch(0, bytes))], bytes)?, bytes))
+/// What `shaders/attention.wgsl` reads of lists, which are operand `first` with their lengths behind it, in scratch memory
+/// from its start.
+pub fn packed_lists(request: &Request<'_>, first: usize, s: Sizes, lists: &Lists) -> Result<Launch, String> {
+    let [_, blocks, longest, centroids] = lists.counts;
+    let words = lists.list_words(s);
+    let mut sizes = vec![word(words)?, word(longest)?, word(blocks)?, word(centroids)?];
+    sizes.extend(lists.cuts[1..].concat());
+    let tensors = Tensors::default().read("idx", DType::I32).read("cnt", DType::I32).words("y").sizes();
+    Ok(Launch {
+        shader: Shader::new("block_lists.wgsl", &tensors),
+        groups: folded((words + blocks + centroids).div_ceil(THREADS))?,
+        bindings: vec![
+            Binding::operand(request, first),
+            Binding::operand(request, first + 1),
+            Binding::scratch(0, lists.bytes(s)),
+        ],
+        sizes,
+    })
 }
 
 fn attention(request: &Request<'_>) -> Result<Lowered, String> {
@@ -216,7 +244,7 @@ fn attention(request: &Request<'_>) -> Result<Lowered, String> {
         lse: op.lse.then(|| Binding::result(request, 1)),
     };
     let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, op.merged)];
-    Ok(attend(s, Keys::All, None, op.scale, rows, bound)?.into())
+    Ok(attend(s, (Keys::All, None), op.scale, rows, &bound)?.into())
 }
 
 fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
@@ -232,7 +260,7 @@ fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
     };
     let part = |first: usize| [3 * n * width, d, 3 * width, first * width];
     let rows = [part(0), part(1), part(2), s.rows(n, d, true)];
-    Ok(attend(s, Keys::All, None, op.scale, rows, bound)?.into())
+    Ok(attend(s, (Keys::All, None), op.scale, rows, &bound)?.into())
 }
 
 fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
@@ -242,9 +270,8 @@ fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
     let s = Sizes::of(request.operands)?;
     let centroids = if *centroid > 0 { dims(&request.operands[5])?[2] } else { 0 };
     let lists = Lists::of(s, runs, [*block_q, *block_k], &request.operands[3], [*centroid, centroids])?;
-    let (mut lowered, bytes) = packed_lists(request, 3)?;
     let mut operands = named(request, 0, &["q", "k", "v"]);
-    operands.push(("lists", DType::I32, Binding::scratch(0, bytes)));
+    operands.push(("lists", DType::I32, Binding::scratch(0, lists.bytes(s))));
     if *centroid > 0 {
         operands.extend(named(request, 5, &["centroid_keys", "centroid_values"]));
     }
@@ -254,15 +281,19 @@ fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
         lse: Some(Binding::result(request, 1)),
     };
     let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, *merged)];
-    lowered.launches.push(attend(s, Keys::Listed, Some(&lists), op.scale, rows, bound)?);
-    Ok(lowered)
+    let attend = attend(s, (Keys::Listed, Some(&lists)), op.scale, rows, &bound)?;
+    Ok(Lowered { launches: vec![packed_lists(request, 3, s, &lists)?, attend], scratch: lists.bytes(s) })
 }
 
 #[cfg(test)]
 mod tests {
-    use lite3r_ir::ops::attention_codes::Codes;
+    use lite3r_ir::{
+        Dim, Tensor,
+        ops::{Case, attention_codes::Codes},
+    };
 
     use super::*;
+    use crate::backend::wgsl::conformance::hold;
 
     /// Storage buffers that every adapter lets a shader see.
     const BINDINGS: usize = 8;
@@ -273,7 +304,7 @@ mod tests {
             ["attention", "self_attention", "block_attention", "linear_attention", "block_route", "block_mean"];
         let mut seen = 0;
         for case in Op::all_cases().into_iter().filter(|c| family.contains(&c.op.name())) {
-            let operands: Vec<ValueType> = case.inputs.iter().map(lite3r_ir::Tensor::value_type).collect();
+            let operands: Vec<ValueType> = case.inputs.iter().map(Tensor::value_type).collect();
             let results = case.op.infer(&operands).unwrap();
             let lowered = super::super::kernel(&Request { op: &case.op, operands: &operands, results: &results });
             let coded = match &case.op {
@@ -288,6 +319,22 @@ mod tests {
             }
         }
         assert!(seen > 60, "{seen} cases");
+    }
+
+    #[test]
+    fn cases_hold_in_f16_too() {
+        let family = ["attention", "self_attention", "block_attention", "linear_attention", "block_route"];
+        let narrow = |t: Tensor| if matches!(t.dtype(), DType::F32 | DType::BF16) { t.cast(DType::F16) } else { t };
+        let coded = |op: &Op| match op {
+            Op::Attention(op) => op.codes != Codes::None,
+            Op::BlockAttention(op) => op.codes != Codes::None,
+            _ => false,
+        };
+        let small = |case: &Case| case.inputs[0].len() < 100_000 && !coded(&case.op);
+        let of_family = Op::all_cases().into_iter().filter(|c| family.contains(&c.op.name()) && small(c));
+        let cases: Vec<Case> =
+            of_family.map(|c| Case::new(c.name, c.op, c.inputs.into_iter().map(narrow).collect())).collect();
+        hold(&cases);
     }
 
     #[test]

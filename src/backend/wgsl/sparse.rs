@@ -4,7 +4,7 @@
 use lite3r_ir::{
     DType, Dim, Op, ValueType,
     ops::{
-        BlockMean, Linear, MatMul, ReduceMean, ReduceSum, Sub,
+        BlockMean, Linear, MatMul, ReduceMean, Sub,
         block_route::{Own, Router},
         blocks::Blocks,
         linear_attention::{FeatureMap, LinearAttention, Scope},
@@ -17,7 +17,7 @@ use super::{
     dims,
     floats::{FLOATS, only},
     gemm::store,
-    launch::{Binding, Launch, Lowered, THREADS, folded, word},
+    launch::{Binding, Launch, Lowered, Placed, THREADS, folded, word},
     shader::{Shader, Tensors},
     wide::{either, through_f32},
     within,
@@ -54,11 +54,16 @@ struct Scratch(usize);
 
 impl Scratch {
     /// Room for a value in f32.
-    fn take(&mut self, shape: &[usize]) -> (ValueType, Binding) {
+    fn take(&mut self, shape: &[usize]) -> Placed {
+        self.take_as(DType::F32, shape)
+    }
+
+    /// Room for a value.
+    fn take_as(&mut self, dtype: DType, shape: &[usize]) -> Placed {
         let at = self.0;
-        let bytes = 4 * shape.iter().product::<usize>();
+        let bytes = dtype.size() * shape.iter().product::<usize>();
         self.0 = (at + bytes).next_multiple_of(256);
-        (ValueType::new(DType::F32, shape.iter().map(|n| Dim::from(*n))), Binding::scratch(at, bytes))
+        (ValueType::new(dtype, shape.iter().map(|n| Dim::from(*n))), Binding::scratch(at, bytes))
     }
 }
 
@@ -97,7 +102,7 @@ fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
     }
     let keys = Blocks::cut(s.m, &op.runs, op.block_k)?.len();
     let subs = Blocks::cut(s.n, &op.runs, sub)?.len();
-    // Products of means in scratch memory, the mean of all keys taken off.
+    // Products of means in scratch memory, the mean of them taken off the keys': it adds the same to all scores of a row.
     let (images, heads) = (s.images, s.image_heads());
     let mut scratch = Scratch::default();
     let products = scratch.take(&[images, heads, subs, keys]);
@@ -109,8 +114,8 @@ fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
     let means = |block| Op::from(BlockMean { block, runs: op.runs.clone() });
     let mut lowered = Lowered { launches: Vec::new(), scratch: scratch.0 };
     for (op, operands, result) in [
-        (means(op.block_k), vec![k.clone()], &key_means),
-        (ReduceMean { axes: vec![2], keep: true }.into(), vec![k], &mean),
+        (means(op.block_k), vec![k], &key_means),
+        (ReduceMean { axes: vec![2], keep: true }.into(), vec![key_means.clone()], &mean),
         (Sub {}.into(), vec![key_means.clone(), mean.clone()], &centred),
         (means(sub), vec![q], &query_means),
         (MatMul { transpose_b: true }.into(), vec![query_means.clone(), centred.clone()], &products),
@@ -149,16 +154,29 @@ fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
     Ok(lowered)
 }
 
+/// The element type that features of an operand are kept in: its own where rows are whole words.
+fn feature_type(operand: &ValueType) -> DType {
+    match operand.dims() {
+        Some(shape) if shape.last().is_some_and(|d| d.is_multiple_of(4)) => operand.dtype,
+        _ => DType::F32,
+    }
+}
+
 /// The features of an operand of rank 4.
-fn features(request: &Request<'_>, operand: usize, map: FeatureMap, to: Binding) -> Result<Launch, String> {
+fn features(request: &Request<'_>, operand: usize, map: FeatureMap, to: &Placed) -> Result<Launch, String> {
     let shape = dims(&request.operands[operand])?;
     let d = shape.last().copied().unwrap_or(0);
     let rows = shape.iter().product::<usize>().checked_div(d).unwrap_or(0);
-    let tensors = Tensors::default().read("x", request.operands[operand].dtype).write("y", DType::F32).sizes();
+    let tensors = Tensors::default().read("x", request.operands[operand].dtype).write("y", to.0.dtype).sizes();
+    let mut shader =
+        Shader::new("features.wgsl", &tensors).constant("SOFTMAX", usize::from(map == FeatureMap::Softmax));
+    if let Some(store) = store(to.0.dtype, d)? {
+        shader = shader.splice("store", store);
+    }
     Ok(Launch {
-        shader: Shader::new("features.wgsl", &tensors).constant("SOFTMAX", usize::from(map == FeatureMap::Softmax)),
+        shader,
         groups: folded(rows.div_ceil(16))?,
-        bindings: vec![Binding::operand(request, operand), to],
+        bindings: vec![Binding::operand(request, operand), to.1],
         sizes: vec![word(rows)?, word(d)?],
     })
 }
@@ -169,36 +187,38 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
     let (images, heads) = (s.images, s.image_heads());
     let mut lowered = Lowered::default();
     let mut scratch = Scratch::default();
-    if op.scope == Scope::Rest {
-        let (lists, bytes) = packed_lists(request, 3)?;
-        lowered.launches = lists.launches;
-        scratch.0 = bytes.next_multiple_of(256);
+    let lists = match op.scope {
+        Scope::All => None,
+        Scope::Rest => Some(Lists::of(s, &op.runs, [op.block_q, op.block_k], &request.operands[3], [1, 0])?),
+    };
+    if let Some(lists) = &lists {
+        lowered.launches.push(packed_lists(request, 3, s, lists)?);
+        scratch.0 = lists.bytes(s).next_multiple_of(256);
     }
-    let query_features = scratch.take(&[images, heads, s.n, s.d]);
-    let key_features = scratch.take(&[images, heads, s.m, s.d]);
+    let query_features = scratch.take_as(feature_type(&request.operands[0]), &[images, heads, s.n, s.d]);
+    let key_features = scratch.take_as(feature_type(&request.operands[1]), &[images, heads, s.m, s.d]);
     for (operand, to) in [(0, &query_features), (1, &key_features)] {
-        lowered.launches.push(features(request, operand, op.map, to.1)?);
+        lowered.launches.push(features(request, operand, op.map, to)?);
     }
-    // A projection of sums is a sum of projections.
     let mut values = (request.operands[2].clone(), Binding::operand(request, 2));
-    if let Some(w) = op.weights_at() {
-        let projected = scratch.take(&[images, heads, s.m, s.e]);
-        let project = Linear { out: Some(DType::F32), ..Linear::new(false) };
-        let operands = [values, (request.operands[w].clone(), Binding::operand(request, w))];
-        lowered.then(within(&project.into(), &operands, std::slice::from_ref(&projected), scratch.0)?);
-        values = projected;
-    }
+    let w = op.weights_at().map(|w| (request.operands[w].clone(), Binding::operand(request, w)));
     let residual = op.residual_at().map(|i| (request.operands[i].dtype, Binding::operand(request, i)));
     let y = (request.results[0].dtype, Binding::result(request, 0));
-    match op.scope {
-        Scope::All => over_all(op, s, [&query_features, &key_features, &values], residual, y, &mut lowered, scratch)?,
-        Scope::Rest => {
-            let lists = Lists::of(s, &op.runs, [op.block_q, op.block_k], &request.operands[3], [1, 0])?;
+    match &lists {
+        None => over_all(op, s, [&query_features, &key_features, &values], (w, residual), y, &mut lowered, scratch)?,
+        Some(lists) => {
+            // Every query has sums of its own: a projection of sums is a sum of projections.
+            if let Some(w) = w {
+                let projected = scratch.take(&[images, heads, s.m, s.e]);
+                let project = Linear { out: Some(DType::F32), ..Linear::new(false) };
+                lowered.then(within(&project.into(), &[values, w], std::slice::from_ref(&projected), scratch.0)?);
+                values = projected;
+            }
             let mut operands = vec![
-                ("q", DType::F32, query_features.1),
-                ("k", DType::F32, key_features.1),
+                ("q", query_features.0.dtype, query_features.1),
+                ("k", key_features.0.dtype, key_features.1),
                 ("v", values.0.dtype, values.1),
-                ("lists", DType::I32, Binding::scratch(0, 4 * lists.words(s))),
+                ("lists", DType::I32, Binding::scratch(0, lists.bytes(s))),
             ];
             operands.extend(residual.map(|(dtype, binding)| ("residual", dtype, binding)));
             let rows = [
@@ -208,7 +228,7 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
                 s.rows(s.n, s.e, op.merged),
             ];
             let bound = Bound { operands, y, lse: None };
-            lowered.launches.push(attend(s, Keys::Rest, Some(&lists), 1.0, rows, bound)?);
+            lowered.launches.push(attend(s, (Keys::Rest, Some(lists)), 1.0, rows, &bound)?);
             lowered.scratch = lowered.scratch.max(scratch.0);
         }
     }
@@ -219,8 +239,8 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
 fn over_all(
     op: &LinearAttention,
     s: Sizes,
-    [queries, keys, values]: [&(ValueType, Binding); 3],
-    residual: Option<(DType, Binding)>,
+    [queries, keys, values]: [&Placed; 3],
+    (w, residual): (Option<Placed>, Option<(DType, Binding)>),
     y: (DType, Binding),
     lowered: &mut Lowered,
     mut scratch: Scratch,
@@ -237,16 +257,32 @@ fn over_all(
         sizes.push(word(size)?);
     }
     let absent = "fn residual_at(i: u32) -> f32 { return 0.0; }";
-    let tensors = Tensors::default().read("a", DType::F32).read("b", values.0.dtype).function(absent);
+    let tensors = Tensors::default().read("a", keys.0.dtype).read("b", values.0.dtype).function(absent);
     lowered.launches.push(Launch {
         shader: Shader::new("linear_attention.wgsl", &tensors.write("y", DType::F32).sizes()),
         groups: folded(s.heads * stretches * tiles)?,
         bindings: vec![keys.1, values.1, parts.1],
         sizes: sizes.clone(),
     });
-    let join = ReduceSum { axes: vec![1], keep: true }.into();
-    lowered.then(within(&join, std::slice::from_ref(&parts), std::slice::from_ref(&whole), scratch.0)?);
-    let mut tensors = Tensors::default().read("a", DType::F32).read("b", DType::F32);
+    let mut tensors = Tensors::default().read("a", DType::F32);
+    let mut bindings = vec![parts.1];
+    tensors = match &w {
+        Some((ty, binding)) => {
+            bindings.push(*binding);
+            tensors.read("b", ty.dtype)
+        }
+        None => tensors.function("fn b_at(i: u32) -> f32 { return 0.0; }"),
+    };
+    bindings.push(whole.1);
+    lowered.launches.push(Launch {
+        shader: Shader::new("linear_attention.wgsl", &tensors.function(absent).write("y", DType::F32).sizes())
+            .constant("STEP", 1)
+            .constant("PROJECTED", usize::from(w.is_some())),
+        groups: folded(s.heads * s.d)?,
+        bindings,
+        sizes: sizes.clone(),
+    });
+    let mut tensors = Tensors::default().read("a", queries.0.dtype).read("b", DType::F32);
     tensors = match residual {
         Some((dtype, _)) => tensors.read("residual", dtype),
         None => tensors.function(absent),
@@ -256,7 +292,7 @@ fn over_all(
         // States are not written here.
         tensors = tensors.function("fn y_set(i: u32, v: f32) {}");
     }
-    let mut shader = Shader::new("linear_attention.wgsl", &tensors.sizes()).constant("APPLY", 1);
+    let mut shader = Shader::new("linear_attention.wgsl", &tensors.sizes()).constant("STEP", 2);
     if let Some(store) = store(y.0, s.e)? {
         shader = shader.splice("store", store);
     }
