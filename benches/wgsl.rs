@@ -26,7 +26,7 @@ use lite3r::{
 };
 use lite3r_ir::{
     DType, Op, Tensor, ValueType,
-    ops::{Case, Linear, MatMul, WeightScaledLinear, activation::Activation, quantize::Granularity},
+    ops::{Attention, Case, Linear, MatMul, WeightScaledLinear, activation::Activation, quantize::Granularity},
     text,
 };
 
@@ -83,7 +83,7 @@ fn rows(gpu: &Gpu, op: &Op, operands: &[ValueType], results: &[ValueType]) -> Ve
 fn check(gpu: &Gpu, only: &str) -> bool {
     let mut found: Vec<(&str, usize, f64, Vec<String>)> =
         wgsl::rows().filter(|k| k.name.contains(only)).map(|k| (k.name, 0, 0.0, Vec::new())).collect();
-    for case in Op::all_cases().into_iter().chain(shapes()) {
+    for case in Op::all_cases().into_iter().chain(shapes()).chain(attentions_in_f16()) {
         let operands: Vec<ValueType> = case.inputs.iter().map(Tensor::value_type).collect();
         let results = case.op.infer(&operands).unwrap_or_else(|e| panic!("{} {operands:?}: {e}", case.op.name()));
         for (kernel, lowered) in rows(gpu, &case.op, &operands, &results) {
@@ -141,12 +141,31 @@ fn shapes() -> Vec<Case> {
     cases
 }
 
+/// The cases of attention and what belongs to it over f16, and some of larger scores and other widths.
+fn attentions_in_f16() -> Vec<Case> {
+    let family = ["attention", "self_attention", "block_attention", "linear_attention", "block_route", "block_mean"];
+    let narrow = |t: Tensor| if matches!(t.dtype(), DType::F32 | DType::BF16) { t.cast(DType::F16) } else { t };
+    let of_family = Op::all_cases().into_iter().filter(|case| family.contains(&case.op.name()));
+    let mut cases: Vec<Case> =
+        of_family.map(|c| Case::new("f16", c.op, c.inputs.into_iter().map(narrow).collect())).collect();
+    for (n, m) in [(1, 1), (63, 65), (64, 64), (65, 63), (130, 1374), (1374, 200)] {
+        for (d, e, scale) in [(64, 64, 0.125), (64, 64, 9.0), (32, 32, 4.0), (128, 128, 2.0), (96, 48, 0.1)] {
+            let op = Attention { lse: true, merged: n % 2 == 0, ..Attention::new(scale) };
+            let wave = |tokens, width, seed| Tensor::wave(DType::F16, &[1, 2, tokens, width], seed);
+            cases.push(Case::new("shapes", op, vec![wave(n, d, 1), wave(m, d, 2), wave(m, e, 3)]));
+        }
+    }
+    cases
+}
+
 /// An operation as text writes it, its operands, and floating-point operations that rates are by.
 struct Shape {
     name: String,
     op: String,
     operands: Vec<ValueType>,
     flops: f64,
+    /// Key blocks that lists are spread over.
+    blocks: usize,
 }
 
 fn timed() -> Vec<Shape> {
@@ -157,7 +176,7 @@ fn timed() -> Vec<Shape> {
         for (k, n) in [(1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024)] {
             let mut add = |what: &str, op: &str, operands: Vec<ValueType>| {
                 let (name, flops) = (format!("linear {what} {m}x{k}->{n}"), 2.0 * (m * k * n) as f64);
-                shapes.push(Shape { name, op: op.into(), operands, flops });
+                shapes.push(Shape { name, op: op.into(), operands, flops, blocks: 0 });
             };
             add("f32", "linear {bias=true}", vec![of(f, &[m, k]), of(f, &[n, k]), of(f, &[n])]);
             add("f16", "linear {bias=true}", vec![of(h, &[m, k]), of(h, &[n, k]), of(f, &[n])]);
@@ -175,7 +194,59 @@ fn timed() -> Vec<Shape> {
             for (where_, layout, x, w) in layouts {
                 let name = format!("conv 3x3 {what} {where_} {input}->{output} 2x{size}x{size}");
                 let op = format!("conv2d {{pads=[1,1,1,1]{layout},bias=true}}");
-                shapes.push(Shape { name, op, operands: vec![of(dtype, &x), of(dtype, &w), of(f, &[output])], flops });
+                let operands = vec![of(dtype, &x), of(dtype, &w), of(f, &[output])];
+                shapes.push(Shape { name, op, operands, flops, blocks: 0 });
+            }
+        }
+    }
+    shapes.extend(attentions());
+    shapes
+}
+
+/// Attention of 16 heads of 64, dense, and sparse-linear with what it is made of.
+fn attentions() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    let of = |dtype: DType, shape: &[usize]| ValueType::new(dtype, shape.iter().copied());
+    for (dtype, what) in [(DType::F32, "f32"), (DType::F16, "f16")] {
+        for (images, n) in [(2, 1374), (1, 2748), (1, 10_992), (1, 43_968)] {
+            let qkv = vec![of(dtype, &[images, 16, n, 64]); 3];
+            let dense = 4.0 * (images * 16 * n * n * 64) as f64;
+            let mut add = |name: String, op: String, operands: &[ValueType], flops: f64, blocks: usize| {
+                let operands = operands.to_vec();
+                shapes.push(Shape { name: format!("{name} {what} {images}x{n}"), op, operands, flops, blocks });
+            };
+            if n < 40_000 || dtype == DType::F16 {
+                add("attention".into(), "attention {scale=0.125,merged=true}".into(), &qkv, dense, 0);
+            }
+            if n < 10_000 {
+                continue;
+            }
+            let states = 4.0 * (16 * n * 64 * 64) as f64;
+            let linear = "linear_attention {map=softmax,proj=true,merged=true,residual=true}";
+            let behind = [of(dtype, &[64, 64]), of(dtype, &[1, n, 1024])];
+            add("linear branch".into(), linear.into(), &[&qkv[..], &behind].concat(), states, 0);
+            for (block_k, router, centroid) in [(64, "pooled", 0), (16, "sub16", 16)] {
+                let (lists, blocks) = (n.div_ceil(64), n.div_ceil(block_k));
+                let kept = blocks / 10;
+                let routing = 2.0 * (16 * blocks * blocks.min(n.div_ceil(16)) * 64) as f64;
+                let route =
+                    format!("block_route {{block_q=64,block_k={block_k},router={router},kept={kept},scale=0.125}}");
+                add(format!("routing 64x{block_k}"), route, &qkv[..2], routing, 0);
+                let mut operands = qkv.clone();
+                operands.push(of(DType::I32, &[1, 16, lists, kept]));
+                operands.push(of(DType::I32, &[1, 16, lists]));
+                let mut keys = kept * block_k;
+                if centroid > 0 {
+                    let mean = format!("block_mean {{block={centroid}}}");
+                    add(format!("means of {centroid}"), mean, &qkv[..1], (16 * n * 64) as f64, 0);
+                    operands.extend(vec![of(dtype, &[1, 16, n.div_ceil(centroid), 64]); 2]);
+                    keys += n.div_ceil(centroid);
+                }
+                let op = format!(
+                    "block_attention {{block_q=64,block_k={block_k},scale=0.125,centroid={centroid},merged=true}}"
+                );
+                let name = format!("lists 64x{block_k} keep 0.1");
+                add(name, op, &operands, dense * keys as f64 / n as f64, blocks);
             }
         }
     }
@@ -187,12 +258,18 @@ fn time(gpu: &Gpu, only: &str) -> Result<bool> {
     println!("| shape | row | us | TFLOP/s |\n| --- | --- | --- | --- |");
     let failed = |e: &dyn std::fmt::Display| Error::unsupported("bench.case", e.to_string());
     let mut good = true;
-    for Shape { name, op, operands, flops } in timed().into_iter().filter(|shape| shape.name.contains(only)) {
+    for Shape { name, op, operands, flops, blocks } in timed().into_iter().filter(|shape| shape.name.contains(only)) {
         let op = text::parse_op(&op).map_err(|e| failed(&e))?;
         let results = op.infer(&operands).map_err(|e| failed(&e))?;
-        let inputs: Vec<Tensor> = operands.iter().zip(1..).map(|(ty, seed)| random(ty, seed)).collect();
+        let inputs: Vec<Tensor> = operands.iter().zip(1..).map(|(ty, seed)| random(ty, seed, blocks)).collect();
         for (kernel, lowered) in rows(gpu, &op, &operands, &results) {
-            let times = if flops > 1e10 { 8 } else { 64 };
+            let times = if flops > 1e12 {
+                2
+            } else if flops > 1e10 {
+                8
+            } else {
+                64
+            };
             let alone = Alone::new(gpu, &lowered, &inputs, &results);
             match alone.and_then(|alone| alone.time(times)) {
                 Ok(time) => {
@@ -210,9 +287,17 @@ fn time(gpu: &Gpu, only: &str) -> Result<bool> {
 }
 
 /// Numbers between -1 and 1, the same ones every 2^20: what is multiplied takes as much power as other numbers do.
-fn random(ty: &ValueType, seed: u64) -> Tensor {
+/// Lists are spread over `blocks`, and full.
+fn random(ty: &ValueType, seed: u64, blocks: usize) -> Tensor {
     let mut rng = Stream::new(&[seed]);
     let shape = ty.dims().expect("cases have fixed shapes");
+    if let (DType::I32, &[_, heads, lists, kept]) = (ty.dtype, &shape[..]) {
+        let spread = |i: usize| ((i % kept * blocks + i / kept * 7 % blocks) / kept) as i64;
+        return Tensor::from_i64(DType::I32, &shape, &(0..heads * lists * kept).map(spread).collect::<Vec<_>>());
+    }
+    if ty.dtype == DType::I32 {
+        return Tensor::from_i64(DType::I32, &shape, &vec![i64::from(i32::MAX); shape.iter().product()]);
+    }
     let count: usize = shape.iter().product();
     let period = count.min(1 << 20);
     let values: Vec<f32> = (0..period).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect();

@@ -11,7 +11,14 @@ use lite3r::{
     session::{Options, Session},
     weights::{Weight, Weights},
 };
-use lite3r_ir::{Bindings, Op, Tensor, text::parse};
+use lite3r_ir::{
+    Bindings, DType, Graph, Op, Tensor,
+    passes::{
+        ALL,
+        pipeline::{execute, select},
+    },
+    text::parse,
+};
 
 /// Whether there is an adapter.
 fn is_present() -> bool {
@@ -24,7 +31,10 @@ fn is_present() -> bool {
 }
 
 fn plan(text: &str, target: &dyn Target) -> Plan {
-    let graph = parse(text).unwrap();
+    planned(parse(text).unwrap(), target)
+}
+
+fn planned(graph: Graph, target: &dyn Target) -> Plan {
     let mut weights = Weights::default();
     for id in graph.node_ids() {
         if let Op::Param(param) = graph.op(id) {
@@ -109,7 +119,7 @@ fn what_cannot_be_computed_in_parts_is_named() {
 }
 
 fn inputs() -> BTreeMap<String, Tensor> {
-    BTreeMap::from([("x".to_string(), Tensor::wave(lite3r_ir::DType::F32, &[2, 65, 64], 7))])
+    BTreeMap::from([("x".to_string(), Tensor::wave(DType::F32, &[2, 65, 64], 7))])
 }
 
 #[test]
@@ -279,4 +289,66 @@ fn shaders_are_those_of_this_library() {
     let error = Session::new(unverified, &Options::default()).err().unwrap();
     assert_eq!(error.code, "plan.kernel");
     assert!(error.to_string().contains("is not what its name says"), "{error}");
+}
+
+/// An attention of two heads after passes.
+fn attention(dtype: DType, tokens: usize, runs: &str, passes: &str) -> Graph {
+    let ty = format!("{}[1,2,{tokens},64]", dtype.name());
+    let mut graph = parse(&format!(
+        "graph @attention(%q: {ty}, %k: {ty}, %v: {ty}) -> (y: {dtype}[1,{tokens},128]) {{
+  %a = attention(%q, %k, %v) {{scale=0.125,kind=global,views=3,runs={runs}}}  // at /blocks.0/attn
+  %y = merge_heads(%a)
+  return y=%y
+}}",
+        dtype = dtype.name()
+    ))
+    .unwrap();
+    execute(&mut graph, &select(passes, ALL).unwrap(), true, &mut |_, _| true).unwrap();
+    graph
+}
+
+#[test]
+fn every_form_of_sparse_attention_gives_what_the_cpu_gives() {
+    if !is_present() {
+        return;
+    }
+    let forms = [
+        "form=sparse",
+        "form=add",
+        "form=add,map=softmax,scope=rest",
+        "form=mix,map=softmax",
+        "form=mix,scope=rest",
+        "form=centroid",
+        "form=centroid,block_k=16,router=sub16",
+        "form=centroid,block_k=32,router=sub16,centroid=16,always=[own]",
+        "form=add,block_k=32,router=sub32,always=[own]",
+    ];
+    let behind = "cse,fuse_merge,fuse,dce";
+    for (tokens, runs, always) in [
+        (1, "[]", ""),
+        (63, "[]", ""),
+        (64, "[]", ""),
+        (65, "[]", ""),
+        (195, "[15,60]", ",always=[special,reference]"),
+        (195, "[15,60]", ",always=[frame]"),
+        (1374, "[]", ""),
+    ] {
+        let few = |form: &str| ["form=add", "form=centroid,block_k=16,router=sub16"].contains(&form);
+        let fits = |form: &str| (always.is_empty() || !form.contains("always")) && (tokens < 1000 || few(form));
+        for form in forms.iter().filter(|form| fits(form)) {
+            for (dtype, allowed) in [(DType::F32, 2e-5), (DType::F16, 2e-3)] {
+                let passes = format!("sla{{keep=0.3,{form}{always}}},{behind}");
+                let graph = attention(dtype, tokens, runs, &passes);
+                let wave = |seed| Tensor::wave(dtype, &[1, 2, tokens, 64], seed);
+                let inputs =
+                    BTreeMap::from([("q", 1), ("k", 2), ("v", 3)].map(|(n, seed)| (n.to_string(), wave(seed))));
+                let run = |target: &dyn Target| {
+                    let mut session = Session::new(planned(graph.clone(), target), &Options::default()).unwrap();
+                    session.run(0, &inputs).unwrap().remove("y").unwrap()
+                };
+                let error = relative_error(&run(&wgsl::PORTABLE), &run(&Cpu)).unwrap();
+                assert!(error < allowed, "{passes} {} {tokens} {runs}: {error}", dtype.name());
+            }
+        }
+    }
 }
