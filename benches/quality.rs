@@ -34,6 +34,7 @@ const VARIANTS: &[Variant] = &[
     Variant { name: "dense bf16", attention: None, precision: "bf16" },
     Variant { name: "dense fp8", attention: None, precision: "fp8" },
     Variant { name: "dense fp8 narrow", attention: None, precision: "fp8{activation=auto,rest=bf16,residual=bf16}" },
+    Variant { name: "dense fp8 wide", attention: None, precision: "fp8{attention=none}" },
     Variant { name: "dense fp8 codes", attention: None, precision: "fp8{attention=all}" },
     Variant {
         name: "64x64 pooled .3",
