@@ -363,6 +363,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
                 exponentials(stage, i >= plain);
                 products_wait<0>();
                 pin(part);
+                __syncwarp();
                 if (lane == 0) barrier_arrive(empty + 8 * before);
                 pack_weights();
                 add_values(held);
@@ -389,6 +390,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
             multiply_values(stage);
             products_wait<0>();
             pin(part);
+            __syncwarp();
             if (lane == 0) barrier_arrive(empty + 8 * stage);
             add_values(shrink);
             if (++stage == STAGES) stage = 0, phase ^= 1;
