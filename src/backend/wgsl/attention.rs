@@ -16,36 +16,58 @@ use super::{
 use crate::backend::Request;
 pub use crate::backend::gpu::qkv::Sizes;
 
-/// The rows of this file: head dimensions up to 256.
+/// What rows by cooperative matrices need.
+const MATRICES: Features = Features { subgroups: true, workgroup_bytes: WORKGROUP_BYTES, ..Features::MATRICES };
+
+/// The rows of this file: head dimensions up to 256, up to 128 by cooperative matrices.
 pub const KERNELS: &[Kernel] = &[
+    Kernel {
+        name: "attention.cooperative",
+        op: "attention",
+        dtypes: &[DType::F16],
+        needs: MATRICES,
+        lower: |r| attention(r, By::Matrices),
+    },
     Kernel {
         name: "attention.tiled",
         op: "attention",
         dtypes: FLOATS,
         needs: Features::NONE,
-        lower: |r| either(r, attention),
+        lower: |r| either(r, |r| attention(r, By::Fours)),
+    },
+    Kernel {
+        name: "self_attention.cooperative",
+        op: "self_attention",
+        dtypes: &[DType::F16],
+        needs: MATRICES,
+        lower: |r| self_attention(r, By::Matrices),
     },
     Kernel {
         name: "self_attention.tiled",
         op: "self_attention",
         dtypes: FLOATS,
         needs: Features::NONE,
-        lower: |r| either(r, self_attention),
+        lower: |r| either(r, |r| self_attention(r, By::Fours)),
+    },
+    Kernel {
+        name: "block_attention.cooperative",
+        op: "block_attention",
+        dtypes: &[DType::F16],
+        needs: MATRICES,
+        lower: |r| block_attention(r, By::Matrices),
     },
     Kernel {
         name: "block_attention.tiled",
         op: "block_attention",
         dtypes: FLOATS,
         needs: Features::NONE,
-        lower: |r| either(r, block_attention),
+        lower: |r| either(r, |r| block_attention(r, By::Fours)),
     },
 ];
 
 const MAX_RUNS: usize = 32;
 /// Key blocks that have a bit in shared memory.
 const MAX_BLOCKS: usize = 16384;
-/// Queries of a workgroup.
-const QUERIES: usize = 64;
 
 /// The words of a `Cut` of `shaders/functions.wgsl`: `n` tokens by a pattern of runs into blocks of `size`.
 pub fn cut(n: usize, pattern: &[usize], size: usize) -> Result<Vec<u32>, String> {
@@ -135,45 +157,110 @@ pub struct Bound {
     pub lse: Option<Binding>,
 }
 
-/// The declarations of what the shader reads and writes, and what it is bound to.
-fn tensors(s: Sizes, bound: &Bound) -> (Tensors, Vec<Binding>) {
-    let (mut tensors, mut bindings) = (Tensors::default(), Vec::new());
-    let fours = s.d.is_multiple_of(4) && s.e.is_multiple_of(4);
-    let function = |name: &str, body: &str| format!("fn {name}_part(i: u32, there: u32) -> vec4<f32> {{ {body} }}");
-    for name in ["q", "k", "v", "lists", "centroid_keys", "centroid_values", "residual"] {
-        let found = bound.operands.iter().find(|(n, ..)| *n == name);
-        bindings.extend(found.map(|(.., binding)| *binding));
-        tensors = match found {
-            Some((_, dtype, _)) if name == "lists" => tensors.read(name, *dtype),
-            Some((_, dtype, _)) if fours => {
-                tensors.fours(name, *dtype).function(&function(name, &format!("return {name}_four(i / 4u);")))
-            }
-            Some((_, dtype, _)) => {
-                let each = format!("part[j] = {name}_at(i + j);");
-                let all = format!(
-                    "var part = vec4(0.0); for (var j = 0u; j < min(there, 4u); j++) {{ {each} }} return part;"
-                );
-                tensors.read(name, *dtype).function(&function(name, &all))
-            }
-            None if name == "lists" => tensors.function("fn lists_at(i: u32) -> i32 { return 0; }"),
-            // A joint projection holds them all.
-            None if matches!(name, "k" | "v") => tensors.function(&function(name, "return q_part(i, there);")),
-            None => tensors.function(&function(name, "return vec4(0.0);")),
-        };
-    }
-    tensors = tensors.write("y", bound.y.0);
-    bindings.push(bound.y.1);
-    tensors = match bound.lse {
-        Some(_) => tensors.single("lse", DType::F32),
-        None => tensors.function("fn lse_set(i: u32, v: f32) {}"),
-    };
-    bindings.extend(bound.lse);
-    (tensors.sizes(), bindings)
+/// By which shader.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// `shaders/attention.wgsl`.
+    Fours,
+    /// `shaders/attention_cooperative.wgsl`.
+    Matrices,
 }
+
+impl By {
+    /// Queries of a workgroup.
+    fn queries(self, s: Sizes, keys: Keys) -> usize {
+        // Lists are of 64 queries as a rule, and wide rows leave no memory for more.
+        if self == Self::Matrices && keys == Keys::All && s.d.max(s.e) <= 64 { 128 } else { 64 }
+    }
+
+    /// The declarations of what the shader reads and writes, and what it is bound to.
+    fn tensors(self, s: Sizes, bound: &Bound) -> (Tensors, Vec<Binding>) {
+        let (mut tensors, mut bindings) = (Tensors::default(), Vec::new());
+        let fours = s.d.is_multiple_of(4) && s.e.is_multiple_of(4);
+        // By name, then what is read in its place: an expression, or elements of a tensor.
+        let function = |name: &str, value: &str| match self {
+            Self::Fours => format!("fn {name}_part(i: u32, there: u32) -> vec4<f32> {{ {value} }}"),
+            Self::Matrices => format!("fn {name}_four(i: u32) -> vec4<f16> {{ {value} }}"),
+        };
+        let (other, zero) = match self {
+            Self::Fours => ("return q_part(i, there);", "return vec4(0.0);"),
+            Self::Matrices => ("return q_four(i);", "return vec4<f16>();"),
+        };
+        for name in ["q", "k", "v", "lists", "centroid_keys", "centroid_values", "residual"] {
+            let found = bound.operands.iter().find(|(n, ..)| *n == name);
+            bindings.extend(found.map(|(.., binding)| *binding));
+            tensors = match (found, self) {
+                (Some((_, dtype, _)), _) if name == "lists" => tensors.read(name, *dtype),
+                (Some(_), Self::Matrices) => {
+                    tensors.declared(name, "array<vec4<f16>>").function(&function(name, &format!("return {name}[i];")))
+                }
+                (Some((_, dtype, _)), Self::Fours) if fours => {
+                    tensors.fours(name, *dtype).function(&function(name, &format!("return {name}_four(i / 4u);")))
+                }
+                (Some((_, dtype, _)), Self::Fours) => {
+                    let each = format!("part[j] = {name}_at(i + j);");
+                    let all = format!(
+                        "var part = vec4(0.0); for (var j = 0u; j < min(there, 4u); j++) {{ {each} }} return part;"
+                    );
+                    tensors.read(name, *dtype).function(&function(name, &all))
+                }
+                (None, _) if name == "lists" => tensors.function("fn lists_at(i: u32) -> i32 { return 0; }"),
+                // A joint projection holds them all.
+                (None, _) if matches!(name, "k" | "v") => tensors.function(&function(name, other)),
+                (None, _) => tensors.function(&function(name, zero)),
+            };
+        }
+        tensors = tensors.write("y", bound.y.0);
+        bindings.push(bound.y.1);
+        tensors = match bound.lse {
+            Some(_) => tensors.single("lse", DType::F32),
+            None => tensors.function("fn lse_set(i: u32, v: f32) {}"),
+        };
+        bindings.extend(bound.lse);
+        (tensors.sizes(), bindings)
+    }
+
+    /// The shader for so many key blocks, or the clause that refuses it.
+    fn shader(
+        self,
+        s: Sizes,
+        keys: Keys,
+        key_blocks: usize,
+        bound: &Bound,
+        tensors: &Tensors,
+    ) -> Result<Shader, String> {
+        let taken = key_blocks.div_ceil(32).max(1);
+        let shader = match self {
+            Self::Fours => {
+                let width = s.d.max(s.e).max(64).next_power_of_two();
+                Shader::new("attention.wgsl", tensors).constant("WIDTH", width)
+            }
+            Self::Matrices => {
+                let odd = |width: usize| !width.is_multiple_of(16) || width > 128;
+                if odd(s.d) || odd(s.e) {
+                    return Err(format!("takes heads of up to 128 columns in sixteens, not {} and {}", s.d, s.e));
+                }
+                if let Some((name, dtype, _)) =
+                    bound.operands.iter().find(|(name, dtype, _)| *name != "lists" && *dtype != DType::F16)
+                {
+                    return Err(format!("takes f16, not {} for {name}", dtype.name()));
+                }
+                Shader::new("attention_cooperative.wgsl", tensors)
+                    .constant("WIDTH", s.d)
+                    .constant("VALUES", s.e)
+                    .constant("QUERIES", self.queries(s, keys))
+            }
+        };
+        Ok(shader.constant("KEYS", keys as usize).constant("TAKEN", taken))
+    }
+}
+
+/// Memory that a workgroup of `shaders/attention_cooperative.wgsl` has at most.
+const WORKGROUP_BYTES: u32 = 48 << 10;
 
 /// The launch of attention; `lists` unless it looks at all keys; `rows` are those of q, k, v and the result.
 pub fn attend(
-    s: Sizes,
+    (s, by): (Sizes, By),
     (keys, lists): (Keys, Option<&Lists>),
     scale: f64,
     rows: [[usize; 4]; 4],
@@ -181,13 +268,9 @@ pub fn attend(
 ) -> Result<Launch, String> {
     let none = cut(1, &[], 1)?;
     let (tokens, counts) = lists.map_or((s.n, [1, 0, 0, 0]), |l| (l.tokens, l.counts));
-    let tiles = tokens.div_ceil(QUERIES);
-    let (tensors, bindings) = tensors(s, bound);
-    let width = s.d.max(s.e).max(64).next_power_of_two();
-    let mut shader = Shader::new("attention.wgsl", &tensors)
-        .constant("KEYS", keys as usize)
-        .constant("WIDTH", width)
-        .constant("TAKEN", counts[1].div_ceil(32).max(1));
+    let tiles = tokens.div_ceil(by.queries(s, keys));
+    let (tensors, bindings) = by.tensors(s, bound);
+    let mut shader = by.shader(s, keys, counts[1], bound, &tensors)?;
     if let Some(store) = store(bound.y.0, s.e)? {
         shader = shader.splice("store", store);
     }
@@ -234,7 +317,7 @@ pub fn packed_lists(request: &Request<'_>, first: usize, s: Sizes, lists: &Lists
     })
 }
 
-fn attention(request: &Request<'_>) -> Result<Lowered, String> {
+fn attention(request: &Request<'_>, by: By) -> Result<Lowered, String> {
     let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
     op.codes.none()?;
     let s = Sizes::of(request.operands)?;
@@ -244,10 +327,10 @@ fn attention(request: &Request<'_>) -> Result<Lowered, String> {
         lse: op.lse.then(|| Binding::result(request, 1)),
     };
     let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, op.merged)];
-    Ok(attend(s, (Keys::All, None), op.scale, rows, &bound)?.into())
+    Ok(attend((s, by), (Keys::All, None), op.scale, rows, &bound)?.into())
 }
 
-fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
+fn self_attention(request: &Request<'_>, by: By) -> Result<Lowered, String> {
     let Op::SelfAttention(op) = request.op else { return Err("computes self_attention".into()) };
     only(request.operands)?;
     let &[b, n, width] = &dims(&request.results[0])?[..] else { return Err("gives [B, N, C]".into()) };
@@ -260,10 +343,10 @@ fn self_attention(request: &Request<'_>) -> Result<Lowered, String> {
     };
     let part = |first: usize| [3 * n * width, d, 3 * width, first * width];
     let rows = [part(0), part(1), part(2), s.rows(n, d, true)];
-    Ok(attend(s, (Keys::All, None), op.scale, rows, &bound)?.into())
+    Ok(attend((s, by), (Keys::All, None), op.scale, rows, &bound)?.into())
 }
 
-fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
+fn block_attention(request: &Request<'_>, by: By) -> Result<Lowered, String> {
     let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
     let BlockAttention { block_q, block_k, runs, centroid, merged, .. } = op;
     op.codes.none()?;
@@ -281,7 +364,7 @@ fn block_attention(request: &Request<'_>) -> Result<Lowered, String> {
         lse: Some(Binding::result(request, 1)),
     };
     let rows = [s.rows(s.n, s.d, false), s.rows(s.m, s.d, false), s.rows(s.m, s.e, false), s.rows(s.n, s.e, *merged)];
-    let attend = attend(s, (Keys::Listed, Some(&lists)), op.scale, rows, &bound)?;
+    let attend = attend((s, by), (Keys::Listed, Some(&lists)), op.scale, rows, &bound)?;
     Ok(Lowered { launches: vec![packed_lists(request, 3, s, &lists)?, attend], scratch: lists.bytes(s) })
 }
 
@@ -293,7 +376,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::backend::wgsl::conformance::hold;
+    use crate::backend::wgsl::{conformance::hold, variants};
 
     /// Storage buffers that every adapter lets a shader see.
     const BINDINGS: usize = 8;
@@ -335,6 +418,14 @@ mod tests {
         let cases: Vec<Case> =
             of_family.map(|c| Case::new(c.name, c.op, c.inputs.into_iter().map(narrow).collect())).collect();
         hold(&cases);
+        let by_matrices = |case: &&Case| {
+            let operands: Vec<ValueType> = case.inputs.iter().map(Tensor::value_type).collect();
+            let results = case.op.infer(&operands).unwrap();
+            let request = Request { op: &case.op, operands: &operands, results: &results };
+            variants(&request).next().is_some()
+        };
+        let count = cases.iter().filter(by_matrices).count();
+        assert!(count > 20, "{count} of {} cases by cooperative matrices", cases.len());
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //!
 //! Integers are computed in 32 bits: of an i64 the low word is read, and the sign extended where it is written.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
 use lite3r_ir::DType;
 
@@ -32,6 +32,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("resize.wgsl", include_str!("../../../shaders/resize.wgsl")),
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("attention.wgsl", include_str!("../../../shaders/attention.wgsl")),
+    ("attention_cooperative.wgsl", include_str!("../../../shaders/attention_cooperative.wgsl")),
     ("block_lists.wgsl", include_str!("../../../shaders/block_lists.wgsl")),
     ("block_mean.wgsl", include_str!("../../../shaders/block_mean.wgsl")),
     ("block_route.wgsl", include_str!("../../../shaders/block_route.wgsl")),
@@ -45,7 +46,11 @@ pub const FILES: &[(&str, &str)] = &[
 /// Files whose shaders find what they read and write from sizes alone, never from what a tensor holds; lists are kept within
 /// sizes by what writes them down, `block_lists.wgsl`. They run without checks of their own at run time, which cost
 /// products up to 40 %.
-const BOUNDED: &[&str] = &["attention.wgsl", "conv2d.wgsl", "gemm.wgsl"];
+const BOUNDED: &[&str] = &["attention.wgsl", "attention_cooperative.wgsl", "conv2d.wgsl", "gemm.wgsl"];
+
+/// Files whose loops of so many turns as constants say are copies of their bodies: cooperative matrices in arrays stay in
+/// registers where every index is known.
+const UNROLLED: &[&str] = &["attention_cooperative.wgsl"];
 
 /// A file with its specialisation.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,7 +101,7 @@ impl Shader {
                 }
             }
         }
-        out
+        if UNROLLED.contains(&self.file) { unrolled(&out, &constants(&out)) } else { out }
     }
 
     /// Whether no element of a tensor decides where it reads or writes.
@@ -108,6 +113,54 @@ impl Shader {
     pub fn key(&self) -> String {
         format!("{} {}", self.file, &blake3::hash(self.text().as_bytes()).to_hex()[..16])
     }
+}
+
+/// The values of `const NAME: u32 = 64u;`, by name.
+fn constants(text: &str) -> HashMap<String, usize> {
+    let constant = |line: &str| {
+        let (name, value) = line.strip_prefix("const ")?.split_once(": u32 = ")?;
+        Some((name.to_string(), value.strip_suffix("u;")?.parse().ok()?))
+    };
+    text.lines().filter_map(constant).collect()
+}
+
+/// With copies of the bodies of loops in place of those whose number of turns follows from constants.
+fn unrolled(text: &str, constants: &HashMap<String, usize>) -> String {
+    let Some((before, rest)) = text.find("for (var ").map(|at| text.split_at(at)) else { return text.into() };
+    let Some(open) = rest.find('{') else { return text.into() };
+    let mut depth = 0;
+    let close = rest[open..].char_indices().find_map(|(at, c)| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        (depth == 0).then_some(open + at)
+    });
+    let Some(close) = close else { return text.into() };
+    let (head, body) = (&rest[..open], unrolled(&rest[open + 1..close], constants));
+    let turns = match turns(head, constants) {
+        Some((name, turns)) => (0..turns).map(|turn| format!("{{ const {name} = {turn}u;{body}}}\n")).collect(),
+        None => format!("{head}{{{body}}}"),
+    };
+    format!("{before}{turns}{}", unrolled(&rest[close + 1..], constants))
+}
+
+/// The variable and the number of turns of `for (var i = 0u; i < WIDTH / 16u; i++)`, of constants.
+fn turns<'h>(head: &'h str, constants: &HashMap<String, usize>) -> Option<(&'h str, usize)> {
+    let (name, rest) = head.strip_prefix("for (var ")?.split_once(" = 0u; ")?;
+    let (bound, step) = rest.strip_prefix(name)?.strip_prefix(" < ")?.split_once("; ")?;
+    step.strip_prefix(name)?.strip_prefix("++)")?;
+    let value = |word: &str| match word.strip_suffix('u').and_then(|digits| digits.parse().ok()) {
+        Some(number) => Some(number),
+        None => constants.get(word).copied(),
+    };
+    let mut words = bound.split_whitespace();
+    let mut turns = value(words.next()?)?;
+    while let (Some(sign), Some(word)) = (words.next(), words.next()) {
+        turns = match sign {
+            "*" => turns * value(word)?,
+            "/" => turns / value(word)?,
+            _ => return None,
+        };
+    }
+    Some((name, turns))
 }
 
 /// Parts a file into the lines that enable extensions, which stand first in a text, and the rest.
@@ -274,6 +327,14 @@ pub(super) mod tests {
             let name = file.unwrap().file_name().into_string().unwrap();
             assert!(name == "README.md" || FILES.iter().any(|(listed, _)| *listed == name), "{name}");
         }
+    }
+
+    #[test]
+    fn loops_of_constants_are_copied() {
+        let text = "const N: u32 = 8u;\nfor (var i = 0u; i < N / 4u; i++) { a[i]; for (var j = i; j < n; j++) { b } }";
+        let copied = unrolled(text, &constants(text));
+        let copy = |i: usize| format!("{{ const i = {i}u; a[i]; for (var j = i; j < n; j++) {{ b }} }}\n");
+        assert_eq!(copied, format!("const N: u32 = 8u;\n{}{}", copy(0), copy(1)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lite3r_ir::{
 
 use super::{
     Features, Kernel,
-    attention::{Bound, Keys, Lists, Sizes, attend, cut, packed_lists},
+    attention::{Bound, By, Keys, Lists, Sizes, attend, cut, packed_lists},
     dims,
     floats::{FLOATS, only},
     gemm::store,
@@ -228,7 +228,7 @@ fn linear_attention(request: &Request<'_>) -> Result<Lowered, String> {
                 s.rows(s.n, s.e, op.merged),
             ];
             let bound = Bound { operands, y, lse: None };
-            lowered.launches.push(attend(s, (Keys::Rest, Some(lists)), 1.0, rows, &bound)?);
+            lowered.launches.push(attend((s, By::Fours), (Keys::Rest, Some(lists)), 1.0, rows, &bound)?);
             lowered.scratch = lowered.scratch.max(scratch.0);
         }
     }
