@@ -4,12 +4,7 @@
 // engine; each warpgroup makes codes of its own queries, and multiplies them with a tile of keys while it still adds
 // up the values of the tile before.
 //
-// Scores are pairs of f16: codes of queries are at most 112 / WIDTH, so that no score is above 50176. What follows is
-// counted in spans of SPAN octaves: z = score * slope, and with the bias b of a row, 1 at its largest z, the weight of
-// a key is the e4m3 number with the code 120 * saturate(z + b), rounded to an integer. That is exp2(SPAN * (z + b) -
-// 7) at powers of two and straight lines between them. Its errors are 3.1 % (root of the mean square) where those of
-// the nearest codes are 2.6 %, and neither special functions nor conversions are needed; DROP makes them zero on
-// average.
+// Queries, weights and results are those of attention_weights.cuh.
 //
 // A tile of weights times values has sums of its own, since those of e4m3 keep 14 bits, and is added in f32. Values
 // have eight columns of ones behind them: the sum of the weights, as they were multiplied.
@@ -20,11 +15,8 @@
 //
 // Macros: WIDTH 64 or 128; GROUPS; TEAMS; KEYS a tile; STAGES of the ring; BLOCK, tokens a key block, or 0 for all
 // keys; PRODUCER, CONSUMER registers a thread.
-#include "activations.cuh"
-#include "attention_codes.cuh"
+#include "attention_weights.cuh"
 #include "blocks.cuh"
-#include "halves.cuh"
-#include "pairs.cuh"
 #include "rows.cuh"
 #include "sm90.cuh"
 #include "wgmma.cuh"
@@ -37,15 +29,6 @@ const u32 QUERIES = GROUPS * 64, WORKERS = TEAMS * GROUPS, THREADS = 128 * (WORK
 // Bytes of a tile of keys, of values, and of a team's ring and its barriers.
 const u32 KEY_TILE = KEYS * WIDTH, VALUE_TILE = KEYS * VALUE_ROWS;
 const u32 RING = STAGES * (KEY_TILE + VALUE_TILE), BARRIERS = 16 * STAGES;
-// Lanes of a quad hold WIDTH / 4 columns of a query each.
-const u32 COLUMNS = WIDTH / 4;
-const float LARGEST_QUERY = 112.f / WIDTH;
-const float DROP = 0.46f / 120;
-// Pairs of f16: the bias of rows that have seen no key, 1, 120 and 1024, whose neighbours are 1 apart.
-const u32 UNSEEN = 0x7BFF7BFF, ONES = 0x3C003C00, CODES = 0x57805780, WHOLE = 0x64006400;
-// What a centroid has for a bias that does not count: minus infinity.
-#define NO_KEY 0xFC00
-
 // Fills a tile of keys and one of values, a part each from the slots that begin there, once what the warp has written
 // beside them stands.
 template <u32 PARTS> DEVICE void fill(
@@ -232,25 +215,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
         float* const own_lse = lse + (i64)head * n + token;
 #pragma unroll
         for (u32 row = 0; row < 2; row++) {
-            float most = 0.f;
-            auto x = [&](u32 i) { return bf16_of(raw[row][i / 8], i % 8); };
-#pragma unroll
-            for (u32 i = 0; i < COLUMNS; i++) most = fmaxf(most, fabsf(x(i)));
-            const float unit = fmaxf(lanes_max<4>(most), SMALLEST_AMAX) * (1.f / LARGEST_QUERY), inverse = 1.f / unit;
-#pragma unroll
-            for (u32 i = 0; i < COLUMNS; i += 4)
-                query[i / 8][i / 4 % 2 * 2 + row] =
-                    four_codes(x(i) * inverse, x(i + 1) * inverse, x(i + 2) * inverse, x(i + 3) * inverse);
-            slopes[row] = unit * scale;
+            slopes[row] = code_query(query, raw[row], row) * scale;
             if (lse) {
-                const float* centre = centres + head * WIDTH + lane % 4 * COLUMNS;
-                float lost = 0.f;
-#pragma unroll
-                for (u32 i = 0; i < COLUMNS; i += 4) {
-                    const float4 c = *(const float4*)(centre + i);
-                    lost += x(i) * c.x + x(i + 1) * c.y + x(i + 2) * c.z + x(i + 3) * c.w;
-                }
-                lost = lanes_sum<4>(lost) * scale * SPAN;
+                const float lost = octaves_lost(raw[row], centres + head * WIDTH, scale);
                 if (writes_lse(row)) own_lse[8 * row] = lost;
             }
         }
@@ -272,66 +239,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
                 Wgmma<VALUE_ROWS>::e4m3(part, weights[step], b + step * 2 * VALUE_ROWS, step != 0);
             products_commit();
         };
-        // Scores become 1024 + the code of their weight; `shrink` is what sums of before are worth under the new bias.
+        // `shrink` is what sums of before are worth under the new bias.
         auto exponentials = [&](u32 of, bool of_centroids) {
-            // Of row g below, of row g + 8 above.
-            u32 slope[SCALES];
-#pragma unroll
-            for (u32 i = 0; i < SCALES; i++) {
-                const float here = scales[of * SCALES + i];
-                slope[i] = half_pair(slopes[0] * here, slopes[1] * here);
-            }
-            const u32 each = KEYS / 4 / SCALES;
-            // Many slopes leave their registers at once.
-            const bool many = SCALES > 2;
-            if (LISTED && of_centroids) {
-                const u16* bias_of = biases + of * KEYS + lane % 4 * 2;
-#pragma unroll
-                for (u32 i = 0; i < KEYS / 4; i += 2) {
-                    const u32 two = *(const u32*)(bias_of + i * 4);
-#pragma unroll
-                    for (u32 row = 0; row < 2; row++)
-                        scores[i + row] = half_fma(scores[i + row], half_twice(slope[i / each], row), two);
-                }
-#pragma unroll
-                for (u32 i = 0; i < SCALES; i++) slope[i] = ONES;
-            } else if (many) {
-#pragma unroll
-                for (u32 i = 0; i < KEYS / 4; i++)
-                    scores[i] = half_mul(scores[i], half_twice(slope[i / each], i % 2));
-            }
-            u32 most[2];
-#pragma unroll
-            for (u32 row = 0; row < 2; row++)
-#pragma unroll
-                for (u32 i = 0; i < SCALES; i++) {
-                    u32 here = scores[i * each + row];
-#pragma unroll
-                    for (u32 j = 2; j < each; j += 2) here = half_max(here, scores[i * each + j + row]);
-                    if (!many) here = half_mul(here, half_twice(slope[i], row));
-                    most[row] = i ? half_max(most[row], here) : here;
-                }
-            u32 both = half_max(__byte_perm(most[0], most[1], 0x5410), __byte_perm(most[0], most[1], 0x7632));
-            both = half_max(both, __shfl_xor_sync(~0u, both, 1));
-            both = half_max(both, __shfl_xor_sync(~0u, both, 2));
-            const u32 lower = half_min(bias, half_sub(half_pair(1.f - DROP, 1.f - DROP), both));
-            const float2 old_bias = half_widen(bias), new_bias = half_widen(lower);
-            shrink[0] = exp2_fast(SPAN * (new_bias.x - old_bias.x));
-            shrink[1] = exp2_fast(SPAN * (new_bias.y - old_bias.y));
-            bias = lower;
-#pragma unroll
-            for (u32 i = 0; i < KEYS / 4; i++) {
-                const u32 weight = half_fma_saturated(
-                    scores[i], many ? ONES : half_twice(slope[i / each], i % 2), half_twice(lower, i % 2));
-                scores[i] = half_fma(weight, CODES, WHOLE);
-            }
-        };
-        auto pack_weights = [&] {
-#pragma unroll
-            for (u32 i = 0; i < KEYS / 8; i++) {
-                const u32 from = i / 2 * 4 + i % 2;
-                weights[i / 4][i % 4] = __byte_perm(scores[from], scores[from + 2], 0x6420);
-            }
+            const bool central = LISTED && of_centroids;
+            weigh<SCALES>(scores, bias, shrink, slopes, scales + of * SCALES, biases + of * KEYS, central);
         };
         auto add_values = [&](const float (&worth)[2]) {
 #pragma unroll
@@ -347,7 +258,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
             products_wait<0>();
             pin(scores);
             exponentials(stage, plain == 0);
-            pack_weights();
+            pack_codes(weights, scores);
             for (u32 i = 1; i < key_tiles; i++) {
                 const u32 before = stage;
                 if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -365,7 +276,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
                 pin(part);
                 __syncwarp();
                 if (lane == 0) barrier_arrive(empty + 8 * before);
-                pack_weights();
+                pack_codes(weights, scores);
                 add_values(held);
             }
         }
@@ -413,8 +324,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
                 if (is_there(row)) *(uint4*)(to + part * 32) = {words[0], words[1], words[2], words[3]};
             }
             if (writes_lse(row)) {
-                const float octaves = log2f(under[row]) + 7.f - SPAN * ((row ? last.y : last.x) + DROP);
-                own_lse[8 * row] = 0.69314718f * (octaves + lost[row]);
+                own_lse[8 * row] = logarithm(under[row], row ? last.y : last.x, lost[row]);
             }
         }
     }

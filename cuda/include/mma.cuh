@@ -43,4 +43,9 @@ MMA_FORM(bf16_t, "m16n8k16.row.col.f32.bf16.bf16.f32")
 MMA_FORM(half_t, "m16n8k16.row.col.f32.f16.f16.f32")
 #if __CUDA_ARCH__ >= 890
 MMA_FORM(e4m3_t, "m16n8k32.row.col.f32.e4m3.e4m3.f32")
+// With sums of f16, d[0] a pair of row g, d[1] of row g + 8: at twice the speed on cards for the desk.
+DEVICE void add_halves(u32& d0, u32& d1, const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.f16.e4m3.e4m3.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+        : "+r"(d0), "+r"(d1) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 #endif

@@ -5,8 +5,9 @@
 use std::f64::consts::LOG2_E;
 
 use lite3r_ir::{
-    DType, Op,
+    DType, Op, ValueType,
     ops::{
+        Attention, BlockAttention,
         attention_codes::{CENTROIDS, Codes, KEYS},
         blocks::Blocks,
     },
@@ -113,12 +114,13 @@ impl Scratch {
 }
 
 /// Codes of keys and values, or of centroids, as `cuda/include/attention_codes.cuh` lays them out.
-struct Coded {
-    /// Tokens a block that has a scale, and how many such blocks there are.
+pub struct Coded {
+    /// Tokens a block that has a scale.
     block: usize,
-    blocks: usize,
+    /// How many such blocks there are.
+    pub blocks: usize,
     /// Places for keys of a head, a multiple of 128.
-    slots: usize,
+    pub slots: usize,
     keys: Arg,
     values: Arg,
     scales: Arg,
@@ -133,7 +135,8 @@ impl Coded {
         Self { block, blocks, slots, keys, values, scales: scratch.take(4 * s.heads * blocks) }
     }
 
-    fn pointers(&self) -> [Arg; 3] {
+    /// Codes of keys, of values, and scales of keys.
+    pub fn pointers(&self) -> [Arg; 3] {
         [&self.keys, &self.values, &self.scales].map(Arg::clone)
     }
 }
@@ -142,12 +145,14 @@ impl Coded {
 const PIECE: usize = 128;
 
 /// What is known of every head: sums of stretches of its tokens, then its mean key and the scales of its columns.
-struct Heads {
+pub struct Heads {
     stretch: usize,
     stretches: usize,
     parts: Arg,
-    centres: Arg,
-    columns: Arg,
+    /// The mean key.
+    pub centres: Arg,
+    /// The scale of every column of values.
+    pub columns: Arg,
 }
 
 impl Heads {
@@ -199,29 +204,55 @@ fn code_launch(s: Sizes, function: &'static str, block: u32, grid: [u32; 3], arg
     Launch { module, function, grid, block, shared: 0, args }
 }
 
-fn narrow(size: usize) -> Result<u32, String> {
+/// A size as kernels take it.
+pub fn narrow(size: usize) -> Result<u32, String> {
     u32::try_from(size).map_err(|_| "takes sizes below 2^32".into())
 }
 
-fn counts<const N: usize>(sizes: [usize; N]) -> Result<Vec<Arg>, String> {
+/// Sizes as kernels take them.
+pub fn counts<const N: usize>(sizes: [usize; N]) -> Result<Vec<Arg>, String> {
     sizes.into_iter().map(|size| Ok(Arg::of(narrow(size)?))).collect()
 }
 
-/// Lists of key blocks, as the kernel takes them.
-struct Listed {
-    queries: Cut,
-    longest: usize,
-    query_blocks: usize,
+/// Lists of key blocks, as the kernels take them.
+pub struct Listed {
+    /// Blocks of queries.
+    pub queries: Cut,
+    /// Entries that there is room for in a list.
+    pub longest: usize,
+    /// Lists of a head.
+    pub query_blocks: usize,
     /// How many, their codes, and what they add to their scores.
-    centroids: Option<(usize, Coded, Arg)>,
+    pub centroids: Option<(usize, Coded, Arg)>,
 }
 
 /// What the operations say besides sizes.
-struct Law {
+pub struct Law {
     scale: f64,
-    merged: bool,
+    /// Whether heads stand side by side.
+    pub merged: bool,
     /// Whether there is a second result.
-    lse: bool,
+    pub lse: bool,
+}
+
+impl Law {
+    /// Spans of octaves a unit of scores.
+    pub fn spans(&self) -> Arg {
+        Arg::of((self.scale * LOG2_E / SPAN) as f32)
+    }
+}
+
+/// What both kinds of kernels take first: q, the codes, those of centroids, what is known of heads, lists, results.
+pub fn pointers(law: &Law, heads: &Heads, coded: &Coded, listed: Option<&Listed>) -> Vec<Arg> {
+    let central = listed.and_then(|l| l.centroids.as_ref());
+    let mut args = vec![Arg::operand(0)];
+    args.extend(coded.pointers());
+    args.extend(central.map_or([0; 3].map(|_| Arg::Null), |(_, codes, _)| codes.pointers()));
+    args.extend([heads.centres.clone(), heads.columns.clone()]);
+    args.extend([3, 4].map(|i| Arg::maybe(listed.map(|_| i))));
+    args.push(central.map_or(Arg::Null, |(.., table)| table.clone()));
+    args.extend([Arg::result(0), if law.lse { Arg::result(1) } else { Arg::Null }]);
+    args
 }
 
 fn attend(
@@ -242,19 +273,13 @@ fn attend(
     if teams * team > SHARED {
         return Err(format!("has no shared memory for lists of {} key blocks", coded.blocks));
     }
-    let mut args = vec![Arg::operand(0)];
-    args.extend(coded.pointers());
-    args.extend(central.map_or([0; 3].map(|_| Arg::Null), |(_, codes, _)| codes.pointers()));
-    args.extend([heads.centres.clone(), heads.columns.clone()]);
-    args.extend([3, 4].map(|i| Arg::maybe(listed.map(|_| i))));
-    args.push(central.map_or(Arg::Null, |(.., table)| table.clone()));
-    args.extend([Arg::result(0), if law.lse { Arg::result(1) } else { Arg::Null }]);
+    let mut args = pointers(law, heads, coded, listed);
     args.push(Arg::of(listed.map_or(none, |l| l.queries)));
     args.push(Arg::of(Rows::of(s, law.merged)));
     args.extend(counts([listed.map_or(0, |l| l.longest), coded.blocks, coded.slots])?);
     args.extend(counts(central.map_or([0; 2], |(count, codes, _)| [*count, codes.slots]))?);
     args.extend(counts([tiles, total, s.n, s.m])?);
-    args.push(Arg::of((law.scale * LOG2_E / SPAN) as f32));
+    args.push(law.spans());
     Ok(Launch {
         module: variant.module(s),
         function: "attend_codes",
@@ -272,10 +297,13 @@ fn refuse_operands(codes: Codes) -> Result<(), String> {
     }
 }
 
-fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
-    let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+/// An attention over all keys: codes are made, then `attend` multiplies them.
+pub fn over_all(
+    op: &Attention,
+    s: Sizes,
+    attend: impl FnOnce(&Law, &Heads, &Coded) -> Result<Launch, String>,
+) -> Result<Lowered, String> {
     refuse_operands(op.codes)?;
-    let s = sizes(request, arch, op.scale, 1)?;
     let mut scratch = Scratch::default();
     let heads = Heads::new(s, &mut scratch);
     let coded = Coded::new(s, KEYS, s.m.div_ceil(KEYS), 0, &mut scratch);
@@ -283,21 +311,21 @@ fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     let launches = vec![
         heads.sum(s)?,
         heads.code(s, [1, 2], s.m, Cut::new(s.m, &[], KEYS)?, &coded, true)?,
-        attend(s, Variant::dense(s), &law, &heads, &coded, None)?,
+        attend(&law, &heads, &coded)?,
     ];
     Ok(Lowered { launches, scratch: scratch.0 })
 }
 
-fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
-    let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+/// An attention over lists of key blocks: codes of keys and of centroids are made, then `attend` multiplies them.
+pub fn over_lists(
+    op: &BlockAttention,
+    s: Sizes,
+    operands: &[ValueType],
+    attend: impl FnOnce(&Law, &Heads, &Coded, &Listed) -> Result<Launch, String>,
+) -> Result<Lowered, String> {
     refuse_operands(op.codes)?;
-    let (s, operands) = (sizes(request, arch, op.scale, 1)?, request.operands);
     if ![16, 32, 64, 128].contains(&op.block_k) {
         return Err(format!("takes key blocks of 16, 32, 64 and 128, not {}", op.block_k));
-    }
-    let most = if s.d == 64 { 192 } else { 128 };
-    if op.block_q > most {
-        return Err(format!("takes query blocks of up to {most}, not {}", op.block_q));
     }
     let list = dims(&operands[3])?;
     let key_cut = Cut::new(s.m, &op.runs, op.block_k)?;
@@ -320,19 +348,30 @@ fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String>
     }
     let queries = Cut::new(s.n, &op.runs, op.block_q)?;
     let listed = Listed { queries, longest: list[3], query_blocks: list[2], centroids };
-    let variant = Variant::listed(s.d, op.block_q.div_ceil(64), op.block_k);
     let law = Law { scale: op.scale, merged: op.merged, lse: true };
-    launches.push(attend(s, variant, &law, &heads, &coded, Some(&listed))?);
+    launches.push(attend(&law, &heads, &coded, &listed)?);
     Ok(Lowered { launches, scratch: scratch.0 })
+}
+
+fn attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::Attention(op) = request.op else { return Err("computes attention".into()) };
+    let s = sizes(request, arch, op.scale, 1)?;
+    over_all(op, s, |law, heads, coded| attend(s, Variant::dense(s), law, heads, coded, None))
+}
+
+fn block_attention(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
+    let Op::BlockAttention(op) = request.op else { return Err("computes block_attention".into()) };
+    let s = sizes(request, arch, op.scale, 1)?;
+    let most = if s.d == 64 { 192 } else { 128 };
+    if op.block_q > most {
+        return Err(format!("takes query blocks of up to {most}, not {}", op.block_q));
+    }
+    let variant = Variant::listed(s.d, op.block_q.div_ceil(64), op.block_k);
+    over_lists(op, s, request.operands, |law, heads, coded, listed| attend(s, variant, law, heads, coded, Some(listed)))
 }
 
 #[cfg(test)]
 mod tests {
-    use lite3r_ir::{
-        ValueType,
-        ops::{Attention, BlockAttention},
-    };
-
     use super::*;
     use crate::backend::cuda::conformance;
 

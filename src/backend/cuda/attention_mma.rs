@@ -21,7 +21,7 @@ pub const KERNELS: &[Kernel] = &[
 const HALVES: &[DType] = &[DType::F16, DType::BF16];
 
 /// Bytes of shared memory that a block may have beside what the kernel declares.
-const fn shared(arch: Arch) -> usize {
+pub const fn shared(arch: Arch) -> usize {
     match arch {
         Arch::Sm80 => 160 << 10,
         Arch::Sm89 => 96 << 10,

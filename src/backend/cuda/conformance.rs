@@ -44,7 +44,7 @@ impl Use {
     fn fault(&self, cubins: &BTreeMap<&Module, Vec<u8>>) -> Option<String> {
         let wanted: &[u16] = match self.row.rsplit('.').next() {
             Some(variant) if variant.ends_with("wgmma") => &op::WGMMA,
-            Some("mma") => &op::MMA,
+            Some(variant) if variant.ends_with("mma") => &op::MMA,
             _ => return None,
         };
         let promised = |(module, function): &(Module, &str)| {

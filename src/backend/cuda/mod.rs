@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod attention_e4m3;
+pub mod attention_e4m3_mma;
 pub mod attention_mma;
 pub mod attention_wgmma;
 pub mod block_mean;
@@ -129,6 +130,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     attention_wgmma::KERNELS,
     attention_mma::KERNELS,
     attention_e4m3::KERNELS,
+    attention_e4m3_mma::KERNELS,
     attention::KERNELS,
     block_route_mma::KERNELS,
     linear_attention_mma::KERNELS,
