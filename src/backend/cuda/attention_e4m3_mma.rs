@@ -50,7 +50,7 @@ impl Variant {
 
     /// Blocks a processor, as far as registers go.
     fn blocks(self, width: usize) -> usize {
-        if (width, self.atoms) == (64, 1) { 12 / self.warps } else { 8 / self.warps }
+        if (width, self.atoms) == (64, 1) && self.warps > 1 { 12 / self.warps } else { 8 / self.warps }
     }
 }
 
