@@ -164,20 +164,8 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             ImageLayout::Planes => of.beside(all, 0..rank.saturating_sub(2)),
             ImageLayout::Pixels => of.beside(all, [0, 3]),
         },
-        Op::QkvHeads(op) => {
-            let tables = request.operands.len() - op.parts(request.operands).1.len();
-            // Tables are seen as [B, H, N, D].
-            let along = |axis: usize| {
-                (tables..request.operands.len())
-                    .filter_map(move |i| Some((i, (axis + of_rank(i, request)).checked_sub(4)?)))
-            };
-            [(0, 0), (1, 2)]
-                .map(|(x, y)| {
-                    let stretched = |(i, axis): &(usize, usize)| of.x[*i][*axis] != 1;
-                    of.cut(std::iter::once((0, x)).chain(along(y).filter(stretched)), y)
-                })
-                .into()
-        }
+        Op::QkvHeads(op) => of.tokens(request.operands.len() - op.parts(request.operands).1.len()),
+        Op::QkvLinear(op) => of.tokens(request.operands.len() - usize::from(op.segments > 0)),
         Op::Attention(op) => {
             let mut cuts = of.heads(op.merged, 0..=last);
             let mut queries = of.cut([(0, 2)], if op.merged { 1 } else { 2 });
@@ -208,10 +196,6 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
         }
         _ => Vec::new(),
     })
-}
-
-fn of_rank(operand: usize, request: &Request<'_>) -> usize {
-    request.operands[operand].rank()
 }
 
 /// Sizes of operands and results.
@@ -250,6 +234,19 @@ impl Shapes {
     fn kept(&self, gone: &[usize], keep: bool) -> Vec<Cut> {
         let kept = (0..self.x[0].len()).filter(|d| !gone.contains(d)).enumerate();
         kept.map(|(at, d)| self.cut([(0, d)], if keep { d } else { at })).collect()
+    }
+
+    /// Through batch and tokens of x [B, N, ..] and results [B, H, N, D], which operands from `tables` on broadcast to.
+    fn tokens(&self, tables: usize) -> Vec<Cut> {
+        let through = |x: usize, y: usize| {
+            let along = |(i, shape): (usize, &Vec<usize>)| {
+                let own = (y + shape.len()).checked_sub(4)?;
+                (shape[own] != 1).then_some((i, own))
+            };
+            let tables = self.x.iter().enumerate().skip(tables).filter_map(along);
+            self.cut(std::iter::once((0, x)).chain(tables), y)
+        };
+        vec![through(0, 0), through(1, 2)]
     }
 
     /// Through batch and heads of these operands and all results [B, H, ..], the first perhaps [B, N, H·E].

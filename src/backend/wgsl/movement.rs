@@ -10,9 +10,8 @@ use super::{
     adapter::padded,
     dims,
     elementwise::packed,
-    launch::{Base, Binding, Launch, Lowered, THREADS, folded, word},
+    launch::{Base, Binding, Launch, Lowered, Placed, THREADS, folded, word},
     shader::{Shader, Tensors},
-    split::Placed,
 };
 use crate::backend::{
     Request,

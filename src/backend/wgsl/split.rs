@@ -13,13 +13,10 @@ use super::{
     adapter::padded,
     cuts::{Cut, Part, Slice, cuts},
     dims,
-    launch::{Base, Binding, Lowered},
+    launch::{Base, Binding, Lowered, Placed},
     movement, within,
 };
 use crate::backend::{Request, gpu::moves::Copy};
-
-/// A tensor: its type, and where it lies.
-pub type Placed = (ValueType, Binding);
 
 /// The largest binding of what is launched, in bytes.
 pub fn largest(lowered: &Lowered) -> u64 {
