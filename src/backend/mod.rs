@@ -72,9 +72,9 @@ pub trait Target {
         BTreeMap::new()
     }
 
-    /// Whether bf16 is what products are best computed in where nobody says: tensor cores have no f32.
-    fn prefers_bf16(&self) -> bool {
-        false
+    /// The type of 16 bits that products are best computed in where nobody says: tensor cores have no f32.
+    fn prefers(&self) -> Option<DType> {
+        None
     }
 
     /// Whether products of 8-bit codes of activations exist; where not, only weights are stored as codes.

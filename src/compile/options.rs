@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use lite3r_ir::{
-    Bindings,
+    Bindings, DType,
     attr::{Attr, AttrField, AttrMap},
     ops::attention::AttentionKind,
     passes::fp8_attention::Kinds,
@@ -119,8 +119,10 @@ pub enum Precision {
     F32,
     /// Products in bf16, sums and the residual stream in f32.
     Bf16,
-    /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` computes
-    /// all other products in bf16, `rest=f32` leaves them; `residual=bf16` rounds the residual stream as well;
+    /// Products in f16, as above: finer, up to 65504.
+    F16,
+    /// Weights and activations of linear layers in e4m3 (W8A8), with the options of the pass `fp8`; `rest=bf16` (or f16)
+    /// computes all other products in 16 bits, `rest=f32` leaves them; `residual`, the same, rounds the residual stream;
     /// `attention=all` (or `encoder`, `frame`, `global`; `none`) has attention multiply e4m3 codes, see the pass
     /// `fp8_attention`, `attention=auto` where the target is best at it; `convolution=e4m3` (or `none`) has convolutions of
     /// dense heads do so, see `fp8_convolution`.
@@ -131,19 +133,19 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// With what a target of tensor cores prefers where it is not said: `rest=bf16`, and beside FP8 activations, whose
-    /// rounding is coarser, `residual=bf16`, `attention=auto`, and `activation=auto`, scales that tiles of products can
-    /// give.
+    /// With what a target of tensor cores prefers where it is not said: `rest=bf16` (or f16), and beside FP8 activations,
+    /// whose rounding is coarser, `residual=bf16`, `attention=auto`, and `activation=auto`, scales that tiles of products
+    /// can give.
     pub fn for_target(mut self, target: &dyn Target) -> Self {
         let activations = matches!(self, Self::Fp8(_));
         if let Self::Fp8(attrs) | Self::Fp8w(attrs) = &mut self
-            && target.prefers_bf16()
+            && let Some(narrow_type) = target.prefers()
         {
             let says = |attrs: &AttrMap, name: &str| attrs.iter().any(|(n, _)| n == name);
             let narrow = !says(attrs, "rest");
             let wanted = [
-                ("rest", "bf16", narrow),
-                ("residual", "bf16", narrow && activations),
+                ("rest", narrow_type.name(), narrow),
+                ("residual", narrow_type.name(), narrow && activations),
                 ("attention", "auto", narrow && activations),
                 ("activation", "auto", activations),
             ];
@@ -164,11 +166,19 @@ impl Precision {
             Some(own.remove(at).1)
         };
         let mut narrow = |name: &str| match take(name) {
-            None => Ok(false),
-            Some(Attr::Word(word)) if word == "f32" || word == "bf16" => Ok(word == "bf16"),
-            Some(_) => Err(format!("`{name}` must be f32 or bf16")),
+            None => Ok(None),
+            Some(Attr::Word(word)) => match word.as_str() {
+                "f32" => Ok(None),
+                "bf16" => Ok(Some(DType::BF16)),
+                "f16" => Ok(Some(DType::F16)),
+                _ => Err(format!("`{name}` must be f32, bf16 or f16")),
+            },
+            Some(_) => Err(format!("`{name}` must be f32, bf16 or f16")),
         };
         let (rest, residual) = (narrow("rest")?, narrow("residual")?);
+        if residual.is_some() && residual != rest {
+            return Err("`residual` must be f32 or what `rest` is".into());
+        }
         let attention = match take("attention") {
             None => Coded::None,
             Some(Attr::Word(word)) if word == "none" => Coded::None,
@@ -200,10 +210,10 @@ pub(super) enum Coded {
 pub(super) struct EightBits {
     /// Those of the pass for linear layers.
     pub own: AttrMap,
-    /// Whether all other products are bf16.
-    pub rest: bool,
-    /// Whether the residual stream is.
-    pub residual: bool,
+    /// What all other products compute in, if not f32.
+    pub rest: Option<DType>,
+    /// What the residual stream is rounded to, if it is.
+    pub residual: Option<DType>,
     /// Which attentions multiply codes.
     pub attention: Coded,
     /// Whether convolutions do.
@@ -213,19 +223,20 @@ pub(super) struct EightBits {
 impl FromStr for Precision {
     type Err = String;
 
-    /// `f32`, `bf16`, `fp8`, `fp8w`, `fp8{activation=token,exclude=["camera_head"]}`.
+    /// `f32`, `bf16`, `f16`, `fp8`, `fp8w`, `fp8{activation=token,exclude=["camera_head"]}`.
     fn from_str(text: &str) -> Result<Self, String> {
         let calls = parse_calls(text).map_err(|e| e.to_string())?;
         match <[_; 1]>::try_from(calls) {
             Ok([(name, attrs)]) => match (name.as_str(), attrs.is_empty()) {
                 ("f32", true) => Ok(Self::F32),
                 ("bf16", true) => Ok(Self::Bf16),
-                ("f32" | "bf16", false) => Err(format!("`{name}` takes no options")),
+                ("f16", true) => Ok(Self::F16),
+                ("f32" | "bf16" | "f16", false) => Err(format!("`{name}` takes no options")),
                 ("fp8", _) => Ok(Self::Fp8(attrs)),
                 ("fp8w", _) => Ok(Self::Fp8w(attrs)),
-                _ => Err(format!("`{name}` is not a precision; there are f32, bf16, fp8 and fp8w")),
+                _ => Err(format!("`{name}` is not a precision; there are f32, bf16, f16, fp8 and fp8w")),
             },
-            Err(_) => Err(format!("`{text}` is not one of f32, bf16, fp8 and fp8w")),
+            Err(_) => Err(format!("`{text}` is not one of f32, bf16, f16, fp8 and fp8w")),
         }
     }
 }
@@ -235,6 +246,7 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::F16 => "f16",
             Self::Fp8(_) => "fp8",
             Self::Fp8w(_) => "fp8w",
         })
@@ -399,7 +411,7 @@ mod tests {
 
     #[test]
     fn precisions_and_views_are_read() {
-        assert_eq!("bf16".parse(), Ok(Precision::Bf16));
+        assert_eq!(("bf16".parse(), "f16".parse()), (Ok(Precision::Bf16), Ok(Precision::F16)));
         assert!(matches!("fp8{activation=tensor}".parse(), Ok(Precision::Fp8(attrs)) if attrs.len() == 1));
         assert!("int8".parse::<Precision>().unwrap_err().contains("fp8w"));
         assert!("bf16{x=1}".parse::<Precision>().unwrap_err().contains("no options"));
@@ -415,14 +427,16 @@ mod tests {
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!(parts("fp8{weight=row}"), Ok((1, false, false, Coded::None)));
-        assert_eq!(parts("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, true, true, Coded::None)));
-        assert_eq!(parts("fp8{rest=bf16,residual=f32,attention=none}"), Ok((0, true, false, Coded::None)));
-        assert_eq!(parts("fp8{attention=global}"), Ok((0, false, false, Coded::Kinds(Kinds::Global))));
-        assert_eq!(parts("fp8{attention=auto}"), Ok((0, false, false, Coded::Auto)));
+        let (bf16, f16) = (Some(DType::BF16), Some(DType::F16));
+        assert_eq!(parts("fp8{weight=row}"), Ok((1, None, None, Coded::None)));
+        assert_eq!(parts("fp8{rest=bf16,activation=auto,residual=bf16}"), Ok((1, bf16, bf16, Coded::None)));
+        assert_eq!(parts("fp8{rest=f16,residual=f32,attention=none}"), Ok((0, f16, None, Coded::None)));
+        assert_eq!(parts("fp8{attention=global}"), Ok((0, None, None, Coded::Kinds(Kinds::Global))));
+        assert_eq!(parts("fp8{attention=auto}"), Ok((0, None, None, Coded::Auto)));
         assert!(parts("fp8{residual=f16}").unwrap_err().contains("`residual`"));
+        assert!(parts("fp8{rest=f64}").unwrap_err().contains("`rest`"));
         assert!(parts("fp8{attention=camera}").unwrap_err().contains("`attention`"));
-        assert_eq!(parts("fp8{convolution=e4m3}"), Ok((0, false, false, Coded::None)));
+        assert_eq!(parts("fp8{convolution=e4m3}"), Ok((0, None, None, Coded::None)));
         assert!(parts("fp8{convolution=yes}").unwrap_err().contains("`convolution`"));
     }
 

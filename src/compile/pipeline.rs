@@ -89,6 +89,7 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     match &options.precision {
         Precision::F32 => {}
         Precision::Bf16 => selected.extend(named("bf16")?),
+        Precision::F16 => selected.extend(named("f16")?),
         Precision::Fp8(attrs) => selected.extend(eight_bits("fp8", attrs, options)?),
         Precision::Fp8w(attrs) => selected.extend(eight_bits("fp8w", attrs, options)?),
     }
@@ -133,17 +134,17 @@ fn with(name: &str, attrs: &AttrMap) -> Result<Selected> {
     Ok(one)
 }
 
-/// A pass that makes linear layers FP8, and `bf16` for the rest where that is asked for. Norms join their quantisation
-/// before, so that they read the residual stream in f32. Convolutions become FP8 behind `bf16`: they quantise what is
+/// A pass that makes linear layers FP8, and `bf16` or `f16` for the rest where that is asked for. Norms join their quantisation
+/// before, so that they read the residual stream in f32. Convolutions become FP8 behind that: they quantise what is
 /// narrow already.
 fn eight_bits(pass: &str, attrs: &AttrMap, options: &Options) -> Result<Vec<Selected>> {
     let parts = Precision::parts(attrs).map_err(|problem| Error::usage("compile.options", problem))?;
     let mut selected = vec![with(pass, &parts.own)?];
-    if parts.rest {
-        selected.extend(named("fuse_quantize,cse,dce,bf16")?);
+    if let Some(narrow) = parts.rest {
+        selected.extend(named(&format!("fuse_quantize,cse,dce,{}", narrow.name()))?);
     }
-    if parts.residual {
-        selected.extend(named("bf16_residual,dce")?);
+    if let Some(narrow) = parts.residual {
+        selected.extend(named(&format!("{}_residual,dce", narrow.name()))?);
     }
     if parts.convolution {
         selected.extend(named("fp8_convolution,dce")?);
@@ -183,7 +184,7 @@ mod tests {
             FUSION,
             FINISH,
             LARGE_FRAMES,
-            "bf16,fp8,fp8w,token_layout,sla,specialize,reference_view",
+            "bf16,f16,fp8,fp8w,token_layout,sla,specialize,reference_view",
         ] {
             named(text).unwrap();
         }

@@ -4,8 +4,6 @@
 //! never quadratic in nodes. In debug builds the graph is verified after every pass.
 
 pub mod attention_kinds;
-pub mod bf16;
-pub mod bf16_residual;
 pub mod canonicalize;
 pub mod channels_last;
 pub mod chosen_attentions;
@@ -31,6 +29,8 @@ pub mod join_slices;
 pub mod late_slices;
 pub mod layout;
 pub mod named;
+pub mod narrow;
+pub mod narrow_residual;
 pub mod pad_products;
 pub mod pipeline;
 pub mod prune_outputs;
@@ -56,8 +56,10 @@ use crate::{
 /// Every pass, by file: what command lines and tests choose from.
 pub const ALL: &[&Pass] = &[
     &attention_kinds::ATTENTION_KINDS,
-    &bf16::BF16,
-    &bf16_residual::BF16_RESIDUAL,
+    &narrow::BF16,
+    &narrow::F16,
+    &narrow_residual::BF16_RESIDUAL,
+    &narrow_residual::F16_RESIDUAL,
     &canonicalize::CANONICALIZE,
     &channels_last::CHANNELS_LAST,
     &cse::CSE,
@@ -117,7 +119,7 @@ pub enum Effect {
 
 /// A graph transformation.
 pub struct Pass {
-    /// Lower case; also the file name, the flag and the test folder.
+    /// Lower case; also the flag and the test folder, and the file name but where passes share one.
     pub name: &'static str,
     /// What is rewritten to what, in one line.
     pub law: &'static str,

@@ -170,8 +170,8 @@ impl Target for Cuda {
         Some(self.arch.ceilings())
     }
 
-    fn prefers_bf16(&self) -> bool {
-        true
+    fn prefers(&self) -> Option<DType> {
+        Some(DType::BF16)
     }
 
     fn multiplies_codes(&self) -> bool {

@@ -1,4 +1,5 @@
-//! `bf16`: products and attention read bf16; sums, the residual stream, norms, RoPE and softmax stay f32.
+//! `bf16`, `f16`: products and attention read elements of 16 bits; sums, the residual stream, norms, RoPE and softmax
+//! stay f32. What follows says bf16 for either.
 //!
 //! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and
 //! what is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum
@@ -26,18 +27,26 @@ use crate::{
     types::DType,
 };
 
-/// The pass.
+/// Through bf16: eight bits of fraction, the range of f32.
 pub const BF16: Pass = Pass {
     name: "bf16",
     law: "products and attention read bf16, sums and the residual stream stay f32",
     effect: Effect::Approximates,
-    run,
+    run: |graph, options| run(graph, options, DType::BF16),
+};
+
+/// Through f16: eleven bits, up to 65504.
+pub const F16: Pass = Pass {
+    name: "f16",
+    law: "products and attention read f16, sums and the residual stream stay f32",
+    effect: Effect::Approximates,
+    run: |graph, options| run(graph, options, DType::F16),
 };
 
 /// Parts of the names of what computes in f32 by default.
 pub const WIDE: [&str; 3] = ["camera_head", "cam_dec", "cam_enc"];
 
-fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
+fn run(graph: &mut Graph, options: &Options, to: DType) -> Result<Report, PassError> {
     options.only(&super::named::OPTIONS)?;
     let (names, wide_names) = (Names::read(options, &[])?, Names::read(options, &WIDE)?);
     let mut weights = Weights::of(graph);
@@ -45,7 +54,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     let (mut products, mut weights_alone, mut wide) = (0, 0, 0);
     for id in graph.topological() {
         let operands = graph.operands(id);
-        if reads_bf16(graph.op(id), 0).is_none() {
+        if reads_narrow(graph.op(id), 0).is_none() {
             continue;
         }
         let f32s = operands.first().is_some_and(|v| graph.ty(*v).dtype == DType::F32);
@@ -55,10 +64,10 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         let own = weights.names(graph, id);
         if wide_names.excluded(&own).is_none() {
             let op = graph.op(id).clone();
-            rewrite(graph, id, |i| reads_bf16(&op, i) == Some(true), &mut narrow)?;
+            rewrite(graph, id, |i| reads_narrow(&op, i) == Some(true), (&mut narrow, to))?;
             products += 1;
         } else if names.excluded(&own).is_none() && narrows_weights(graph, id, &weights) {
-            rewrite(graph, id, |i| i == 1, &mut narrow)?;
+            rewrite(graph, id, |i| i == 1, (&mut narrow, to))?;
             weights_alone += 1;
         } else {
             wide += 1;
@@ -66,12 +75,12 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     }
     // What was replaced still reads its operands and would pass for a second reader.
     (DCE.run)(graph, &Options::default())?;
-    let sunk = sink(graph)?;
+    let sunk = sink(graph, to)?;
     let counts = [
         ("operations", products),
         ("weights alone", weights_alone),
         ("left in f32", wide),
-        ("results given in bf16", sunk),
+        (if to == DType::F16 { "results given in f16" } else { "results given in bf16" }, sunk),
     ];
     Ok(Report { counts: counts.map(|(what, n)| (what.to_string(), n)).into(), notes: Vec::new() })
 }
@@ -82,7 +91,7 @@ fn narrows_weights(graph: &Graph, id: NodeId, weights: &Weights) -> bool {
 }
 
 /// Whether an operation reads an operand as bf16; `None` for what this pass does not touch.
-fn reads_bf16(op: &Op, operand: usize) -> Option<bool> {
+fn reads_narrow(op: &Op, operand: usize) -> Option<bool> {
     match op {
         Op::Linear(_) | Op::ConvTranspose2d(_) => Some(operand < 2),
         Op::Conv2d(op) => Some(operand != 2 || !op.bias),
@@ -98,7 +107,7 @@ fn rewrite(
     graph: &mut Graph,
     id: NodeId,
     read: impl Fn(usize) -> bool,
-    narrow: &mut HashMap<Value, Value>,
+    (narrow, to): (&mut HashMap<Value, Value>, DType),
 ) -> Result<(), PassError> {
     let operands = graph.operands(id);
     let types = graph.node(id).types.clone();
@@ -109,11 +118,11 @@ fn rewrite(
         }
         _ => {}
     }
-    let mut patch = Patch::new(graph, "bf16", Value { node: id, slot: 0 });
+    let mut patch = Patch::new(graph, to.name(), Value { node: id, slot: 0 });
     let mut inputs = Vec::with_capacity(operands.len());
     for (i, operand) in operands.into_iter().enumerate() {
         let f32s = patch.graph().ty(operand).dtype == DType::F32;
-        inputs.push(if read(i) && f32s { as_bf16(&mut patch, operand, narrow)? } else { operand });
+        inputs.push(if read(i) && f32s { as_narrow(&mut patch, operand, (&mut *narrow, to))? } else { operand });
     }
     let results = patch.wire_all(op, &inputs)?;
     for (slot, (new, ty)) in results.into_iter().zip(types).enumerate() {
@@ -126,7 +135,11 @@ fn rewrite(
 }
 
 /// An f32 value as bf16: what it was cast from, the same through movements, or a cast. Made once.
-fn as_bf16(patch: &mut Patch<'_>, value: Value, narrow: &mut HashMap<Value, Value>) -> Result<Value, PatchError> {
+fn as_narrow(
+    patch: &mut Patch<'_>,
+    value: Value,
+    (narrow, to): (&mut HashMap<Value, Value>, DType),
+) -> Result<Value, PatchError> {
     if let Some(known) = narrow.get(&value) {
         return Ok(*known);
     }
@@ -137,7 +150,7 @@ fn as_bf16(patch: &mut Patch<'_>, value: Value, narrow: &mut HashMap<Value, Valu
         let at = path[path.len() - 1];
         let operands = graph.operands(at.node);
         match graph.op(at.node) {
-            Op::Cast(_) if graph.ty(operands[0]).dtype == DType::BF16 => break Some(operands[0]),
+            Op::Cast(_) if graph.ty(operands[0]).dtype == to => break Some(operands[0]),
             Op::MergeHeads(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Gather(_) | Op::Slice(_) if path.len() < 16 => {
                 path.push(operands[0]);
             }
@@ -145,7 +158,7 @@ fn as_bf16(patch: &mut Patch<'_>, value: Value, narrow: &mut HashMap<Value, Valu
         }
     };
     let made = match source {
-        None => patch.wire(Cast { to: DType::BF16 }, &[value])?,
+        None => patch.wire(Cast { to }, &[value])?,
         Some(source) => {
             path.pop();
             let mut at = source;
@@ -163,18 +176,18 @@ fn as_bf16(patch: &mut Patch<'_>, value: Value, narrow: &mut HashMap<Value, Valu
 
 /// A cast to bf16 goes up through movements and elementwise operations that nobody else reads, where everything above
 /// is bf16 already or a product or norm that can give bf16; nothing is rounded twice as coarsely for it.
-fn sink(graph: &mut Graph) -> Result<usize, PassError> {
+fn sink(graph: &mut Graph, to: DType) -> Result<usize, PassError> {
     let fixed = weight_time(graph);
     let casts: Vec<NodeId> =
-        graph.node_ids().filter(|id| matches!(graph.op(*id), Op::Cast(Cast { to: DType::BF16 }))).collect();
+        graph.node_ids().filter(|id| matches!(graph.op(*id), Op::Cast(cast) if cast.to == to)).collect();
     let mut sunk = 0;
     for cast in casts {
         let x = graph.operands(cast)[0];
-        if fixed.contains(&cast) || is_cast(graph, x) || !narrows(graph, &fixed, x, 8) {
+        if fixed.contains(&cast) || is_cast(graph, x, to) || !narrows(graph, &fixed, x, (8, to)) {
             continue;
         }
-        let mut patch = Patch::new(graph, "bf16_sink", x);
-        let new = narrowed(&mut patch, &fixed, x)?;
+        let mut patch = Patch::new(graph, if to == DType::F16 { "f16_sink" } else { "bf16_sink" }, x);
+        let new = narrowed(&mut patch, &fixed, x, to)?;
         patch.shunt(Value { node: cast, slot: 0 }, new)?;
         patch.apply();
         sunk += 1;
@@ -183,13 +196,13 @@ fn sink(graph: &mut Graph) -> Result<usize, PassError> {
 }
 
 /// Whether an f32 value is a cast of a bf16 one.
-fn is_cast(graph: &Graph, value: Value) -> bool {
-    matches!(graph.op(value.node), Op::Cast(_)) && graph.ty(graph.operands(value.node)[0]).dtype == DType::BF16
+fn is_cast(graph: &Graph, value: Value, to: DType) -> bool {
+    matches!(graph.op(value.node), Op::Cast(_)) && graph.ty(graph.operands(value.node)[0]).dtype == to
 }
 
 /// Whether `narrowed` makes a value without another pass over it. Looks `depth` operations up.
-fn narrows(graph: &Graph, fixed: &HashSet<NodeId>, value: Value, depth: usize) -> bool {
-    if fixed.contains(&value.node) || is_cast(graph, value) {
+fn narrows(graph: &Graph, fixed: &HashSet<NodeId>, value: Value, (depth, to): (usize, DType)) -> bool {
+    if fixed.contains(&value.node) || is_cast(graph, value, to) {
         return true;
     }
     if depth == 0 || value.slot != 0 || graph.use_count(value) != 1 || graph.ty(value).dtype != DType::F32 {
@@ -198,29 +211,29 @@ fn narrows(graph: &Graph, fixed: &HashSet<NodeId>, value: Value, depth: usize) -
     match graph.op(value.node) {
         Op::Linear(_) | Op::WeightScaledLinear(_) | Op::ScaledLinear(_) | Op::LayerNorm(_) => true,
         Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Relu(_) | Op::Add(_) => {
-            graph.operands(value.node).iter().all(|v| narrows(graph, fixed, *v, depth - 1))
+            graph.operands(value.node).iter().all(|v| narrows(graph, fixed, *v, (depth - 1, to)))
         }
         _ => false,
     }
 }
 
 /// A value that [`narrows`], in bf16.
-fn narrowed(patch: &mut Patch<'_>, fixed: &HashSet<NodeId>, value: Value) -> Result<Value, PatchError> {
+fn narrowed(patch: &mut Patch<'_>, fixed: &HashSet<NodeId>, value: Value, to: DType) -> Result<Value, PatchError> {
     let operands = patch.graph().operands(value.node);
     if fixed.contains(&value.node) {
-        return patch.wire(Cast { to: DType::BF16 }, &[value]);
+        return patch.wire(Cast { to }, &[value]);
     }
     let mut op = patch.graph().op(value.node).clone();
     match &mut op {
         Op::Cast(_) => return Ok(operands[0]),
         Op::Linear(Linear { out, .. })
         | Op::WeightScaledLinear(WeightScaledLinear { out, .. })
-        | Op::LayerNorm(LayerNorm { out, .. }) => *out = Some(DType::BF16),
-        Op::ScaledLinear(ScaledLinear { out, .. }) => *out = DType::BF16,
+        | Op::LayerNorm(LayerNorm { out, .. }) => *out = Some(to),
+        Op::ScaledLinear(ScaledLinear { out, .. }) => *out = to,
         _ => {
             let mut inputs = Vec::with_capacity(operands.len());
             for operand in operands {
-                inputs.push(narrowed(patch, fixed, operand)?);
+                inputs.push(narrowed(patch, fixed, operand, to)?);
             }
             return patch.wire(op, &inputs);
         }

@@ -1,4 +1,4 @@
-//! `bf16_residual`: the residual stream is bf16 too, where `bf16` leaves it f32.
+//! `bf16_residual`, `f16_residual`: the residual stream has 16 bits too, where [`super::narrow`] leaves it f32.
 //!
 //! ```text
 //! linear(x, w, r) {residual, out=f32}   →   cast(linear(x, w, r) {residual, out=bf16})
@@ -12,9 +12,9 @@ use std::collections::VecDeque;
 
 use super::{
     Effect, Options, Pass, PassError, Report,
-    bf16::WIDE,
     dce::DCE,
     named::{Names, OPTIONS, Weights},
+    narrow::WIDE,
     uses::result,
 };
 use crate::{
@@ -24,22 +24,39 @@ use crate::{
     types::DType,
 };
 
-/// The pass.
-pub const BF16_RESIDUAL: Pass =
-    Pass { name: "bf16_residual", law: "sums with a residual are rounded to bf16", effect: Effect::Approximates, run };
+/// Behind the pass `bf16`.
+pub const BF16_RESIDUAL: Pass = Pass {
+    name: "bf16_residual",
+    law: "sums with a residual are rounded to bf16",
+    effect: Effect::Approximates,
+    run: |graph, options| run(graph, options, DType::BF16),
+};
 
-fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
+/// Behind the pass `f16`.
+pub const F16_RESIDUAL: Pass = Pass {
+    name: "f16_residual",
+    law: "sums with a residual are rounded to f16",
+    effect: Effect::Approximates,
+    run: |graph, options| run(graph, options, DType::F16),
+};
+
+/// As patches are named.
+fn name(to: DType) -> &'static str {
+    if to == DType::F16 { F16_RESIDUAL.name } else { BF16_RESIDUAL.name }
+}
+
+fn run(graph: &mut Graph, options: &Options, to: DType) -> Result<Report, PassError> {
     options.only(&OPTIONS)?;
     let names = Names::read(options, &WIDE)?;
     let mut weights = Weights::of(graph);
     let mut casts = VecDeque::new();
     for id in graph.topological() {
-        let Some(op) = narrow_sum(graph, id) else { continue };
+        let Some(op) = narrow_sum(graph, id, to) else { continue };
         if weights.is_known(graph.operands(id)[0]) || names.excluded(&weights.names(graph, id)).is_some() {
             continue;
         }
         let operands = graph.operands(id);
-        let mut patch = Patch::new(graph, "bf16_residual", result(id));
+        let mut patch = Patch::new(graph, name(to), result(id));
         let sum = patch.wire(op, &operands)?;
         casts.push_back(widened(patch, result(id), sum)?);
     }
@@ -48,7 +65,7 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     (DCE.run)(graph, &Options::default())?;
     while let Some(cast) = casts.pop_front() {
         for (reader, slot) in graph.users(cast) {
-            if let Some(wide) = read_narrow(graph, cast, reader, slot)? {
+            if let Some(wide) = read_narrow(graph, cast, (reader, slot), to)? {
                 casts.push_back(wide);
             }
         }
@@ -57,12 +74,12 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
 }
 
 /// The product that adds a residual in f32, giving bf16.
-fn narrow_sum(graph: &Graph, id: NodeId) -> Option<Op> {
+fn narrow_sum(graph: &Graph, id: NodeId, to: DType) -> Option<Op> {
     let mut op = graph.op(id).clone();
     match &mut op {
         Op::Linear(Linear { residual: true, quantize: None, out, .. })
-        | Op::WeightScaledLinear(WeightScaledLinear { residual: true, out, .. }) => *out = Some(DType::BF16),
-        Op::ScaledLinear(ScaledLinear { residual: true, quantize: None, out, .. }) => *out = DType::BF16,
+        | Op::WeightScaledLinear(WeightScaledLinear { residual: true, out, .. }) => *out = Some(to),
+        Op::ScaledLinear(ScaledLinear { residual: true, quantize: None, out, .. }) => *out = to,
         _ => return None,
     }
     (graph.ty(result(id)).dtype == DType::F32).then_some(op)
@@ -77,9 +94,14 @@ fn widened(mut patch: Patch<'_>, old: Value, narrow: Value) -> Result<Value, Pat
 }
 
 /// Lets a reader of a cast from bf16 read what was cast. The cast behind it, where it moves elements only.
-fn read_narrow(graph: &mut Graph, cast: Value, reader: NodeId, slot: usize) -> Result<Option<Value>, PatchError> {
+fn read_narrow(
+    graph: &mut Graph,
+    cast: Value,
+    (reader, slot): (NodeId, usize),
+    to: DType,
+) -> Result<Option<Value>, PatchError> {
     let source = |graph: &Graph, value: Value| match graph.op(value.node) {
-        Op::Cast(_) => Some(graph.operands(value.node)[0]).filter(|x| graph.ty(*x).dtype == DType::BF16),
+        Op::Cast(_) => Some(graph.operands(value.node)[0]).filter(|x| graph.ty(*x).dtype == to),
         _ => None,
     };
     let Some(narrow) = source(graph, cast) else { return Ok(None) };
@@ -110,7 +132,7 @@ fn read_narrow(graph: &mut Graph, cast: Value, reader: NodeId, slot: usize) -> R
         operands[slot] = narrow;
     }
     let old: Vec<Value> = graph.results(reader).collect();
-    let mut patch = Patch::new(graph, "bf16_residual", result(reader));
+    let mut patch = Patch::new(graph, name(to), result(reader));
     let new = patch.wire_all(op, &operands)?;
     if moves {
         return Ok(Some(widened(patch, old[0], new[0])?));
