@@ -189,7 +189,7 @@ fn variants_through_wgsl_meet_the_cpu() {
         ("mix", sla("form=mix"), portable),
         ("centroid", sla("router=sub16,form=centroid"), portable),
         ("fp8w", fp8w, portable),
-        ("in parts", Options::default(), &backend::wgsl::Wgsl { binding: 1 << 17 }),
+        ("in parts", Options::default(), &backend::wgsl::PORTABLE { binding: 1 << 17 }),
     ];
     let backbones = ["vggt_ts17", "da3_s_dyn23"];
     let mut problems = Vec::new();

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lite3r::{
     backend::{Probe, Target, cpu::Cpu, wgsl},
     cli::compare::relative_error,
-    plan::{EntrySource, Meta, OpenOptions, Plan, Storage, build},
+    plan::{EntrySource, Meta, OpenOptions, Plan, Storage, build, inspect},
     session::{Options, Session},
     weights::{Weight, Weights},
 };
@@ -350,5 +350,25 @@ fn every_form_of_sparse_attention_gives_what_the_cpu_gives() {
                 assert!(error < allowed, "{passes} {} {tokens} {runs}: {error}", dtype.name());
             }
         }
+    }
+}
+
+const HALVES: &str = "graph @halves(%x: f16[70,64]) -> (y: f16[70,32]) {
+  param $w: f16[32,64]
+  %y = linear(%x, $w)
+  return y=%y
+}";
+
+#[test]
+fn plans_name_rows_that_run_everywhere_and_carry_those_that_stand_in_for_them() {
+    let plan = plan(HALVES, &wgsl::PORTABLE);
+    assert_eq!(plan.entries()[0].steps[0].kernel, "linear.tiled");
+    let files: Vec<&str> = plan.header().modules.keys().filter_map(|key| key.split(' ').next()).collect();
+    assert_eq!(files, ["gemm.wgsl", "gemm_matrices.wgsl"]);
+    let view = &inspect::inspect(&plan).entries[0];
+    assert_eq!(view.stand_ins["linear.tiled"]["linear.matrices"], "f16+matrices");
+    if is_present() {
+        let options = Options { device: Some("wgsl:0:plain".into()), ..Options::default() };
+        assert_eq!(Session::new(plan, &options).unwrap().kernel(0, 0), "linear.tiled");
     }
 }

@@ -1,4 +1,4 @@
-//! `shaders/gemm.wgsl`: matrix products of any shape, over weights of 8 bits too, with what stands behind them.
+//! `shaders/gemm.wgsl`, `shaders/gemm_few.wgsl`: matrix products of any shape, over weights of 8 bits too, with what stands behind them.
 
 use lite3r_ir::{
     DType, Op,
@@ -13,20 +13,26 @@ use super::{
     shader::{Shader, Tensors},
     wide::either,
 };
-use crate::backend::{Request, gpu::walk::join};
+use crate::backend::{
+    Request,
+    gpu::walk::{Axis, join},
+};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "linear.tiled", op: "linear", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
-    Kernel {
-        name: "weight_scaled_linear.tiled",
-        op: "weight_scaled_linear",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, lower),
-    },
-    Kernel { name: "matmul.tiled", op: "matmul", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
+    row("linear.few", "linear", |r| either(r, few)),
+    row("linear.tiled", "linear", |r| either(r, tiled)),
+    row("weight_scaled_linear.few", "weight_scaled_linear", |r| either(r, few)),
+    row("weight_scaled_linear.tiled", "weight_scaled_linear", |r| either(r, tiled)),
+    row("matmul.tiled", "matmul", |r| either(r, tiled)),
 ];
+
+const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>) -> Result<Lowered, String>) -> Kernel {
+    Kernel { name, op, dtypes: FLOATS, needs: Features::NONE, lower }
+}
+
+/// So many rows are few: what their product takes is reading the weights.
+pub const FEW: usize = 16;
 
 /// Tiles of 128 x 128 keep a device busy from so many on.
 const MANY_TILES: usize = 128;
@@ -51,14 +57,75 @@ pub fn store(result: DType, columns: usize) -> Result<Option<&'static str>, Stri
     }
 }
 
-fn lower(request: &Request<'_>) -> Result<Lowered, String> {
+/// A [M, K] times B, [N, K] where it is transposed, [K, N] where not, over a batch.
+pub struct Shape {
+    /// Rows of A and of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// What is summed over.
+    pub k: usize,
+    /// Products of the batch.
+    pub items: usize,
+    /// The batch, with the steps of A and B.
+    pub walked: Vec<Axis>,
+    /// Whether rows of B are columns of the product.
+    pub transposed: bool,
+}
+
+/// The product that a request is.
+pub fn shape(request: &Request<'_>) -> Result<Shape, String> {
+    let (operands, y) = (request.operands, &request.results[0]);
+    let (a, b, c) = (dims(&operands[0])?, dims(&operands[1])?, dims(y)?);
+    let Op::MatMul(op) = request.op else {
+        let &[n, k] = b.as_slice() else { return Err("takes weights [N, K]".into()) };
+        let m = a[..a.len() - 1].iter().product();
+        return Ok(Shape { m, n, k, items: 1, walked: Vec::new(), transposed: true });
+    };
+    let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
+        (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
+    else {
+        return Err("takes matrices".into());
+    };
+    let steps = |own: &[usize], size: usize| -> Vec<i64> {
+        strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
+    };
+    let walked = join(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)]);
+    Ok(Shape { m, n, k, items: batch.iter().product(), walked, transposed: op.transpose_b })
+}
+
+/// What all shaders of this file read and write, and what stands behind their sums.
+struct Parts {
+    shape: Shape,
+    tensors: Tensors,
+    /// The splices `scale`, `epilogue` and, if it is not that of the file, `store`.
+    scale: String,
+    epilogue: String,
+    store: Option<&'static str>,
+    /// Whether rows of A, and of B, are read by fours.
+    fours: (bool, bool),
+    /// Neighbours of a row of B that share a scale.
+    w_group: u32,
+}
+
+impl Parts {
+    fn shader(&self, file: &'static str) -> Shader {
+        let shader = Shader::new(file, &self.tensors);
+        let shader = shader.splice("scale", self.scale.clone()).splice("epilogue", self.epilogue.clone());
+        match self.store {
+            Some(store) => shader.splice("store", store),
+            None => shader,
+        }
+    }
+}
+
+fn parts(request: &Request<'_>) -> Result<Parts, String> {
     let (operands, y) = (request.operands, &request.results[0]);
     let known = |dtype| FLOATS.contains(&dtype) || dtype == DType::F8E4M3;
     if let Some(odd) = operands.iter().chain(request.results).find(|t| !known(t.dtype)) {
         return Err(format!("takes f32, f16, bf16 and weights of f8e4m3, not {odd}"));
     }
-    let (a, b, c) = (dims(&operands[0])?, dims(&operands[1])?, dims(y)?);
-    let (mut scale, mut transposed, mut walked) = (None, true, Vec::new());
+    let mut scale = None;
     let (activation, bias, residual, behind) = match request.op {
         Op::Linear(op) if op.quantize.is_some() => return Err("gives no codes".into()),
         Op::Linear(op) => (op.activation, op.bias, op.residual, 2),
@@ -66,30 +133,11 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
             scale = Some(op.w_scale);
             (op.activation, op.bias, op.residual, 3)
         }
-        Op::MatMul(op) => {
-            transposed = op.transpose_b;
-            (Activation::None, false, false, 2)
-        }
+        Op::MatMul(_) => (Activation::None, false, false, 2),
         other => return Err(format!("does not compute {}", other.name())),
     };
-    let (m, n, k, items) = match request.op {
-        Op::MatMul(_) => {
-            let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
-                (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
-            else {
-                return Err("takes matrices".into());
-            };
-            let steps = |own: &[usize], size: usize| -> Vec<i64> {
-                strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
-            };
-            walked = join(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)]);
-            (m, n, k, batch.iter().product())
-        }
-        _ => {
-            let &[n, k] = b.as_slice() else { return Err("takes weights [N, K]".into()) };
-            (a[..a.len() - 1].iter().product(), n, k, 1)
-        }
-    };
+    let shape = shape(request)?;
+    let Shape { n, k, transposed, .. } = shape;
     // Rows that are whole fours are read by fours.
     let fours_a = k.is_multiple_of(4);
     let shared = |columns: usize| columns.is_multiple_of(4) || columns >= k;
@@ -124,29 +172,37 @@ fn lower(request: &Request<'_>) -> Result<Lowered, String> {
         after += "x += residual_at((item * sizes.m + row) * sizes.n + column); ";
     }
     let tensors = tensors.write("y", y.dtype).sizes();
+    let epilogue =
+        format!("fn epilogue(sum: f32, item: u32, row: u32, column: u32) -> f32 {{ var x = sum; {after}return x; }}");
+    let (store, w_group) = (store(y.dtype, n)?, word(w_group)?);
+    Ok(Parts { shape, tensors, scale: scales, epilogue, store, fours: (fours_a, fours_b), w_group })
+}
+
+fn few(request: &Request<'_>) -> Result<Lowered, String> {
+    let parts = parts(request)?;
+    let Shape { m, n, k, .. } = parts.shape;
+    if m == 0 || m > FEW || parts.fours != (true, true) {
+        return Err(format!("takes up to {FEW} rows, of whole fours"));
+    }
+    let shader = parts.shader("gemm_few.wgsl").constant("ROWS", m);
+    let sizes = vec![word(m)?, word(n)?, word(k)?, parts.w_group];
+    Ok(Launch { shader, groups: folded(n.div_ceil(8))?, bindings: Binding::all(request), sizes }.into())
+}
+
+fn tiled(request: &Request<'_>) -> Result<Lowered, String> {
+    let parts = parts(request)?;
+    let Shape { m, n, k, items, ref walked, transposed } = parts.shape;
     let tiles = |tile: usize| m.div_ceil(tile) * n.div_ceil(tile) * items;
     let tile = if m > 64 && n > 64 && tiles(128) >= MANY_TILES { 128 } else { 64 };
-    let mut shader = Shader::new("gemm.wgsl", &tensors)
-        .constant("TRANSPOSED", usize::from(transposed))
-        .constant("TILE", tile)
-        .splice("scale", scales)
-        .splice(
-            "epilogue",
-            format!(
-                "fn epilogue(sum: f32, item: u32, row: u32, column: u32) -> f32 {{ var x = sum; {after}return x; }}"
-            ),
-        );
-    if fours_a {
+    let mut shader = parts.shader("gemm.wgsl").constant("TRANSPOSED", usize::from(transposed)).constant("TILE", tile);
+    if parts.fours.0 {
         shader = shader.splice("left", LEFT_BY_FOURS);
     }
-    if fours_b {
+    if parts.fours.1 {
         shader = shader.splice("right", if transposed { RIGHT_BY_FOURS } else { RIGHT_BY_FOURS_ALONG_N });
     }
-    if let Some(store) = store(y.dtype, n)? {
-        shader = shader.splice("store", store);
-    }
-    let mut sizes = vec![word(m)?, word(n)?, word(k)?, walked.len() as u32, word(w_group)?, word(items)?, 0, 0];
-    sizes.extend(packed(&walked, 2)?);
+    let mut sizes = vec![word(m)?, word(n)?, word(k)?, walked.len() as u32, parts.w_group, word(items)?, 0, 0];
+    sizes.extend(packed(walked, 2)?);
     Ok(Launch { shader, groups: folded(tiles(tile))?, bindings: Binding::all(request), sizes }.into())
 }
 
@@ -175,6 +231,24 @@ mod tests {
 
     use super::*;
     use crate::backend::wgsl::conformance::hold;
+
+    #[test]
+    fn few_rows_agree_with_the_reference() {
+        let gelu = Linear { activation: Activation::Gelu, residual: true, ..Linear::new(true) };
+        let wave = |dtype, shape: &[usize], seed| Tensor::wave(dtype, shape, seed);
+        let mut cases = Vec::new();
+        for (m, n, k, dtype) in
+            [(1, 9, 132, DType::F32), (8, 68, 300, DType::F16), (15, 64, 4, DType::F32), (16, 65, 260, DType::BF16)]
+        {
+            let operands = [(m, k), (n, k), (1, n), (m, n)].into_iter().zip(1..);
+            let inputs = operands.map(|((rows, columns), seed)| match rows {
+                1 if seed == 3 => wave(dtype, &[columns], seed),
+                _ => wave(dtype, &[rows, columns], seed),
+            });
+            cases.push(Case::new("few", gelu.clone(), inputs.collect()));
+        }
+        hold(&cases);
+    }
 
     #[test]
     fn large_products_agree_with_the_reference() {

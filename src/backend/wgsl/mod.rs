@@ -18,6 +18,7 @@ mod elementwise;
 pub mod exec;
 pub mod features;
 mod gemm;
+mod gemm_matrices;
 mod heads;
 mod indexing;
 pub mod launch;
@@ -44,7 +45,7 @@ use self::{
     launch::{Base, Binding, Launch, Lowered},
 };
 pub(crate) use super::gpu::dims;
-use super::{Choice, Gap, Request, Target, gpu::floats};
+use super::{Choice, DenseHeads, Gap, Request, Target, gpu::floats};
 use crate::{
     Error, Result,
     plan::{ALIAS, Entry, Step},
@@ -75,6 +76,7 @@ impl Kernel {
 pub const KERNELS: &[&[Kernel]] = &[
     elementwise::KERNELS,
     movement::KERNELS,
+    gemm_matrices::KERNELS,
     gemm::KERNELS,
     rows::KERNELS,
     reduce::KERNELS,
@@ -124,8 +126,17 @@ impl Target for Wgsl {
         "wgsl"
     }
 
+    /// What cooperative matrices multiply.
+    fn prefers(&self) -> Option<DType> {
+        Some(DType::F16)
+    }
+
     fn multiplies_codes(&self) -> bool {
         false
+    }
+
+    fn dense_heads(&self) -> DenseHeads {
+        DenseHeads { channels_last: true, frames: Some(8) }
     }
 
     fn limits(&self, entries: &[Entry]) -> BTreeMap<String, u64> {

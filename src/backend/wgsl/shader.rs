@@ -25,6 +25,8 @@ pub const FILES: &[(&str, &str)] = &[
     ("elementwise.wgsl", include_str!("../../../shaders/elementwise.wgsl")),
     ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
     ("movement.wgsl", include_str!("../../../shaders/movement.wgsl")),
+    ("gemm_few.wgsl", include_str!("../../../shaders/gemm_few.wgsl")),
+    ("gemm_matrices.wgsl", include_str!("../../../shaders/gemm_matrices.wgsl")),
     ("gemm.wgsl", include_str!("../../../shaders/gemm.wgsl")),
     ("indexing.wgsl", include_str!("../../../shaders/indexing.wgsl")),
     ("quantize.wgsl", include_str!("../../../shaders/quantize.wgsl")),
@@ -46,7 +48,14 @@ pub const FILES: &[(&str, &str)] = &[
 /// Files whose shaders find what they read and write from sizes alone, never from what a tensor holds; lists are kept within
 /// sizes by what writes them down, `block_lists.wgsl`. They run without checks of their own at run time, which cost
 /// products up to 40 %.
-const BOUNDED: &[&str] = &["attention.wgsl", "attention_cooperative.wgsl", "conv2d.wgsl", "gemm.wgsl"];
+const BOUNDED: &[&str] = &[
+    "attention.wgsl",
+    "attention_cooperative.wgsl",
+    "conv2d.wgsl",
+    "gemm.wgsl",
+    "gemm_few.wgsl",
+    "gemm_matrices.wgsl",
+];
 
 /// Files whose loops of so many turns as constants say are copies of their bodies: cooperative matrices in arrays stay in
 /// registers where every index is known.
