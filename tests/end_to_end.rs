@@ -104,7 +104,8 @@ fn results(folder: &Path, options: Options, target: &dyn backend::Target) -> Res
         [one] => vec![compile::options::Bind { symbol: one.clone(), values: views.into_iter().collect() }],
         many => panic!("{name}: symbols {many:?}"),
     };
-    let options = Options { bind, precision: options.precision.clone().for_target(target), ..options };
+    let heads = target.dense_heads();
+    let options = Options { bind, precision: options.precision.clone().for_target(target), heads, ..options };
     let compiled = compile::compile(&model, &options, &mut |_, _, _| true).unwrap_or_else(|e| panic!("{name}: {e}"));
     let plan = compile::plan(&compiled, target).unwrap_or_else(|e| panic!("{name}: {e}"));
     let mut session = Session::new(plan, &session::Options::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -181,7 +182,8 @@ fn variants_through_wgsl_meet_the_cpu() {
         let rule = format!("global=sla{{keep=0.5,block_q=16,block_k=16,{form}}}");
         Options { attention: vec![rule.parse().unwrap()], ..Options::default() }
     };
-    let fp8w = Options { precision: Precision::Fp8w(Vec::new()), ..Options::default() };
+    // All else in f32, as the CPU has it where nobody says.
+    let fp8w = Options { precision: "fp8w{rest=f32}".parse().unwrap(), ..Options::default() };
     let portable = &backend::wgsl::PORTABLE;
     let variants = [
         ("sparse", sla("form=sparse"), portable),
@@ -189,7 +191,7 @@ fn variants_through_wgsl_meet_the_cpu() {
         ("mix", sla("form=mix"), portable),
         ("centroid", sla("router=sub16,form=centroid"), portable),
         ("fp8w", fp8w, portable),
-        ("in parts", Options::default(), &backend::wgsl::PORTABLE { binding: 1 << 17 }),
+        ("in parts", Options::default(), &backend::wgsl::Wgsl { binding: 1 << 17 }),
     ];
     let backbones = ["vggt_ts17", "da3_s_dyn23"];
     let mut problems = Vec::new();
@@ -227,15 +229,36 @@ fn further_exports_meet_their_recorded_outputs() {
 fn lower_precisions_run() {
     let backbones = ["vggt_ts17", "vggt_dyn23", "da3_s_dyn23"];
     for folder in fixtures().iter().filter(|f| backbones.iter().any(|b| f.ends_with(b))) {
-        for (precision, limit) in
-            [(Precision::Bf16, 0.1), (Precision::Fp8w(Vec::new()), 0.5), (Precision::Fp8(Vec::new()), 0.5)]
-        {
-            let label = format!("{} {precision}", folder.file_name().expect("a name").to_string_lossy());
-            let error = worst(folder, precision, target());
-            eprintln!("{label}: {error:.1e}");
-            assert!(error > 0.0 && error < limit, "{label}: {error:e} is over {limit:e}");
+        for (precision, limit) in [
+            (Precision::Bf16, 0.1),
+            (Precision::F16, 0.02),
+            (Precision::Fp8w(Vec::new()), 0.5),
+            (Precision::Fp8(Vec::new()), 0.5),
+        ] {
+            lower(folder, precision, target(), limit);
         }
     }
+}
+
+/// In f16, with weights of 32 and of 8 bits, on whatever adapter there is.
+#[cfg(feature = "wgpu")]
+#[test]
+fn lower_precisions_run_through_wgsl() {
+    if backend::wgsl::adapter::adapters().is_empty() {
+        assert!(std::env::var_os("LITE3R_REQUIRE_WGPU").is_none(), "an adapter was asked for and is not there");
+        return eprintln!("skipped: no adapter");
+    }
+    for folder in fixtures().iter().filter(|f| f.ends_with("vggt_dyn23") || f.ends_with("da3_s_dyn23")) {
+        lower(folder, Precision::F16, &backend::wgsl::PORTABLE, 0.02);
+        lower(folder, Precision::Fp8w(Vec::new()), &backend::wgsl::PORTABLE, 0.5);
+    }
+}
+
+fn lower(folder: &Path, precision: Precision, target: &dyn backend::Target, limit: f64) {
+    let label = format!("{} {precision}", folder.file_name().expect("a name").to_string_lossy());
+    let error = worst(folder, precision, target);
+    eprintln!("{label}: {error:.1e}");
+    assert!(error > 0.0 && error < limit, "{label}: {error:e} is over {limit:e}");
 }
 
 /// What is printed parses to the same graph, as it was imported and after the whole pipeline.
