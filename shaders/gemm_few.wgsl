@@ -1,6 +1,6 @@
-// C = epilogue(A Bᵀ) for few rows of A: B is read once, which is what such a product takes. A workgroup computes eight
-// columns of all rows; 32 threads share a column, each with every 32nd four of K, and their sums are added up in shared
-// memory. A [M, K] and B [N, K] in whole fours.
+// C = epilogue(A Bᵀ) for few rows of A: reading B once is what such a product takes. A workgroup computes eight columns
+// of all rows; 32 threads share a column, each with every 32nd four of K, and their sums are added up in shared memory.
+// A [M, K] and B [N, K] in whole fours.
 
 struct Sizes {
     m: u32,

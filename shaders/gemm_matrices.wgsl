@@ -1,9 +1,10 @@
 enable f16;
 enable wgpu_cooperative_matrix;
-// C = epilogue(A B), or A Bᵀ, by cooperative matrices: A [M, K] of f16, B [K, N] or [N, K], over a batch; rows of A may be
-// pixels of a convolution that are gathered while they are read. A workgroup of four subgroups computes a tile of TILE_M x
-// TILE_N, each a quarter of it, from slices of K in shared memory: one is multiplied while the next is fetched. Sums are
-// f32. Rows of A and C, and of B, are whole fours. The splices `declared` to `put` are written out for the size of a tile.
+// C = epilogue(A B), or A Bᵀ, by cooperative matrices: A [M, K] of f16, B [K, N] or [N, K], over a batch; rows of A
+// may be pixels of a convolution that are gathered while they are read. A workgroup of four subgroups computes a tile
+// of TILE_M x TILE_N, each a quarter of it, from slices of K in shared memory: one is multiplied while the next is
+// fetched. Sums are f32. Rows of A, B and C are whole fours. The splices from `declared` on are written out for the
+// size of a tile.
 
 struct Sizes {
     m: u32,
@@ -90,8 +91,8 @@ fn left_at(row: Row, k: u32) -> vec4<f16> {
 }
 //: end
 
-// Four neighbours as B lies in memory, zero outside: of line `line + down`, a column of B, where slices run along lines,
-// or a place along K where they run across.
+// Four neighbours as B lies in memory, zero outside: of line `line + down`, which is a column of B where slices run
+// along lines, and a place along K where they run across.
 fn right_at(start: u32, line: u32, first: u32, k: u32, down: u32) -> vec4<f16> {
     let ends = select(vec2(sizes.k, sizes.n), vec2(sizes.n, sizes.k), TRANSPOSED == 1u);
     let place = vec2(line + down, first) + select(vec2(k, 0u), vec2(0u, k), TRANSPOSED == 1u);

@@ -89,8 +89,8 @@ pub struct Args {
     /// `global.blocks.7.=dense` by name; repeatable, later ones win
     #[arg(long, value_name = "KIND=FORM")]
     attention: Vec<AttentionRule>,
-    /// What products compute in: f32, bf16, f16, fp8 (weights and activations of linear layers), fp8w (weights only); beside
-    /// these a target chooses its 16 bits for the rest (bf16 for cuda, f16 for wgsl) unless `fp8w{rest=f32}` says otherwise
+    /// What products compute in: f32, bf16, f16, fp8 (weights and activations of linear layers), fp8w (weights only);
+    /// beside FP8 all else is bf16 for cuda, f16 for wgsl, f32 for cpu, unless `fp8w{rest=f32}` says otherwise
     #[arg(long, default_value = "f32")]
     precision: Precision,
     /// Run these passes instead of the usual ones: `a,b{option=value}`

@@ -1,4 +1,5 @@
-//! `shaders/gemm.wgsl`, `shaders/gemm_few.wgsl`: matrix products of any shape, over weights of 8 bits too, with what stands behind them.
+//! `shaders/gemm.wgsl` and `shaders/gemm_few.wgsl`: matrix products of any shape, over weights of 8 bits too, with what
+//! stands behind them.
 
 use lite3r_ir::{
     DType, Op,

@@ -1,5 +1,5 @@
-//! `shaders/gemm_matrices.wgsl`: products of f16 by cooperative matrices, over weights of 8 bits too, and convolutions of
-//! pixels as such products, with what stands behind them.
+//! `shaders/gemm_matrices.wgsl`: products of f16 by cooperative matrices, over weights of 8 bits too, and convolutions
+//! of pixels as such products, with what stands behind them.
 
 use std::fmt::Write;
 
