@@ -26,7 +26,10 @@ use lite3r::{
 };
 use lite3r_ir::{
     DType, Op, Tensor, ValueType,
-    ops::{Attention, Case, Linear, MatMul, WeightScaledLinear, activation::Activation, quantize::Granularity},
+    ops::{
+        Attention, Case, Conv2d, Linear, MatMul, WeightScaledLinear, activation::Activation, images::ImageLayout,
+        quantize::Granularity,
+    },
     text,
 };
 
@@ -133,6 +136,11 @@ fn shapes() -> Vec<Case> {
             };
             add(codes.into(), &[h, e, f, f], &[&[m, k], &[n, k], &[n, 1], &[n]]);
         }
+        let conv = Conv2d { layout: ImageLayout::Pixels, residual: true, ..Conv2d::same(1, true) };
+        let (x, y): ([usize; 4], [usize; 4]) = ([2, m.min(65), 33, 36], [2, m.min(65), 33, 72]);
+        add(conv.clone().into(), &[h, h, f, h], &[&x, &[72, 3, 3, 36], &[72], &y]);
+        let strided = Conv2d { strides: vec![2, 2], pads: vec![1, 2, 1, 1], residual: false, ..conv };
+        add(strided.into(), &[h, h, h], &[&x, &[72, 3, 3, 36], &[72]]);
         for transpose_b in [false, true] {
             let b: &[usize] = if transpose_b { &[3, 72, 64] } else { &[3, 64, 72] };
             add(MatMul { transpose_b }.into(), &[h, h], &[&[3, m, 64], b]);

@@ -32,7 +32,6 @@ struct Sizes {
 //: tensors
 @group(0) @binding(0) var<storage, read_write> a: array<vec4<f16>>;
 @group(0) @binding(1) var<storage, read_write> b: array<vec4<f16>>;
-fn b_half(i: u32) -> vec4<f16> { return b[i]; }
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f16>>;
 fn y_put(i: u32, v: vec4<f32>) { y[i] = vec4<f16>(v); }
 @group(0) @binding(3) var<uniform> sizes: Sizes;
@@ -64,20 +63,6 @@ var<workgroup> right: array<vec4<f16>, 2u * SLICE_B>;
 // Of each subgroup, sums of 16 rows and 32 columns.
 var<workgroup> staged: array<vec4<f32>, 512>;
 
-// Four codes of e4m3. Their bits, moved, are f16 numbers that are smaller by 2^8.
-fn halves_of_e4m3(v: u32) -> vec4<f16> {
-    let low = (v & 0xffu) | ((v & 0xff00u) << 8u);
-    let high = ((v >> 16u) & 0xffu) | ((v >> 8u) & 0xff0000u);
-    let x = unpack2x16float(((low & 0x800080u) << 8u) | ((low & 0x7f007fu) << 7u));
-    let z = unpack2x16float(((high & 0x800080u) << 8u) | ((high & 0x7f007fu) << 7u));
-    var value = vec4(x, z) * 256.0;
-    if (((v & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u) != 0u {
-        value = vec4(float_of_e4m3(v & 0xffu), float_of_e4m3((v >> 8u) & 0xffu), float_of_e4m3((v >> 16u) & 0xffu),
-            float_of_e4m3(v >> 24u));
-    }
-    return vec4<f16>(value);
-}
-
 //: left
 // Where a row of A begins, if there is such a row.
 struct Row { at: u32, is: bool }
@@ -97,7 +82,7 @@ fn right_at(start: u32, line: u32, first: u32, k: u32, down: u32) -> vec4<f16> {
     let ends = select(vec2(sizes.k, sizes.n), vec2(sizes.n, sizes.k), TRANSPOSED == 1u);
     let place = vec2(line + down, first) + select(vec2(k, 0u), vec2(0u, k), TRANSPOSED == 1u);
     if place.x >= ends.x || place.y >= ends.y { return vec4<f16>(); }
-    return b_half((start + place.x * ends.y + place.y) / 4u);
+    return b[(start + place.x * ends.y + place.y) / 4u];
 }
 
 //: epilogue

@@ -10,7 +10,7 @@ fn types(tensors: &[Tensor]) -> Vec<ValueType> {
 }
 
 /// The device, or why tests are skipped. `LITE3R_REQUIRE_WGPU` makes its absence a failure.
-fn gpu() -> Option<Gpu> {
+pub fn gpu() -> Option<Gpu> {
     match Gpu::open(0, None) {
         Ok(gpu) => Some(gpu),
         Err(error) => {

@@ -13,7 +13,7 @@ use super::{
     elementwise::packed,
     floats::FLOATS,
     gemm::{FEW, Shape, activated, shape},
-    launch::{Binding, Launch, Lowered, folded, word},
+    launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
 };
 use crate::backend::Request;
@@ -33,8 +33,8 @@ pub const KERNELS: &[Kernel] = &[
     row("conv2d.matrices", "conv2d", convolution),
 ];
 
-/// Tiles keep a device busy from so many on.
-const MANY_TILES: usize = 128;
+/// Tiles keep a device busy from so many on: two for each part of a large one.
+const MANY_TILES: usize = 256;
 
 /// What stands behind the sums, in order.
 #[derive(Default)]
@@ -100,12 +100,10 @@ fn product(request: &Request<'_>) -> Result<Lowered, String> {
     }
     fits(&operands[0], request.results, (n, k))?;
     let codes = operands[1].dtype == DType::F8E4M3;
-    let mut tensors = Tensors::default().declared("a", "array<vec4<f16>>");
-    tensors = match operands[1].dtype {
-        DType::F8E4M3 => tensors.declared("b", "array<u32>").function(HALVES_OF_CODES),
-        DType::F16 => tensors.declared("b", "array<vec4<f16>>").function(HALVES),
-        other => return Err(format!("takes weights of f16 and f8e4m3, not {}", other.name())),
-    };
+    if !codes && operands[1].dtype != DType::F16 {
+        return Err(format!("takes weights of f16 and f8e4m3, not {}", operands[1].dtype.name()));
+    }
+    let mut tensors = halves();
     let mut epilogue = Epilogue::default();
     let (activation, bias, residual) = match request.op {
         Op::Linear(op) if op.quantize.is_some() => return Err("gives no codes".into()),
@@ -132,10 +130,17 @@ fn product(request: &Request<'_>) -> Result<Lowered, String> {
     }
     let tensors = written(tensors, "y", y.dtype).sizes();
     let epilogue = epilogue.bias(bias).activation(activation).residual(residual);
-    let tiles = m.div_ceil(128) * n.div_ceil(128) * items;
-    let tile = if m > 64 && n > 64 && tiles >= MANY_TILES { (128, 128) } else { (64, 64) };
+    let tiles = |tile: (usize, usize)| m.div_ceil(tile.0) * n.div_ceil(tile.1) * items;
+    let mut sizes = [(128, 128), (64, 128)].into_iter();
+    let tile = sizes.find(|tile| n > 64 && tiles(*tile) >= MANY_TILES).unwrap_or((64, 64));
     let shader = shader(product.transposed, tile, &tensors, &epilogue);
-    launch(request, &product, tile, shader, [0; 11])
+    let mut multiply = launch(request, &product, tile, shader, [0; 11])?;
+    if !codes {
+        return Ok(multiply.into());
+    }
+    let (widen, halves) = widened(multiply.bindings[1], n * k)?;
+    multiply.bindings[1] = halves;
+    Ok(Lowered { launches: vec![widen, multiply], scratch: 2 * n * k })
 }
 
 fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
@@ -151,8 +156,7 @@ fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
     }
     fits(&operands[0], request.results, (outputs, channels))?;
     word(x.iter().product())?;
-    let halves = Tensors::default().declared("a", "array<vec4<f16>>").declared("b", "array<vec4<f16>>");
-    let mut tensors = halves.function(HALVES);
+    let mut tensors = halves();
     if op.bias {
         tensors = tensors.fours("bias", operands[2].dtype);
     }
@@ -176,7 +180,7 @@ fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
     let geometry = [strides[0], strides[1], dilations[0], dilations[1], pads[0], pads[1]];
     let mut image = [channels, height, width, oh, ow, 0, 0, 0, 0, 0, 0];
     image[5..].copy_from_slice(&geometry);
-    launch(request, &product, tile, shader, image)
+    Ok(launch(request, &product, tile, shader, image)?.into())
 }
 
 fn launch(
@@ -185,7 +189,7 @@ fn launch(
     tile: (usize, usize),
     shader: Shader,
     image: [usize; 11],
-) -> Result<Lowered, String> {
+) -> Result<Launch, String> {
     let Shape { m, n, k, items, walked, .. } = product;
     // Positions of elements are 32-bit numbers.
     request.operands.iter().chain(request.results).try_for_each(|ty| word(dims(ty)?.iter().product()).map(drop))?;
@@ -193,11 +197,27 @@ fn launch(
     sizes.extend(image.into_iter().map(word).collect::<Result<Vec<u32>, String>>()?);
     sizes.extend(packed(walked, 2)?);
     let groups = folded(m.div_ceil(tile.0) * n.div_ceil(tile.1) * items)?;
-    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes }.into())
+    Ok(Launch { shader, groups, bindings: Binding::all(request), sizes })
 }
 
-const HALVES: &str = "fn b_half(i: u32) -> vec4<f16> { return b[i]; }";
-const HALVES_OF_CODES: &str = "fn b_half(i: u32) -> vec4<f16> { return halves_of_e4m3(b[i]); }";
+/// Both sides.
+fn halves() -> Tensors {
+    Tensors::default().declared("a", "array<vec4<f16>>").declared("b", "array<vec4<f16>>")
+}
+
+/// Codes of weights as f16, once into scratch memory: workgroups that each widened what they multiply would do it again
+/// and again.
+fn widened(codes: Binding, elements: usize) -> Result<(Launch, Binding), String> {
+    let tensors = Tensors::default().fours("x", DType::F8E4M3).write("y", DType::F16).sizes();
+    let halves = Binding::scratch(0, 2 * elements);
+    let launch = Launch {
+        shader: Shader::new("widen.wgsl", &tensors),
+        groups: folded((elements / 4).div_ceil(THREADS))?,
+        bindings: vec![codes, halves],
+        sizes: vec![word(elements / 4)?],
+    };
+    Ok((launch, halves))
+}
 
 /// Rows of A are pixels of the result: what they see through every tap.
 const GATHERED: &str = "// The image of a pixel of the result, and the pixel that it sees through the first tap.
@@ -302,7 +322,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::backend::wgsl::conformance::hold;
+    use crate::backend::wgsl::{
+        alone::Alone,
+        conformance::{gpu, hold},
+        launch::Base,
+        shader::tests::fault,
+    };
 
     fn wave(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
         Tensor::wave(dtype, shape, seed)
@@ -338,6 +363,20 @@ mod tests {
             }
         }
         hold(&cases);
+    }
+
+    #[test]
+    fn codes_are_widened_to_the_same_numbers() {
+        let bytes: Vec<u8> = (0..=255).collect();
+        let codes = Tensor::from_bytes(DType::F8E4M3, &[256], &bytes).unwrap();
+        let (mut launch, _) = widened(Binding::whole(Base::Operand(0), &codes.value_type()), 256).unwrap();
+        assert_eq!(fault(&launch.shader.text(), &Features::NONE), None);
+        let wide = codes.cast(DType::F16);
+        launch.bindings[1] = Binding::whole(Base::Result(0), &wide.value_type());
+        let Some(gpu) = gpu() else { return };
+        let alone = Alone::new(&gpu, &launch.into(), std::slice::from_ref(&codes), &[wide.value_type()]).unwrap();
+        let (got, want) = (alone.run().unwrap().remove(0).to_f64(), wide.to_f64());
+        assert!(got.iter().zip(&want).all(|(g, w)| g == w || g.is_nan() && w.is_nan()), "{got:?}");
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub const FILES: &[(&str, &str)] = &[
     ("linear_attention.wgsl", include_str!("../../../shaders/linear_attention.wgsl")),
     ("qkv_heads.wgsl", include_str!("../../../shaders/qkv_heads.wgsl")),
     ("rope.wgsl", include_str!("../../../shaders/rope.wgsl")),
+    ("widen.wgsl", include_str!("../../../shaders/widen.wgsl")),
     ("functions.wgsl", include_str!("../../../shaders/functions.wgsl")),
 ];
 
@@ -55,6 +56,7 @@ const BOUNDED: &[&str] = &[
     "gemm.wgsl",
     "gemm_few.wgsl",
     "gemm_matrices.wgsl",
+    "widen.wgsl",
 ];
 
 /// Files whose loops of so many turns as constants say are copies of their bodies: cooperative matrices in arrays stay in
