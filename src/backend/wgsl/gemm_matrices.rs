@@ -171,7 +171,9 @@ fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
     }
     let epilogue = Epilogue::default().bias(op.bias).activation(op.activation).residual(op.residual);
     let (m, n, k) = (images * oh * ow, outputs, kh * kw * channels);
-    let tile = if m.div_ceil(128) * n.div_ceil(64) >= MANY_TILES { (128, 64) } else { (64, 64) };
+    let fits = |tile: &(usize, usize)| n >= tile.1 && m.div_ceil(tile.0) * n.div_ceil(tile.1) >= MANY_TILES;
+    let narrow = if m.div_ceil(128) >= MANY_TILES { (128, 64) } else { (64, 64) };
+    let tile = [(128, 128), (128, 64)].into_iter().find(fits).unwrap_or(narrow);
     let product = Shape { m, n, k, items: 1, walked: Vec::new(), transposed: true };
     let shader = shader(true, tile, &tensors.sizes(), &epilogue)
         .constant("KERNEL_W", kw)
