@@ -347,8 +347,9 @@ mod tests {
             out: None,
         };
         let mut cases = Vec::new();
-        for m in [17, 63, 64, 65, 1374] {
-            let (n, k) = if m == 1374 { (1500, 40) } else { (68, 100) };
+        // The last two are large enough for tiles of 64 x 128 and of 128 x 128, ragged on both sides.
+        for m in [17, 63, 64, 65, 1374, 2050] {
+            let (n, k) = if m < 1000 { (68, 100) } else { (if m == 1374 { 1500 } else { 2060 }, 40) };
             let (x, w, bias) = (wave(h, &[m, k], 1), wave(h, &[n, k], 2), wave(h, &[n], 3));
             let halves = vec![x.clone(), w.clone(), bias.clone()];
             cases.push(Case::new("gelu", linear(Activation::Gelu, false, None), halves));
@@ -388,8 +389,11 @@ mod tests {
         let strided = Conv2d { strides: vec![2, 2], pads: vec![0, 1, 1, 2], ..pixels.clone() };
         let residual = Conv2d { residual: true, activation: Activation::Relu, ..pixels.clone() };
         let (w, bias) = (half(&[36, 3, 3, 12], 2), half(&[36], 3));
+        // For tiles of 128 x 128 and of 128 x 64.
+        let large = |n: usize| vec![half(&[1, 128, 130, 12], 1), half(&[n, 3, 3, 12], 2), half(&[n], 3)];
         hold(&[
-            Case::new("large", pixels, vec![half(&[1, 128, 130, 12], 1), w.clone(), bias.clone()]),
+            Case::new("large", pixels.clone(), large(132)),
+            Case::new("large_narrow", pixels, large(68)),
             Case::new("strided", strided, vec![half(&[2, 17, 19, 12], 1), w.clone(), bias.clone()]),
             Case::new("residual", residual, vec![half(&[2, 9, 11, 12], 1), w, bias, half(&[2, 9, 11, 36], 4)]),
         ]);
