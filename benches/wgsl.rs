@@ -146,6 +146,17 @@ fn shapes() -> Vec<Case> {
             add(MatMul { transpose_b }.into(), &[h, h], &[&[3, m, 64], b]);
         }
     }
+    // Large enough for every tile of products and convolutions, ragged on both sides.
+    for (m, n) in [(1374, 1500), (2050, 2060)] {
+        let op = Linear { activation: Activation::Gelu, ..Linear::new(true) };
+        add(op.into(), &[h, h, h], &[&[m, 100], &[n, 100], &[n]]);
+        let batch = MatMul { transpose_b: false };
+        add(batch.into(), &[h, h], &[&[2, m, 36], &[2, 36, n]]);
+    }
+    for n in [68, 132] {
+        let conv = Conv2d { layout: ImageLayout::Pixels, ..Conv2d::same(1, true) };
+        add(conv.into(), &[h, h, h], &[&[1, 128, 130, 12], &[n, 3, 3, 12], &[n]]);
+    }
     cases
 }
 
@@ -162,17 +173,6 @@ fn attentions_in_f16() -> Vec<Case> {
             let wave = |tokens, width, seed| Tensor::wave(DType::F16, &[1, 2, tokens, width], seed);
             cases.push(Case::new("shapes", op, vec![wave(n, d, 1), wave(m, d, 2), wave(m, e, 3)]));
         }
-    }
-    // Large enough for every tile of products and convolutions, ragged on both sides.
-    for (m, n) in [(1374, 1500), (2050, 2060)] {
-        let op = Linear { activation: Activation::Gelu, ..Linear::new(true) };
-        add(op.into(), &[h, h, h], &[&[m, 100], &[n, 100], &[n]]);
-        let batch = MatMul { transpose_b: false };
-        add(batch.into(), &[h, h], &[&[2, m, 36], &[2, 36, n]]);
-    }
-    for n in [68, 132] {
-        let conv = Conv2d { layout: ImageLayout::Pixels, ..Conv2d::same(1, true) };
-        add(conv.into(), &[h, h, h], &[&[1, 128, 130, 12], &[n, 3, 3, 12], &[n]]);
     }
     cases
 }
