@@ -10,6 +10,8 @@
 //! evaluation in f64 within the operation's own tolerance, and repeats bit for bit. With `--small` it takes the two
 //! smallest cases of every row, in one process: for `tools/sanitize.sh`.
 
+#[path = "gpu/random.rs"]
+mod random;
 #[path = "gpu/time.rs"]
 mod time;
 

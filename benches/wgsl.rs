@@ -8,6 +8,9 @@
 //! `check` runs every case of every operation on every row that takes it and whose needs the adapter offers; `time` shows
 //! every such row on every shape, so that one that stands in for another can be compared with it.
 
+#[path = "gpu/random.rs"]
+mod random;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -22,7 +25,6 @@ use lite3r::{
             launch::Lowered,
         },
     },
-    rng::Stream,
 };
 use lite3r_ir::{
     DType, Op, Tensor, ValueType,
@@ -32,6 +34,7 @@ use lite3r_ir::{
     },
     text,
 };
+use random::random;
 
 #[derive(Parser)]
 struct Args {
@@ -280,7 +283,7 @@ fn time(gpu: &Gpu, only: &str) -> Result<bool> {
     for Shape { name, op, operands, flops, blocks } in timed().into_iter().filter(|shape| shape.name.contains(only)) {
         let op = text::parse_op(&op).map_err(|e| failed(&e))?;
         let results = op.infer(&operands).map_err(|e| failed(&e))?;
-        let inputs: Vec<Tensor> = operands.iter().zip(1..).map(|(ty, seed)| random(ty, seed, blocks)).collect();
+        let inputs: Vec<Tensor> = operands.iter().zip(1..).map(|(ty, seed)| operand(ty, seed, blocks)).collect();
         for (kernel, lowered) in rows(gpu, &op, &operands, &results) {
             let times = if flops > 1e12 {
                 2
@@ -305,10 +308,8 @@ fn time(gpu: &Gpu, only: &str) -> Result<bool> {
     Ok(good)
 }
 
-/// Numbers between -1 and 1, the same ones every 2^20: what is multiplied takes as much power as other numbers do.
-/// Lists are spread over `blocks`, and full.
-fn random(ty: &ValueType, seed: u64, blocks: usize) -> Tensor {
-    let mut rng = Stream::new(&[seed]);
+/// Random numbers; lists are spread over `blocks`, and full.
+fn operand(ty: &ValueType, seed: u64, blocks: usize) -> Tensor {
     let shape = ty.dims().expect("cases have fixed shapes");
     if let (DType::I32, &[_, heads, lists, kept]) = (ty.dtype, &shape[..]) {
         let spread = |i: usize| ((i % kept * blocks + i / kept * 7 % blocks) / kept) as i64;
@@ -317,10 +318,5 @@ fn random(ty: &ValueType, seed: u64, blocks: usize) -> Tensor {
     if ty.dtype == DType::I32 {
         return Tensor::from_i64(DType::I32, &shape, &vec![i64::from(i32::MAX); shape.iter().product()]);
     }
-    let count: usize = shape.iter().product();
-    let period = count.min(1 << 20);
-    let values: Vec<f32> = (0..period).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect();
-    let part = Tensor::from_f32(&[period], values).cast(ty.dtype);
-    let bytes: Vec<u8> = part.bytes().iter().copied().cycle().take(count * ty.dtype.size()).collect();
-    Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("as many bytes as the shape has")
+    random(ty, seed)
 }

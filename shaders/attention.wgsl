@@ -8,29 +8,7 @@
 //
 // REST: weights are the products of q and k, features already, over the keys outside the list, over their sum + 1e-6.
 
-struct Sizes {
-    // Batch times heads, and heads an image.
-    heads: u32,
-    image_heads: u32,
-    n: u32,
-    m: u32,
-    d: u32,
-    e: u32,
-    // Of queries, in a query block.
-    tiles: u32,
-    query_blocks: u32,
-    key_blocks: u32,
-    longest: u32,
-    centroids: u32,
-    scale: f32,
-    // Elements from image to image, head to head, token to token; the first.
-    q_rows: vec4<u32>,
-    k_rows: vec4<u32>,
-    v_rows: vec4<u32>,
-    y_rows: vec4<u32>,
-    query_cut: Cut,
-    key_cut: Cut,
-}
+alias Sizes = AttentionSizes;
 
 //: tensors
 @group(0) @binding(0) var<storage, read_write> q: array<u32>;
@@ -99,13 +77,9 @@ var<workgroup> taken: array<atomic<u32>, TAKEN>;
 
 fn is_taken(block: u32) -> bool { return ((atomicLoad(&taken[block / 32u]) >> (block % 32u)) & 1u) == 1u; }
 
-fn row_of(rows: vec4<u32>, head: u32, token: u32) -> u32 {
-    return head / sizes.image_heads * rows.x + head % sizes.image_heads * rows.y + token * rows.z + rows.w;
-}
-
 fn query_part(head: u32, token: u32, column: u32) -> vec4<f32> {
     if column >= sizes.d { return vec4(0.0); }
-    return q_part(row_of(sizes.q_rows, head, token) + column, sizes.d - column);
+    return q_part(row_of(sizes.q_rows, sizes.image_heads, head, token) + column, sizes.d - column);
 }
 
 fn key_part(head: u32, slot: u32, central: bool, column: u32) -> vec4<f32> {
@@ -114,7 +88,7 @@ fn key_part(head: u32, slot: u32, central: bool, column: u32) -> vec4<f32> {
     if KEYS == LISTED && central {
         return centroid_keys_part((head * sizes.centroids + token) * sizes.d + column, sizes.d - column);
     }
-    return k_part(row_of(sizes.k_rows, head, token) + column, sizes.d - column);
+    return k_part(row_of(sizes.k_rows, sizes.image_heads, head, token) + column, sizes.d - column);
 }
 
 fn value_part(head: u32, slot: u32, central: bool, column: u32) -> vec4<f32> {
@@ -123,7 +97,7 @@ fn value_part(head: u32, slot: u32, central: bool, column: u32) -> vec4<f32> {
     if KEYS == LISTED && central {
         return centroid_values_part((head * sizes.centroids + token) * sizes.e + column, sizes.e - column);
     }
-    return v_part(row_of(sizes.v_rows, head, token) + column, sizes.e - column);
+    return v_part(row_of(sizes.v_rows, sizes.image_heads, head, token) + column, sizes.e - column);
 }
 
 // Where the tables behind all lists begin.
@@ -289,7 +263,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         if token >= last { break; }
         let sum = total[p][r % 4u];
         let under = select(select(sum, sum + 1e-6, KEYS == REST), 1.0, slots == 0u);
-        let start = row_of(sizes.y_rows, head, token);
+        let start = row_of(sizes.y_rows, sizes.image_heads, head, token);
         for (var i = 0u; i < WIDTH / 64u * SIDE; i++) {
             let column = 4u * (across + ACROSS * i);
             if column >= sizes.e { break; }

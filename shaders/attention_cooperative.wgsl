@@ -12,29 +12,7 @@ enable wgpu_cooperative_matrix;
 // LISTED: keys are those of the blocks in the list of the query block, and the centroids outside of it, each one more key
 // whose score has the logarithm of its number of tokens added.
 
-struct Sizes {
-    // Batch times heads, and heads an image.
-    heads: u32,
-    image_heads: u32,
-    n: u32,
-    m: u32,
-    d: u32,
-    e: u32,
-    // Of queries, in a query block.
-    tiles: u32,
-    query_blocks: u32,
-    key_blocks: u32,
-    longest: u32,
-    centroids: u32,
-    scale: f32,
-    // Elements from image to image, head to head, token to token; the first.
-    q_rows: vec4<u32>,
-    k_rows: vec4<u32>,
-    v_rows: vec4<u32>,
-    y_rows: vec4<u32>,
-    query_cut: Cut,
-    key_cut: Cut,
-}
+alias Sizes = AttentionSizes;
 
 //: tensors
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f16>>;
@@ -119,10 +97,6 @@ var<workgroup> taken: array<atomic<u32>, TAKEN>;
 
 fn is_taken(block: u32) -> bool { return ((atomicLoad(&taken[block / 32u]) >> (block % 32u)) & 1u) == 1u; }
 
-fn row_of(rows: vec4<u32>, head: u32, token: u32) -> u32 {
-    return head / sizes.image_heads * rows.x + head % sizes.image_heads * rows.y + token * rows.z + rows.w;
-}
-
 // Where the tables behind all lists begin.
 fn table() -> u32 { return sizes.heads * sizes.query_blocks * (sizes.longest + 1u); }
 
@@ -168,7 +142,7 @@ fn key_part(head: u32, tile: u32, plain: u32, part: u32) -> vec4<f16> {
     if KEYS == LISTED && tile >= plain {
         return centroid_keys_four((head * sizes.centroids + u32(token)) * (WIDTH / 4u) + column);
     }
-    return k_four(row_of(sizes.k_rows, head, u32(token)) / 4u + column);
+    return k_four(row_of(sizes.k_rows, sizes.image_heads, head, u32(token)) / 4u + column);
 }
 
 fn value_part(head: u32, tile: u32, plain: u32, part: u32) -> vec4<f16> {
@@ -178,7 +152,7 @@ fn value_part(head: u32, tile: u32, plain: u32, part: u32) -> vec4<f16> {
     if KEYS == LISTED && tile >= plain {
         return centroid_values_four((head * sizes.centroids + u32(token)) * (VALUES / 4u) + column);
     }
-    return v_four(row_of(sizes.v_rows, head, u32(token)) / 4u + column);
+    return v_four(row_of(sizes.v_rows, sizes.image_heads, head, u32(token)) / 4u + column);
 }
 
 @compute @workgroup_size(QUERIES)
@@ -216,7 +190,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         let row = i / (WIDTH / 4u);
         let column = i % (WIDTH / 4u);
         var own = vec4<f16>();
-        if first + row < last { own = q_four(row_of(sizes.q_rows, head, first + row) / 4u + column); }
+        if first + row < last { own = q_four(row_of(sizes.q_rows, sizes.image_heads, head, first + row) / 4u + column); }
         halves[row * KEY_LINE + column] = own;
     }
     if thread == 0u { raised = 0u; }
@@ -330,7 +304,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
 
     let under = select(total, 1.0, total == 0.0);
     let token = first + thread;
-    let start = row_of(sizes.y_rows, head, token);
+    let start = row_of(sizes.y_rows, sizes.image_heads, head, token);
     for (var i = 0u; i < VALUES / 16u; i++) {
         coopStoreT(sums[2u * i], &scores[strip * LINE], LINE);
         coopStoreT(sums[2u * i + 1u], &scores[(strip + 16u) * LINE], LINE);

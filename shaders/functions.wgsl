@@ -220,3 +220,34 @@ fn place_of(given: Cut, number: u32) -> vec2<u32> {
     let repeat = token / max(length, 1u);
     return vec2(before + repeat * blocks + token % max(length, 1u) / cut.size, run + repeat);
 }
+
+// What attentions over all keys and over lists are told.
+struct AttentionSizes {
+    // Batch times heads, and heads an image.
+    heads: u32,
+    image_heads: u32,
+    n: u32,
+    m: u32,
+    d: u32,
+    e: u32,
+    // Of queries, in a query block.
+    tiles: u32,
+    query_blocks: u32,
+    key_blocks: u32,
+    longest: u32,
+    centroids: u32,
+    scale: f32,
+    // Elements from image to image, head to head, token to token; the first.
+    q_rows: vec4<u32>,
+    k_rows: vec4<u32>,
+    v_rows: vec4<u32>,
+    y_rows: vec4<u32>,
+    query_cut: Cut,
+    key_cut: Cut,
+}
+
+// Where the row of a token of a head begins; `rows` are elements from image to image, head to head, token to token, and the
+// first.
+fn row_of(rows: vec4<u32>, image_heads: u32, head: u32, token: u32) -> u32 {
+    return head / image_heads * rows.x + head % image_heads * rows.y + token * rows.z + rows.w;
+}

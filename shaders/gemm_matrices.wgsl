@@ -67,7 +67,7 @@ var<workgroup> staged: array<vec4<f32>, 512>;
 // Where a row of A begins, if there is such a row.
 struct Row { at: u32, is: bool }
 
-fn row_of(start: u32, row: u32) -> Row { return Row(start + row * sizes.k, row < sizes.m); }
+fn row_at(start: u32, row: u32) -> Row { return Row(start + row * sizes.k, row < sizes.m); }
 
 // Four neighbours of a row of A, zero outside.
 fn left_at(row: Row, k: u32) -> vec4<f16> {
@@ -145,10 +145,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     let first_b = select(first_n, 0u, TRANSPOSED == 1u) + 4u * across_b;
 
 //: declared
-    let row_0 = row_of(starts.x, first_m + down_a);
-    let row_1 = row_of(starts.x, first_m + down_a + 16u);
-    let row_2 = row_of(starts.x, first_m + down_a + 32u);
-    let row_3 = row_of(starts.x, first_m + down_a + 48u);
+    let row_0 = row_at(starts.x, first_m + down_a);
+    let row_1 = row_at(starts.x, first_m + down_a + 16u);
+    let row_2 = row_at(starts.x, first_m + down_a + 32u);
+    let row_3 = row_at(starts.x, first_m + down_a + 48u);
     var a_0: vec4<f16>;
     var a_1: vec4<f16>;
     var a_2: vec4<f16>;

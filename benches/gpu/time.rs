@@ -14,7 +14,6 @@ use lite3r::{
     backend::{Trust, cuda::SM_90A},
     eval::depth::median,
     plan::{EntrySource, Meta, Plan, build},
-    rng::Stream,
     session::{Options, Session},
     weights,
 };
@@ -25,7 +24,7 @@ use lite3r_ir::{
 };
 use rayon::prelude::*;
 
-use super::failed;
+use super::{failed, random::random};
 
 /// What is timed, and beside what.
 #[derive(clap::Args)]
@@ -181,19 +180,6 @@ fn seconds(plan: Plan, copies: usize) -> Result<f64> {
     session.time(0, &inputs, 2)?;
     let times = session.time(0, &inputs, 9)?;
     Ok(median(times.iter().map(|t| t.as_secs_f64())) / copies as f64)
-}
-
-/// Numbers between -1 and 1, the same ones every 2^20: what is multiplied takes as much power as other numbers do, and
-/// large tensors are made in no time.
-fn random(ty: &ValueType, seed: u64) -> Tensor {
-    let mut rng = Stream::new(&[seed]);
-    let shape = ty.dims().expect("cases have fixed shapes");
-    let count: usize = shape.iter().product();
-    let period = count.min(1 << 20);
-    let values: Vec<f32> = (0..period).map(|_| (2.0 * rng.unit() - 1.0) as f32).collect();
-    let part = Tensor::from_f32(&[period], values).cast(ty.dtype);
-    let bytes: Vec<u8> = part.bytes().iter().copied().cycle().take(count * ty.dtype.size()).collect();
-    Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("as many bytes as the shape has")
 }
 
 /// What the peers take, in microseconds.

@@ -26,6 +26,15 @@ crate::attributes! {
     }
 }
 
+impl ConvTranspose2d {
+    /// Whether stamps of such a kernel [kh, kw] lie side by side and nothing is cut off: every number of the result, but
+    /// for its bias, is of one pixel.
+    pub fn stamps_lie_apart(&self, kernel: &[usize]) -> bool {
+        let plain = self.pads == [0; 4] && self.output_padding == [0, 0] && self.dilations == [1, 1];
+        plain && self.strides == kernel
+    }
+}
+
 impl OpDef for ConvTranspose2d {
     const NAME: &'static str = "conv_transpose2d";
 

@@ -35,9 +35,8 @@ fn accepts(request: &Request<'_>) -> Result<(), String> {
     if let Some(odd) = request.operands.iter().find(|t| t.dtype != DType::F32) {
         return Err(format!("takes f32, not {odd}"));
     }
-    let kernel: Vec<_> = request.operands[1].shape[2..].iter().map(|d| d.size()).collect();
-    let plain = op.groups == 1 && op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
-    match plain && kernel == [Some(op.strides[0]), Some(op.strides[1])] {
+    let kernel: Option<Vec<usize>> = request.operands[1].shape[2..].iter().map(|d| d.size()).collect();
+    match op.groups == 1 && kernel.is_some_and(|kernel| op.stamps_lie_apart(&kernel)) {
         true => Ok(()),
         false => Err("takes kernels of the size of the stride, without groups, padding and dilation".into()),
     }

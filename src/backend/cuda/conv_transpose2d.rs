@@ -89,8 +89,7 @@ fn stamps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     floats(request)?;
     let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
     let (&[n, c, h, width], &[_, o, kh, kw]) = (&x[..], &w[..]) else { return Err("takes images".into()) };
-    let plain = op.groups == 1 && op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
-    if !plain || op.strides != [kh, kw] {
+    if op.groups != 1 || !op.stamps_lie_apart(&[kh, kw]) {
         return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
     }
     let dtype = request.operands[0].dtype;

@@ -2,15 +2,14 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{MatMul, activation::Activation, quantize::Granularity, shape_rules::strides_for},
+    ops::{MatMul, activation::Activation, quantize::Granularity},
 };
 
 use super::{
-    dims,
-    elementwise::{Shape, Strides, walk},
+    elementwise::{Shape, Strides, pack},
     launch::{Arg, Module},
 };
-use crate::backend::Request;
+use crate::backend::{Request, gpu::product::Product as Matrices};
 
 /// Scales of an operand.
 #[derive(Clone, Copy, Debug)]
@@ -93,34 +92,28 @@ impl Product {
             bias: bias.then_some(behind),
             residual: residual.then_some(behind + usize::from(bias)),
         };
-        let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[b])?);
-        let &[n, k] = w.as_slice() else { return Err("takes weights [N, K]".into()) };
-        let m = x[..x.len() - 1].iter().product();
-        let walk = walk(&[], &[vec![], vec![]])?;
-        Self { m, n, k, transposed: true, items: 1, b, x_scales, w_scales, epilogue, quantize, walk }.checked()
+        let matrices = Matrices::of_weights(&request.operands[0], &request.operands[b])?;
+        Self::new(matrices, b, [x_scales, w_scales], epilogue, quantize)
     }
 
     fn of_matmul(op: &MatMul, request: &Request<'_>) -> Result<Self, String> {
-        let (a, b, c) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
-        let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
-            (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
-        else {
-            return Err("takes matrices".into());
-        };
-        let steps = |own: &[usize], size: usize| -> Vec<i64> {
-            strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
-        };
-        let walk = walk(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)])?;
         let epilogue = Epilogue { activation: Activation::None, bias: None, residual: None };
-        let (transposed, items) = (op.transpose_b, batch.iter().product());
-        let (x_scales, w_scales, quantize) = (None, None, None);
-        Self { m, n, k, transposed, items, b: 1, x_scales, w_scales, epilogue, quantize, walk }.checked()
+        Self::new(Matrices::of_matmul(op, request)?, 1, [None; 2], epilogue, None)
     }
 
-    fn checked(self) -> Result<Self, String> {
+    /// Errors: sizes that the kernels do not count.
+    fn new(
+        matrices: Matrices,
+        b: usize,
+        [x_scales, w_scales]: [Option<Scales>; 2],
+        epilogue: Epilogue,
+        quantize: Option<Granularity>,
+    ) -> Result<Self, String> {
+        let Matrices { m, n, k, items, walked, transposed } = matrices;
+        let walk = pack(&walked, 2)?;
         let most = 1 << 31;
-        match [self.m, self.n, self.k, self.items].iter().all(|size| *size < most) {
-            true => Ok(self),
+        match [m, n, k, items].iter().all(|size| *size < most) {
+            true => Ok(Self { m, n, k, transposed, items, b, x_scales, w_scales, epilogue, quantize, walk }),
             false => Err("takes sizes below 2^31".into()),
         }
     }

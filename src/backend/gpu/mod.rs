@@ -4,6 +4,7 @@ pub mod cache;
 pub mod expression;
 pub mod floats;
 pub mod moves;
+pub mod product;
 pub mod qkv;
 pub mod steps;
 pub mod walk;

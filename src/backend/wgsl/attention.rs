@@ -28,13 +28,7 @@ pub const KERNELS: &[Kernel] = &[
         needs: MATRICES,
         lower: |r| attention(r, By::Matrices),
     },
-    Kernel {
-        name: "attention.tiled",
-        op: "attention",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, |r| attention(r, By::Fours)),
-    },
+    Kernel::plain("attention.tiled", "attention", FLOATS, |r| either(r, |r| attention(r, By::Fours))),
     Kernel {
         name: "self_attention.cooperative",
         op: "self_attention",
@@ -42,13 +36,7 @@ pub const KERNELS: &[Kernel] = &[
         needs: MATRICES,
         lower: |r| self_attention(r, By::Matrices),
     },
-    Kernel {
-        name: "self_attention.tiled",
-        op: "self_attention",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, |r| self_attention(r, By::Fours)),
-    },
+    Kernel::plain("self_attention.tiled", "self_attention", FLOATS, |r| either(r, |r| self_attention(r, By::Fours))),
     Kernel {
         name: "block_attention.cooperative",
         op: "block_attention",
@@ -56,13 +44,7 @@ pub const KERNELS: &[Kernel] = &[
         needs: MATRICES,
         lower: |r| block_attention(r, By::Matrices),
     },
-    Kernel {
-        name: "block_attention.tiled",
-        op: "block_attention",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, |r| block_attention(r, By::Fours)),
-    },
+    Kernel::plain("block_attention.tiled", "block_attention", FLOATS, |r| either(r, |r| block_attention(r, By::Fours))),
 ];
 
 const MAX_RUNS: usize = 32;

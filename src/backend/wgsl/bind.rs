@@ -1,6 +1,9 @@
 //! Where the steps of a plan find what they are bound to: weights, sizes, and the rows that run on a device.
 
-use std::{collections::HashMap, num::NonZero};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZero,
+};
 
 use super::{
     BINDING_BYTES, BINDINGS,
@@ -44,8 +47,9 @@ impl Weights {
     pub fn new(plan: &Plan, most: u64) -> Self {
         let header = plan.header();
         let (mut of, mut sizes) = (Vec::with_capacity(header.weights.len()), Vec::<u64>::new());
+        let code: HashSet<usize> = header.modules.values().map(|index| *index as usize).collect();
         for (index, weight) in header.weights.iter().enumerate() {
-            if header.modules.values().any(|m| *m as usize == index) {
+            if code.contains(&index) {
                 of.push(None);
                 continue;
             }

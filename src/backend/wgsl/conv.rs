@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     floats::{FLOATS, floats},
     gemm::activated,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
@@ -18,21 +18,11 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "conv2d.tiled", op: "conv2d", dtypes: FLOATS, needs: Features::NONE, lower: |r| either(r, lower) },
-    Kernel {
-        name: "conv_transpose2d.stamps",
-        op: "conv_transpose2d",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |request| through_f32(request, stamps),
-    },
-    Kernel {
-        name: "conv_transpose2d.gather",
-        op: "conv_transpose2d",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |request| through_f32(request, |request| Ok(transposed(request, None)?.into())),
-    },
+    Kernel::plain("conv2d.tiled", "conv2d", FLOATS, |r| either(r, lower)),
+    Kernel::plain("conv_transpose2d.stamps", "conv_transpose2d", FLOATS, |request| through_f32(request, stamps)),
+    Kernel::plain("conv_transpose2d.gather", "conv_transpose2d", FLOATS, |request| {
+        through_f32(request, |request| Ok(transposed(request, None)?.into()))
+    }),
 ];
 
 /// Tiles of 128 x 128 keep a device busy from so many on.
@@ -179,8 +169,7 @@ fn stamps(request: &Request<'_>) -> Result<Lowered, String> {
     floats(request)?;
     let (x, w) = (dims(&request.operands[0])?, dims(&request.operands[1])?);
     let (&[n, c, h, width], &[_, o, kh, kw]) = (&x[..], &w[..]) else { return Err("takes images".into()) };
-    let plain = op.groups == 1 && op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
-    if !plain || op.strides != [kh, kw] {
+    if op.groups != 1 || !op.stamps_lie_apart(&[kh, kw]) {
         return Err("takes kernels of the size of the stride, without groups, padding and dilation".into());
     }
     let (dtype, rows, pixels) = (request.operands[0].dtype, o * kh * kw, h * width);

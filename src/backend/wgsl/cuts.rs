@@ -151,9 +151,7 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
                 let bias = op.bias.then_some((2, 0));
                 cuts.push(of.cut([Some((1, 1)), bias].into_iter().flatten(), 1));
             }
-            // Stamps that do not overlap.
-            let plain = op.pads == [0; 4] && op.output_padding == [0, 0] && op.dilations == [1, 1];
-            if plain && op.strides == of.x[1][2..] {
+            if op.stamps_lie_apart(&of.x[1][2..]) {
                 let mut rows = of.cut([(0, 2)], 2);
                 (rows.size, rows.results) = (of.x[0][2], vec![Some((2, op.strides[0]))]);
                 cuts.push(rows);

@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
 };
@@ -25,7 +25,7 @@ pub const MAX_RANK: usize = 8;
 pub const DTYPES: &[DType] = &[DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8, DType::Bool];
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
-    Kernel { name, op, dtypes: DTYPES, needs: Features::NONE, lower }
+    Kernel::plain(name, op, DTYPES, lower)
 }
 
 /// The rows of this file.

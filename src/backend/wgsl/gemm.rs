@@ -3,21 +3,18 @@
 
 use lite3r_ir::{
     DType, Op,
-    ops::{activation::Activation, quantize::Granularity, shape_rules::strides_for},
+    ops::{activation::Activation, quantize::Granularity},
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel,
     elementwise::packed,
     floats::FLOATS,
     launch::{Binding, Launch, Lowered, folded, word},
     shader::{Shader, Tensors},
     wide::either,
 };
-use crate::backend::{
-    Request,
-    gpu::walk::{Axis, join},
-};
+use crate::backend::{Request, gpu::product::Product};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
@@ -29,7 +26,7 @@ pub const KERNELS: &[Kernel] = &[
 ];
 
 const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>) -> Result<Lowered, String>) -> Kernel {
-    Kernel { name, op, dtypes: FLOATS, needs: Features::NONE, lower }
+    Kernel::plain(name, op, FLOATS, lower)
 }
 
 /// So many rows are few: what their product takes is reading the weights.
@@ -58,46 +55,17 @@ pub fn store(result: DType, columns: usize) -> Result<Option<&'static str>, Stri
     }
 }
 
-/// A [M, K] times B, [N, K] where it is transposed, [K, N] where not, over a batch.
-pub struct Shape {
-    /// Rows of A and of the result.
-    pub m: usize,
-    /// Columns of the result.
-    pub n: usize,
-    /// What is summed over.
-    pub k: usize,
-    /// Products of the batch.
-    pub items: usize,
-    /// The batch, with the steps of A and B.
-    pub walked: Vec<Axis>,
-    /// Whether rows of B are columns of the product.
-    pub transposed: bool,
-}
-
 /// The product that a request is.
-pub fn shape(request: &Request<'_>) -> Result<Shape, String> {
-    let (operands, y) = (request.operands, &request.results[0]);
-    let (a, b, c) = (dims(&operands[0])?, dims(&operands[1])?, dims(y)?);
-    let Op::MatMul(op) = request.op else {
-        let &[n, k] = b.as_slice() else { return Err("takes weights [N, K]".into()) };
-        let m = a[..a.len() - 1].iter().product();
-        return Ok(Shape { m, n, k, items: 1, walked: Vec::new(), transposed: true });
-    };
-    let (Some((batch, &[m, n])), Some((batch_a, &[_, k])), Some((batch_b, _))) =
-        (c.split_last_chunk(), a.split_last_chunk(), b.split_last_chunk::<2>())
-    else {
-        return Err("takes matrices".into());
-    };
-    let steps = |own: &[usize], size: usize| -> Vec<i64> {
-        strides_for(own, batch).into_iter().map(|s| (s * size) as i64).collect()
-    };
-    let walked = join(batch, &[steps(batch_a, m * k), steps(batch_b, k * n)]);
-    Ok(Shape { m, n, k, items: batch.iter().product(), walked, transposed: op.transpose_b })
+pub fn product(request: &Request<'_>) -> Result<Product, String> {
+    match request.op {
+        Op::MatMul(op) => Product::of_matmul(op, request),
+        _ => Product::of_weights(&request.operands[0], &request.operands[1]),
+    }
 }
 
 /// What all shaders of this file read and write, and what stands behind their sums.
 struct Parts {
-    shape: Shape,
+    shape: Product,
     tensors: Tensors,
     /// The splices `scale`, `epilogue` and, if it is not that of the file, `store`.
     scale: String,
@@ -137,8 +105,8 @@ fn parts(request: &Request<'_>) -> Result<Parts, String> {
         Op::MatMul(_) => (Activation::None, false, false, 2),
         other => return Err(format!("does not compute {}", other.name())),
     };
-    let shape = shape(request)?;
-    let Shape { n, k, transposed, .. } = shape;
+    let shape = product(request)?;
+    let Product { n, k, transposed, .. } = shape;
     // Rows that are whole fours are read by fours.
     let fours_a = k.is_multiple_of(4);
     let shared = |columns: usize| columns.is_multiple_of(4) || columns >= k;
@@ -181,7 +149,7 @@ fn parts(request: &Request<'_>) -> Result<Parts, String> {
 
 fn few(request: &Request<'_>) -> Result<Lowered, String> {
     let parts = parts(request)?;
-    let Shape { m, n, k, .. } = parts.shape;
+    let Product { m, n, k, .. } = parts.shape;
     if m == 0 || m > FEW || parts.fours != (true, true) {
         return Err(format!("takes up to {FEW} rows, of whole fours"));
     }
@@ -192,7 +160,7 @@ fn few(request: &Request<'_>) -> Result<Lowered, String> {
 
 fn tiled(request: &Request<'_>) -> Result<Lowered, String> {
     let parts = parts(request)?;
-    let Shape { m, n, k, items, ref walked, transposed } = parts.shape;
+    let Product { m, n, k, items, ref walked, transposed } = parts.shape;
     let tiles = |tile: usize| m.div_ceil(tile) * n.div_ceil(tile) * items;
     let tile = if m > 64 && n > 64 && tiles(128) >= MANY_TILES { 128 } else { 64 };
     let mut shader = parts.shader("gemm.wgsl").constant("TRANSPOSED", usize::from(transposed)).constant("TILE", tile);

@@ -12,11 +12,11 @@ use super::{
     Features, Kernel, dims,
     elementwise::packed,
     floats::FLOATS,
-    gemm::{FEW, Shape, activated, shape},
+    gemm::{self, FEW, activated},
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
 };
-use crate::backend::Request;
+use crate::backend::{Request, gpu::product::Product};
 
 /// What a workgroup needs: two slices of both sides, and sums on their way out.
 const NEEDS: Features = Features { workgroup_bytes: 48 * 1024, ..Features::MATRICES };
@@ -93,8 +93,8 @@ fn fits(a: &ValueType, results: &[ValueType], (n, k): (usize, usize)) -> Result<
 
 fn product(request: &Request<'_>) -> Result<Lowered, String> {
     let (operands, y) = (request.operands, &request.results[0]);
-    let product = shape(request)?;
-    let Shape { m, n, k, items, .. } = product;
+    let product = gemm::product(request)?;
+    let Product { m, n, k, items, .. } = product;
     if m <= FEW && product.transposed && items == 1 {
         return Err("leaves few rows to what reads weights once".into());
     }
@@ -174,7 +174,7 @@ fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
     let fits = |tile: &(usize, usize)| n >= tile.1 && m.div_ceil(tile.0) * n.div_ceil(tile.1) >= MANY_TILES;
     let narrow = if m.div_ceil(128) >= MANY_TILES { (128, 64) } else { (64, 64) };
     let tile = [(128, 128), (128, 64)].into_iter().find(fits).unwrap_or(narrow);
-    let product = Shape { m, n, k, items: 1, walked: Vec::new(), transposed: true };
+    let product = Product { m, n, k, items: 1, walked: Vec::new(), transposed: true };
     let shader = shader(true, tile, &tensors.sizes(), &epilogue)
         .constant("KERNEL_W", kw)
         .splice("left", GATHERED)
@@ -187,12 +187,12 @@ fn convolution(request: &Request<'_>) -> Result<Lowered, String> {
 
 fn launch(
     request: &Request<'_>,
-    product: &Shape,
+    product: &Product,
     tile: (usize, usize),
     shader: Shader,
     image: [usize; 11],
 ) -> Result<Launch, String> {
-    let Shape { m, n, k, items, walked, .. } = product;
+    let Product { m, n, k, items, walked, .. } = product;
     // Positions of elements are 32-bit numbers.
     request.operands.iter().chain(request.results).try_for_each(|ty| word(dims(ty)?.iter().product()).map(drop))?;
     let mut sizes = vec![word(*m)?, word(*n)?, word(*k)?, walked.len() as u32, word(*items)?];
@@ -225,7 +225,7 @@ fn widened(codes: Binding, elements: usize) -> Result<(Launch, Binding), String>
 const GATHERED: &str = "// The image of a pixel of the result, and the pixel that it sees through the first tap.
 struct Row { at: u32, y: u32, x: u32 }
 
-fn row_of(start: u32, row: u32) -> Row {
+fn row_at(start: u32, row: u32) -> Row {
     let pixels = sizes.out_height * sizes.out_width;
     let pixel = row % pixels;
     let y = pixel / sizes.out_width * sizes.stride_y - sizes.pad_y;
@@ -260,7 +260,7 @@ fn shader(transposed: bool, (tile_m, tile_n): (usize, usize), tensors: &Tensors,
     let mut declared = String::new();
     let (mut fetch, mut stow) = (String::new(), String::new());
     for i in 0..fetched_a {
-        _ = writeln!(declared, "    let row_{i} = row_of(starts.x, first_m + down_a + {}u);", 16 * i);
+        _ = writeln!(declared, "    let row_{i} = row_at(starts.x, first_m + down_a + {}u);", 16 * i);
         _ = writeln!(declared, "    var a_{i}: vec4<f16>;");
         _ = writeln!(fetch, "    a_{i} = left_at(row_{i}, ahead + across_a);");
         _ = writeln!(stow, "        left[to_a + {}u * STEP_A] = a_{i};", 16 * i);

@@ -7,7 +7,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     elementwise::packed,
     floats::{FLOATS, only},
     gemm::store,
@@ -20,21 +20,9 @@ use crate::backend::{Request, gpu::walk::join};
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "rope.elements", op: "rope", dtypes: FLOATS, needs: Features::NONE, lower: rope },
-    Kernel {
-        name: "qkv_heads.rows",
-        op: "qkv_heads",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, qkv_heads),
-    },
-    Kernel {
-        name: "qkv_linear.parts",
-        op: "qkv_linear",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, qkv_linear),
-    },
+    Kernel::plain("rope.elements", "rope", FLOATS, rope),
+    Kernel::plain("qkv_heads.rows", "qkv_heads", FLOATS, |r| either(r, qkv_heads)),
+    Kernel::plain("qkv_linear.parts", "qkv_linear", FLOATS, |r| either(r, qkv_linear)),
 ];
 
 /// Threads of a head.

@@ -3,7 +3,7 @@
 use lite3r_ir::{DType, Op, ops::shape_rules::strides};
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     elementwise::{MAX_RANK, packed},
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -11,7 +11,7 @@ use super::{
 use crate::backend::{Request, gpu::walk::join};
 
 const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>) -> Result<Lowered, String>) -> Kernel {
-    Kernel { name, op, dtypes: &DType::ALL, needs: Features::NONE, lower }
+    Kernel::plain(name, op, &DType::ALL, lower)
 }
 
 /// The rows of this file.
@@ -21,7 +21,7 @@ pub const KERNELS: &[Kernel] = &[
     row("gather_elements.elements", "gather_elements", gather_elements),
     row("scatter_elements.last", "scatter_elements", scatter),
     row("scatter_nd.last", "scatter_nd", scatter),
-    Kernel { name: "range.steps", op: "range", dtypes: &[DType::I64], needs: Features::NONE, lower: range },
+    Kernel::plain("range.steps", "range", &[DType::I64], range),
 ];
 
 /// The words of `Sizes`.

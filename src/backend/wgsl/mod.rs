@@ -62,10 +62,18 @@ pub struct Kernel {
     /// What its shaders use beyond what every adapter offers. Rows that need something stand before one that does not.
     pub needs: Features,
     /// The launches that compute a request, or the clause that refuses it.
-    pub lower: fn(&Request<'_>) -> Result<Lowered, String>,
+    pub lower: Lower,
 }
 
+/// What a row of the table does.
+pub type Lower = fn(&Request<'_>) -> Result<Lowered, String>;
+
 impl Kernel {
+    /// A row that every adapter can run.
+    pub const fn plain(name: &'static str, op: &'static str, dtypes: &'static [DType], lower: Lower) -> Self {
+        Self { name, op, dtypes, needs: Features::NONE, lower }
+    }
+
     /// Whether every adapter can run it.
     pub fn is_plain(&self) -> bool {
         self.needs == Features::NONE
@@ -161,9 +169,9 @@ impl Target for Wgsl {
     }
 
     fn stands_in(&self, entry: &Entry, step: &Step) -> Vec<(&'static str, String)> {
-        let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
-        let request = Request { op: &step.op, operands: &operands, results: &results };
-        variants(&request).map(|(kernel, _)| (kernel.name, kernel.needs.to_string())).collect()
+        asked(entry, step, |request| {
+            variants(request).map(|(kernel, _)| (kernel.name, kernel.needs.to_string())).collect()
+        })
     }
 
     fn modules(&self, entries: &[Entry]) -> Result<Vec<(String, Vec<u8>)>> {
@@ -171,9 +179,7 @@ impl Target for Wgsl {
         for entry in entries {
             for step in entry.steps.iter().filter(|s| s.kernel != ALIAS) {
                 let plain = lower(entry, step, self.binding).map_err(|e| Error::unsupported("plan.gap", e))?;
-                let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
-                let request = Request { op: &step.op, operands: &operands, results: &results };
-                let others = variants(&request).map(|(_, lowered)| lowered);
+                let others: Vec<Lowered> = asked(entry, step, |r| variants(r).map(|(_, lowered)| lowered).collect());
                 for launch in std::iter::once(plain).chain(others).flat_map(|lowered| lowered.launches) {
                     texts.insert(launch.shader.key(), launch.shader.text().into_bytes());
                 }
@@ -253,13 +259,15 @@ pub(crate) fn within_with(
     Ok(lowered)
 }
 
-fn types(entry: &Entry, buffers: &[u32]) -> Vec<ValueType> {
-    buffers.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect()
+/// What a step of a plan requests.
+fn asked<T>(entry: &Entry, step: &Step, of: impl FnOnce(&Request<'_>) -> T) -> T {
+    let types = |buffers: &[u32]| buffers.iter().map(|n| entry.buffers[*n as usize].ty.clone()).collect::<Vec<_>>();
+    let (operands, results) = (types(&step.operands), types(&step.results));
+    of(&Request { op: &step.op, operands: &operands, results: &results })
 }
 
 /// What a step of a plan launches by the row that it names, where shaders see `most` bytes of a buffer at once.
 pub fn lower(entry: &Entry, step: &Step, most: u64) -> Result<Lowered, String> {
-    let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
     let name = &step.kernel;
     let kernel = rows().find(|k| k.name == name);
     let kernel = kernel.ok_or_else(|| format!("this lite3r has no kernel `{name}`: compile the model again"))?;
@@ -269,16 +277,13 @@ pub fn lower(entry: &Entry, step: &Step, most: u64) -> Result<Lowered, String> {
     if !kernel.is_plain() {
         return Err(format!("kernel `{name}` runs on some adapters only"));
     }
-    let request = Request { op: &step.op, operands: &operands, results: &results };
-    let lowered = (kernel.lower)(&request).and_then(|lowered| split::bounded(&request, lowered, most));
+    let lowered = asked(entry, step, |r| (kernel.lower)(r).and_then(|lowered| split::bounded(r, lowered, most)));
     lowered.map_err(|clause| format!("kernel `{name}` refuses: {clause}"))
 }
 
 /// The rows that may stand in for a step's own where so much is offered, and what they launch.
 pub fn better(entry: &Entry, step: &Step, offered: &Features) -> Vec<(&'static Kernel, Lowered)> {
-    let (operands, results) = (types(entry, &step.operands), types(entry, &step.results));
-    let request = Request { op: &step.op, operands: &operands, results: &results };
-    variants(&request).filter(|(kernel, _)| kernel.needs.are_in(offered)).collect()
+    asked(entry, step, |r| variants(r).filter(|(kernel, _)| kernel.needs.are_in(offered)).collect())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel,
+    Kernel,
     adapter::padded,
     dims,
     elementwise::packed,
@@ -22,7 +22,7 @@ use crate::backend::{
 };
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
-    Kernel { name, op, dtypes: &DType::ALL, needs: Features::NONE, lower }
+    Kernel::plain(name, op, &DType::ALL, lower)
 }
 
 /// The rows of this file.

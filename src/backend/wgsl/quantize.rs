@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     floats::{FLOATS, only},
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -16,22 +16,10 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel { name: "quantize.words", op: "quantize", dtypes: FLOATS, needs: Features::NONE, lower: quantize },
-    Kernel { name: "fake_quantize.words", op: "fake_quantize", dtypes: FLOATS, needs: Features::NONE, lower: quantize },
-    Kernel {
-        name: "dequantize.words",
-        op: "dequantize",
-        dtypes: &[DType::F8E4M3],
-        needs: Features::NONE,
-        lower: dequantize,
-    },
-    Kernel {
-        name: "layer_norm_quantize.words",
-        op: "layer_norm_quantize",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: normalised,
-    },
+    Kernel::plain("quantize.words", "quantize", FLOATS, quantize),
+    Kernel::plain("fake_quantize.words", "fake_quantize", FLOATS, quantize),
+    Kernel::plain("dequantize.words", "dequantize", &[DType::F8E4M3], dequantize),
+    Kernel::plain("layer_norm_quantize.words", "layer_norm_quantize", FLOATS, normalised),
 ];
 
 /// Rows of a tensor and what of them shares a scale.

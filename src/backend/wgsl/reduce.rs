@@ -3,7 +3,7 @@
 use lite3r_ir::{DType, Op, ValueType};
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     elementwise::{DTYPES, packed},
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
@@ -20,7 +20,7 @@ const FEW_TERMS: usize = 16;
 const MANY_TERMS: usize = 1024;
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
-    Kernel { name, op, dtypes: DTYPES, needs: Features::NONE, lower: |request| through_f32(request, lower) }
+    Kernel::plain(name, op, DTYPES, |request| through_f32(request, lower))
 }
 
 /// The rows of this file.

@@ -6,7 +6,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     floats::{FLOATS, floats},
     gemm::activated,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
@@ -17,20 +17,8 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel {
-        name: "resize.fours",
-        op: "resize",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |request| lower(request, true),
-    },
-    Kernel {
-        name: "resize.elements",
-        op: "resize",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |request| through_f32(request, |request| lower(request, false)),
-    },
+    Kernel::plain("resize.fours", "resize", FLOATS, |request| lower(request, true)),
+    Kernel::plain("resize.elements", "resize", FLOATS, |request| through_f32(request, |request| lower(request, false))),
 ];
 
 /// Operands behind x that a kernel adds, at most.

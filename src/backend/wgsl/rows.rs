@@ -3,7 +3,7 @@
 use lite3r_ir::{Op, ops::shape_rules};
 
 use super::{
-    Features, Kernel, dims,
+    Kernel, dims,
     floats::{FLOATS, only},
     launch::{Binding, Launch, Lowered, folded, word},
     shader::{Shader, Tensors},
@@ -13,20 +13,8 @@ use crate::backend::Request;
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    Kernel {
-        name: "softmax.rows",
-        op: "softmax",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| through_f32(r, softmax),
-    },
-    Kernel {
-        name: "layer_norm.rows",
-        op: "layer_norm",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| through_f32(r, layer_norm),
-    },
+    Kernel::plain("softmax.rows", "softmax", FLOATS, |r| through_f32(r, softmax)),
+    Kernel::plain("layer_norm.rows", "layer_norm", FLOATS, |r| through_f32(r, layer_norm)),
 ];
 
 /// Launches over rows of `length` elements that lie `step` apart.

@@ -12,7 +12,7 @@ use lite3r_ir::{
 };
 
 use super::{
-    Features, Kernel,
+    Kernel,
     attention::{Bound, By, Keys, Lists, Sizes, attend, cut, packed_lists},
     dims,
     floats::{FLOATS, only},
@@ -26,21 +26,9 @@ use crate::backend::Request;
 
 /// The rows of this file: head dimensions up to 256.
 pub const KERNELS: &[Kernel] = &[
-    Kernel {
-        name: "block_mean.columns",
-        op: "block_mean",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| through_f32(r, block_mean),
-    },
-    Kernel { name: "block_route.rows", op: "block_route", dtypes: FLOATS, needs: Features::NONE, lower: block_route },
-    Kernel {
-        name: "linear_attention.tiled",
-        op: "linear_attention",
-        dtypes: FLOATS,
-        needs: Features::NONE,
-        lower: |r| either(r, linear_attention),
-    },
+    Kernel::plain("block_mean.columns", "block_mean", FLOATS, |r| through_f32(r, block_mean)),
+    Kernel::plain("block_route.rows", "block_route", FLOATS, block_route),
+    Kernel::plain("linear_attention.tiled", "linear_attention", FLOATS, |r| either(r, linear_attention)),
 ];
 
 const MAX_ALWAYS: usize = 32;
