@@ -27,6 +27,7 @@ pub mod tensor;
 pub mod text;
 pub mod types;
 pub mod verify;
+pub mod vjp;
 
 pub use builder::Builder;
 pub use dim::{Bindings, Dim};
@@ -36,3 +37,4 @@ pub use patch::Patch;
 pub use tensor::Tensor;
 pub use types::{DType, ValueType};
 pub use verify::verify;
+pub use vjp::Vjp;

@@ -2,8 +2,10 @@
 
 use super::{Case, OpDef, Tolerance, elementwise::operands};
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -29,6 +31,11 @@ impl OpDef for Cast {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        at.give(0, g)
     }
 
     fn cases() -> Vec<Case> {

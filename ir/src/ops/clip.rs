@@ -1,12 +1,14 @@
 //! `clip(x) {min, max}`: x limited to an interval.
 
 use super::{
-    Case, OpDef,
+    Case, Equal, OpDef, Where,
     elementwise::{infer_unary, map},
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -31,6 +33,15 @@ impl OpDef for Clip {
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         Ok(vec![map(inputs[0], results[0].dtype, |x| x.max(self.min).min(self.max))])
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, g) = (at.operand(0), at.cotangent()?);
+        let inside = at.op(Self { min: self.min, max: self.max }, &[x])?;
+        let inside = at.op(Equal {}, &[x, inside])?;
+        let zero = at.number(g, 0.0)?;
+        let part = at.op(Where {}, &[inside, g, zero])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -1,10 +1,12 @@
 //! `concat(x₀, x₁, …) {axis}`: tensors one after the other along an axis.
 
-use super::{Case, OpDef, Tolerance};
+use super::{Case, OpDef, Split, Tolerance};
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -48,6 +50,15 @@ impl OpDef for Concat {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        let sizes = at.operands().iter().map(|x| at.ty(*x).shape[self.axis].clone()).collect();
+        for (operand, part) in at.ops(Split { axis: self.axis, sizes }, &[g])?.into_iter().enumerate() {
+            at.give(operand, part)?;
+        }
+        Ok(())
     }
 
     fn cases() -> Vec<Case> {

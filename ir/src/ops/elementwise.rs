@@ -2,15 +2,18 @@
 
 use super::shape_rules::{broadcast, strides_for};
 use crate::{
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
-/// Declares an elementwise operation with one operand: `unary!(Exp, "exp", real, f64::exp, 4.0, [(x, y), ...])`. `real`
-/// takes floating-point operands, `number` integers too; then the function, its cost in operations, and known values.
+/// Declares an elementwise operation with one operand: `unary!(Exp, "exp", real, f64::exp, 4.0, [(x, y), ...], |at, x,
+/// y, g| at.mul(g, y))`. `real` takes floating-point operands, `number` integers too; then the function, its cost in
+/// operations, known values, and the cotangent of x from that of y; `flat` where the derivative is zero.
 #[macro_export]
 macro_rules! unary {
-    ($(#[$meta:meta])* $variant:ident, $name:literal, $domain:ident, $scalar:expr, $flops:literal, [$($known:expr),* $(,)?]) => {
+    ($(#[$meta:meta])* $variant:ident, $name:literal, $domain:ident, $scalar:expr, $flops:literal, [$($known:expr),* $(,)?], $($vjp:tt)+) => {
         $crate::attributes! { $(#[$meta])* pub struct $variant {} }
 
         impl $crate::ops::OpDef for $variant {
@@ -39,6 +42,10 @@ macro_rules! unary {
                 }
             }
 
+            fn vjp(&self, at: &mut $crate::vjp::Vjp<'_>) -> Result<(), $crate::graph::OpError> {
+                $crate::give_unless_flat!(unary_vjp, at, $($vjp)+)
+            }
+
             fn cases() -> Vec<$crate::ops::Case> {
                 $crate::ops::elementwise::unary_cases(Self {}.into(), &[$($known),*])
             }
@@ -46,11 +53,25 @@ macro_rules! unary {
     };
 }
 
+/// Gives operands what a function says, or nothing where the derivative is `flat`.
+#[macro_export]
+macro_rules! give_unless_flat {
+    ($give:ident, $at:expr, flat) => {{
+        let _ = $at;
+        Ok(())
+    }};
+    ($give:ident, $at:expr, $vjp:expr) => {
+        $crate::ops::elementwise::$give($at, $vjp)
+    };
+}
+
 /// Declares an elementwise operation with two operands of one type: `binary!(Add, "add", |a, b| a + b,
-/// i64::wrapping_add, [(a, b, y), ...])`.
+/// i64::wrapping_add, None, [(a, b, y), ...], |at, a, b, y, g| Ok([g, g]))`: the function of reals and of integers, the
+/// element type of the result if it is another, known values, and the cotangents of a and b from that of y; `flat`
+/// where the derivatives are zero.
 #[macro_export]
 macro_rules! binary {
-    ($(#[$meta:meta])* $variant:ident, $name:literal, $real:expr, $integer:expr, $result:expr, [$($known:expr),* $(,)?]) => {
+    ($(#[$meta:meta])* $variant:ident, $name:literal, $real:expr, $integer:expr, $result:expr, [$($known:expr),* $(,)?], $($vjp:tt)+) => {
         $crate::attributes! { $(#[$meta])* pub struct $variant {} }
 
         impl $crate::ops::OpDef for $variant {
@@ -68,11 +89,44 @@ macro_rules! binary {
                 $crate::ops::elementwise::zip(inputs[0], inputs[1], &results[0], $real, $integer).map(|t| vec![t])
             }
 
+            fn vjp(&self, at: &mut $crate::vjp::Vjp<'_>) -> Result<(), $crate::graph::OpError> {
+                $crate::give_unless_flat!(binary_vjp, at, $($vjp)+)
+            }
+
             fn cases() -> Vec<$crate::ops::Case> {
                 $crate::ops::elementwise::binary_cases(Self {}.into(), &[$($known),*])
             }
         }
     };
+}
+
+/// Gives the one operand x what a function of (x, y, cotangent of y) says.
+pub fn unary_vjp(
+    at: &mut Vjp<'_>,
+    of: impl Fn(&mut Vjp<'_>, Value, Value, Value) -> Result<Value, OpError>,
+) -> Result<(), OpError> {
+    let (x, y, g) = (at.operand(0), at.result(0), at.cotangent()?);
+    let part = of(at, x, y, g)?;
+    at.give(0, part)
+}
+
+/// Gives the operands a and b what a function of (a, b, y, cotangent of y) says.
+pub fn binary_vjp(
+    at: &mut Vjp<'_>,
+    of: impl Fn(&mut Vjp<'_>, Value, Value, Value, Value) -> Result<[Value; 2], OpError>,
+) -> Result<(), OpError> {
+    let (a, b, y, g) = (at.operand(0), at.operand(1), at.result(0), at.cotangent()?);
+    for (operand, part) in of(at, a, b, y, g)?.into_iter().enumerate() {
+        at.give(operand, part)?;
+    }
+    Ok(())
+}
+
+/// The cotangent of the larger of a and b, given to whichever it is; to a where they are equal.
+pub fn shared(at: &mut Vjp<'_>, a: Value, b: Value, g: Value) -> Result<[Value; 2], OpError> {
+    let smaller = at.op(super::Less {}, &[a, b])?;
+    let zero = at.number(g, 0.0)?;
+    Ok([at.op(super::Where {}, &[smaller, zero, g])?, at.op(super::Where {}, &[smaller, g, zero])?])
 }
 
 /// Exactly `N` operands.

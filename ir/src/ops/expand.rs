@@ -7,8 +7,10 @@ use super::{
 };
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -38,6 +40,11 @@ impl OpDef for Expand {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        at.give(0, g)
     }
 
     fn cases() -> Vec<Case> {

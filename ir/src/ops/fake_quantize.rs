@@ -7,8 +7,10 @@ use super::{
     traffic,
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -47,6 +49,11 @@ impl OpDef for FakeQuantize {
     /// A step of e4m3 at the top, where x/scale lies between two codes.
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance { absolute: SMALLEST_SCALE, relative: 32.0 / 448.0 }
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        at.give(0, g)
     }
 
     fn cases() -> Vec<Case> {

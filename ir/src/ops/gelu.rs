@@ -7,8 +7,10 @@ use super::{
     traffic,
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::word_enum! {
@@ -29,6 +31,15 @@ crate::attributes! {
     }
 }
 
+impl Gelu {
+    fn form(&self) -> Activation {
+        match self.approximate {
+            Approximate::None => Activation::Gelu,
+            Approximate::Tanh => Activation::GeluTanh,
+        }
+    }
+}
+
 impl OpDef for Gelu {
     const NAME: &'static str = "gelu";
 
@@ -37,15 +48,18 @@ impl OpDef for Gelu {
     }
 
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
-        let form = match self.approximate {
-            Approximate::None => Activation::Gelu,
-            Approximate::Tanh => Activation::GeluTanh,
-        };
+        let form = self.form();
         Ok(vec![map(inputs[0], results[0].dtype, |x| form.apply(x))])
     }
 
     fn cost(&self, inputs: &[ValueType], results: &[ValueType]) -> Cost {
         Cost { flops: 10.0 * results[0].elements().unwrap_or(0) as f64, bytes: traffic(inputs, results) }
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, g) = (at.operand(0), at.cotangent()?);
+        let part = self.form().vjp(at, x, g)?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

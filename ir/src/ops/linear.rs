@@ -6,12 +6,15 @@ use super::{
     Case, Cost, OpDef, Tolerance,
     activation::Activation,
     quantize::{Granularity, Quantize, code_tolerance},
+    shape_rules::transposed,
     traffic,
 };
 use crate::{
     dim::Dim,
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -159,6 +162,42 @@ impl OpDef for Linear {
             Some(_) if result == DType::F8E4M3 => code_tolerance(result),
             _ => Tolerance::ulps(result, 16.0),
         }
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, w, cotangent) = (at.operand(0), at.operand(1), at.cotangent()?);
+        if self.quantize.is_some() {
+            return Err(at.refuse("has no gradient: its codes are made by `fuse_quantize`"));
+        }
+        if self.residual {
+            at.give(at.operands().len() - 1, cotangent)?;
+        }
+        let (rows, wide) = (at.ty(x).dtype, at.ty(w).dtype);
+        let mut g = at.cast(cotangent, rows)?;
+        if self.activation != Activation::None {
+            let operands = at.operands()[..2 + usize::from(self.bias)].to_vec();
+            let sum = at.op(Self { out: None, ..Self::new(self.bias) }, &operands)?;
+            g = self.activation.vjp(at, sum, g)?;
+        }
+        let turned = transposed(at, w)?;
+        let part = at.op(Self::new(false), &[g, turned])?;
+        at.give(0, part)?;
+        let flat = |at: &mut Vjp<'_>, t: Value| {
+            let shape = at.dims(t)?;
+            let columns = *shape.last().unwrap_or(&1);
+            let count = shape[..shape.len() - 1].iter().product::<usize>();
+            let matrix = at.reshape(t, &[count.into(), columns.into()])?;
+            transposed(at, matrix)
+        };
+        let (gt, xt) = (flat(at, g)?, flat(at, x)?);
+        // Weights of 16 bits beside f32 rows are multiplied wide.
+        let out = (wide != rows).then_some(DType::F32).filter(|_| rows != DType::F32);
+        let part = at.op(Self { out, ..Self::new(false) }, &[gt, xt])?;
+        at.give(1, part)?;
+        if self.bias {
+            at.give(2, g)?;
+        }
+        Ok(())
     }
 
     fn cases() -> Vec<Case> {

@@ -3,12 +3,14 @@
 use super::{
     Case, Cost, OpDef, Tolerance,
     elementwise::operands,
-    shape_rules::{broadcast, strides_for},
+    shape_rules::{broadcast, strides_for, transposed},
     traffic,
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -69,6 +71,18 @@ impl OpDef for MatMul {
     /// As `linear`: a sum of K products in f32.
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 16.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (a, b, g) = (at.operand(0), at.operand(1), at.cotangent()?);
+        let product = |transpose_b| Self { transpose_b };
+        // Of c = a·b: g·bᵀ and aᵀ·g; of c = a·bᵀ: g·b and gᵀ·a.
+        let left = at.op(product(!self.transpose_b), &[g, b])?;
+        at.give(0, left)?;
+        let (tall, wide) = if self.transpose_b { (g, a) } else { (a, g) };
+        let turned = transposed(at, tall)?;
+        let right = at.op(product(false), &[turned, wide])?;
+        at.give(1, right)
     }
 
     fn cases() -> Vec<Case> {

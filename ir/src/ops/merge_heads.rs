@@ -1,12 +1,14 @@
 //! `merge_heads(x)`: heads side by side again.
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
+    Case, Cost, OpDef, SplitHeads, Tolerance,
     elementwise::{indices, operands},
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -35,6 +37,12 @@ impl OpDef for MergeHeads {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (heads, g) = (at.dims(at.operand(0))?[1], at.cotangent()?);
+        let part = at.op(SplitHeads { parts: 1, heads }, &[g])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -6,8 +6,10 @@
 
 use crate::{
     attr::{AttrMap, Attributes},
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 pub mod activation;
@@ -99,6 +101,17 @@ pub trait OpDef: Attributes + Clone + PartialEq + std::fmt::Debug + Into<Op> {
         if result.is_float() { Tolerance::ulps(result, 4.0) } else { Tolerance::EXACT }
     }
 
+    /// Gives the operands their parts of the cotangents of the results. Operations that passes make late have no
+    /// gradient of their own: graphs are differentiated before.
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        Err(at.refuse("has no gradient"))
+    }
+
+    /// The same operation with the further results that its gradient reads; none if it reads no others.
+    fn with_residuals(&self) -> Option<Self> {
+        None
+    }
+
     /// Edge shapes and known results.
     fn cases() -> Vec<Case>;
 }
@@ -163,6 +176,16 @@ macro_rules! ops {
             /// See [`OpDef::tolerance`].
             pub fn tolerance(&self, result: DType) -> Tolerance {
                 match self { $(Self::$variant(op) => op.tolerance(result)),* }
+            }
+
+            /// See [`OpDef::vjp`].
+            pub fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+                match self { $(Self::$variant(op) => op.vjp(at)),* }
+            }
+
+            /// See [`OpDef::with_residuals`].
+            pub fn with_residuals(&self) -> Option<Self> {
+                match self { $(Self::$variant(op) => op.with_residuals().map(Self::$variant)),* }
             }
 
             /// The cases of every operation, in table order.

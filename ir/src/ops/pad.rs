@@ -1,10 +1,12 @@
 //! `pad(x) {before, after, value}`: a constant border.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands, shape_rules::strides};
+use super::{Case, OpDef, Slice, Tolerance, elementwise::operands, shape_rules::strides};
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -52,6 +54,19 @@ impl OpDef for Pad {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let mut part = at.cotangent()?;
+        let shape = at.dims(at.operand(0))?;
+        for (axis, (start, size)) in self.before.iter().zip(&shape).enumerate() {
+            let whole = at.dims(part)?[axis];
+            if whole != *size {
+                let end = (start + size).into();
+                part = at.op(Slice { axis, start: (*start).into(), end, step: 1 }, &[part])?;
+            }
+        }
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -1,16 +1,24 @@
 //! What reductions share: result types, and evaluation over any set of axes.
 
 use super::{
+    Cast, Equal, Expand,
     elementwise::{indices, operands},
     shape_rules::strides,
 };
-use crate::{dim::Dim, tensor::Tensor, types::ValueType};
+use crate::{
+    dim::Dim,
+    graph::{OpError, Value},
+    tensor::Tensor,
+    types::ValueType,
+    vjp::Vjp,
+};
 
 /// Declares a reduction over `axes`: `reduction!(ReduceSum, "reduce_sum", doc, fold)`, where the function sees all
-/// values of one result in row-major order.
+/// values of one result in row-major order; then the result of 1, 2, 3, 4, and what x gets from its axes, (x,
+/// result, cotangent of the result) with all axes kept, and the number of values a result.
 #[macro_export]
 macro_rules! reduction {
-    ($(#[$meta:meta])* $variant:ident, $name:literal, $of:expr, $known:literal) => {
+    ($(#[$meta:meta])* $variant:ident, $name:literal, $of:expr, $known:literal, $vjp:expr) => {
         $crate::attributes! {
             $(#[$meta])*
             pub struct $variant {
@@ -45,6 +53,10 @@ macro_rules! reduction {
                 $crate::ops::Cost { flops, bytes: $crate::ops::traffic(inputs, results) }
             }
 
+            fn vjp(&self, at: &mut $crate::vjp::Vjp<'_>) -> Result<(), $crate::graph::OpError> {
+                $crate::ops::reduce::vjp(at, &self.axes, $vjp)
+            }
+
             fn cases() -> Vec<$crate::ops::Case> {
                 use $crate::{ops::Case, tensor::Tensor, types::DType};
                 let over = |axes: &[usize], keep| Self { axes: axes.to_vec(), keep };
@@ -59,6 +71,32 @@ macro_rules! reduction {
             }
         }
     };
+}
+
+/// Gives x what a function of axes, (x, result, cotangent) and the number of values a result says, with all axes kept.
+pub fn vjp(
+    at: &mut Vjp<'_>,
+    axes: &[usize],
+    of: impl Fn(&mut Vjp<'_>, &[usize], [Value; 3], usize) -> Result<Value, OpError>,
+) -> Result<(), OpError> {
+    let (x, y, g) = (at.operand(0), at.result(0), at.cotangent()?);
+    let shape = at.dims(x)?;
+    let kept: Vec<Dim> =
+        shape.iter().enumerate().map(|(i, d)| Dim::from(if axes.contains(&i) { 1 } else { *d })).collect();
+    let (y, g) = (at.reshape(y, &kept)?, at.reshape(g, &kept)?);
+    let part = of(at, axes, [x, y, g], axes.iter().map(|a| shape[*a]).product())?;
+    let whole = at.op(Expand { shape: shape.into_iter().map(Dim::from).collect() }, &[part])?;
+    at.give(0, whole)
+}
+
+/// The cotangent of a largest or smallest value, in equal parts to all that are equal to it.
+pub fn chosen(at: &mut Vjp<'_>, axes: &[usize], [x, y, g]: [Value; 3]) -> Result<Value, OpError> {
+    let equal = at.op(Equal {}, &[x, y])?;
+    let dtype = at.ty(g).dtype;
+    let equal = at.op(Cast { to: dtype }, &[equal])?;
+    let count = at.sum(equal, axes)?;
+    let part = at.div(g, count)?;
+    at.mul(part, equal)
 }
 
 /// One operand; the axes shrink to one or vanish.

@@ -3,8 +3,10 @@
 use super::{Case, Cost, OpDef, elementwise::operands};
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -34,6 +36,12 @@ impl OpDef for Reshape {
 
     fn cost(&self, _: &[ValueType], _: &[ValueType]) -> Cost {
         Cost::default()
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (shape, g) = (at.ty(at.operand(0)).shape.clone(), at.cotangent()?);
+        let part = at.reshape(g, &shape)?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

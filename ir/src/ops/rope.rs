@@ -1,14 +1,17 @@
 //! `rope(x, cos, sin) {segments}`: rotary position embedding (Su et al. 2021), along several axes at once.
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
+    Case, Concat, Cost, OpDef, Split, Tolerance,
     elementwise::{indices, operands},
     shape_rules::{broadcast, strides_for},
     traffic,
 };
 use crate::{
+    dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -56,6 +59,30 @@ impl OpDef for Rope {
 
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 4.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, cos, sin, g) = (at.operand(0), at.operand(1), at.operand(2), at.cotangent()?);
+        // A rotation back: the halves of every segment exchange their sines.
+        let shape = at.dims(sin)?;
+        let (d, outer) = shape.split_last().ok_or_else(|| at.refuse("tables need a dimension"))?;
+        let halves = [outer, &[self.segments, 2, d / self.segments / 2]].concat();
+        let axis = outer.len() + 1;
+        let back = at.neg(sin)?;
+        let back = at.reshape(back, &halves.into_iter().map(Dim::from).collect::<Vec<_>>())?;
+        let back = at.ops(Split { axis, sizes: vec![Dim::from(1); 2] }, &[back])?;
+        let back = at.op(Concat { axis }, &[back[1], back[0]])?;
+        let back = at.reshape(back, &shape.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())?;
+        let part = at.op(self.clone(), &[g, cos, back])?;
+        at.give(0, part)?;
+        let part = at.mul(g, x)?;
+        at.give(1, part)?;
+        // rot(x) = x·0 + rot(x)·1.
+        let (zero, one) = (at.times(cos, 0.0)?, at.times(cos, 0.0)?);
+        let one = at.plus(one, 1.0)?;
+        let turned = at.op(self.clone(), &[x, zero, one])?;
+        let part = at.mul(g, turned)?;
+        at.give(2, part)
     }
 
     fn cases() -> Vec<Case> {

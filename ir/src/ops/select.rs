@@ -6,8 +6,10 @@ use super::{
     shape_rules::{broadcast, strides_for},
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -34,6 +36,14 @@ impl OpDef for Where {
         let walk = indices(&shape, [0, 1, 2].map(|i| strides_for(inputs[i].shape(), &shape)));
         let first = inputs[1].len();
         Ok(vec![pool.pick(&shape, walk.map(|[c, a, b]| if condition[c] != 0 { a } else { first + b }))])
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (condition, g) = (at.operand(0), at.cotangent()?);
+        let zero = at.number(g, 0.0)?;
+        let (a, b) = (at.op(Self {}, &[condition, g, zero])?, at.op(Self {}, &[condition, zero, g])?);
+        at.give(1, a)?;
+        at.give(2, b)
     }
 
     fn cases() -> Vec<Case> {

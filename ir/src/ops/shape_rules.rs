@@ -1,6 +1,11 @@
 //! Shape rules that operations share: broadcasting, axes, strides.
 
-use crate::dim::Dim;
+use super::Transpose;
+use crate::{
+    dim::Dim,
+    graph::{OpError, Value},
+    vjp::Vjp,
+};
 
 /// NumPy broadcasting: shapes are aligned at the right, and a one stretches.
 pub fn broadcast(shapes: &[&[Dim]]) -> Result<Vec<Dim>, String> {
@@ -37,4 +42,12 @@ pub fn strides_for(operand: &[usize], shape: &[usize]) -> Vec<usize> {
     let own = strides(operand);
     let missing = shape.len() - operand.len();
     (0..shape.len()).map(|i| if i < missing || operand[i - missing] == 1 { 0 } else { own[i - missing] }).collect()
+}
+
+/// x with its last two dimensions exchanged.
+pub fn transposed(at: &mut Vjp<'_>, x: Value) -> Result<Value, OpError> {
+    let rank = at.ty(x).rank();
+    let mut perm: Vec<usize> = (0..rank).collect();
+    perm.swap(rank - 2, rank - 1);
+    at.op(Transpose { perm }, &[x])
 }

@@ -1,14 +1,16 @@
 //! `slice(x) {axis, start, end, step}`: every step-th element of a range along one axis.
 
 use super::{
-    Case, OpDef, Tolerance,
+    Case, OpDef, Pad, Tolerance,
     elementwise::{indices, operands},
     shape_rules::strides,
 };
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -59,6 +61,33 @@ impl OpDef for Slice {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        let size = at.dims(at.operand(0))?[self.axis];
+        let (shape, start) = (at.dims(g)?, self.start.size().ok_or_else(|| at.refuse("needs a static start"))?);
+        let count = shape[self.axis];
+        // Zeros between the elements of a wider step: a dimension of them behind every element.
+        let (part, end) = if self.step > 1 && count > 0 {
+            let mut apart = shape.clone();
+            apart.insert(self.axis + 1, 1);
+            let part = at.reshape(g, &apart.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())?;
+            let mut after = vec![0; apart.len()];
+            after[self.axis + 1] = self.step - 1;
+            let part = at.op(Pad { before: vec![0; apart.len()], after, value: 0.0 }, &[part])?;
+            let mut joined = shape.clone();
+            joined[self.axis] = count * self.step;
+            let part = at.reshape(part, &joined.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>())?;
+            let used = (count - 1) * self.step + 1;
+            (at.op(Self { axis: self.axis, start: 0.into(), end: used.into(), step: 1 }, &[part])?, start + used)
+        } else {
+            (g, start + count)
+        };
+        let (mut before, mut after) = (vec![0; shape.len()], vec![0; shape.len()]);
+        (before[self.axis], after[self.axis]) = (start, size - end);
+        let part = at.op(Pad { before, after, value: 0.0 }, &[part])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -2,8 +2,10 @@
 
 use super::{Case, Cost, OpDef, Tolerance, elementwise::infer_unary, shape_rules, traffic};
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -51,6 +53,17 @@ impl OpDef for Softmax {
 
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 16.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (y, g) = (at.result(0), at.cotangent()?);
+        let rank = at.ty(y).rank();
+        let axis = shape_rules::axis(self.axis, rank).map_err(|e| at.refuse(e))?;
+        let product = at.mul(g, y)?;
+        let sum = at.sum(product, &[axis])?;
+        let centred = at.sub(g, sum)?;
+        let part = at.mul(y, centred)?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -1,10 +1,12 @@
 //! `split(x) {axis, sizes}`: consecutive parts along an axis.
 
-use super::{Case, OpDef, Slice, Tolerance, elementwise::operands};
+use super::{Case, Concat, OpDef, Slice, Tolerance, elementwise::operands};
 use crate::{
     dim::Dim,
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -47,6 +49,12 @@ impl OpDef for Split {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let parts: Vec<Value> = (0..self.sizes.len()).map(|part| at.cotangent_of(part)).collect::<Result<_, _>>()?;
+        let whole = at.op(Concat { axis: self.axis }, &parts)?;
+        at.give(0, whole)
     }
 
     fn cases() -> Vec<Case> {

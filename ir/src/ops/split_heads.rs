@@ -1,13 +1,15 @@
 //! `split_heads(x) {parts, heads}`: the result of a joint projection as one tensor a part, heads in front.
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
+    Case, Concat, Cost, MergeHeads, OpDef, Tolerance,
     elementwise::{indices, operands},
 };
 use crate::{
     dim::Dim,
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -48,6 +50,13 @@ impl OpDef for SplitHeads {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let parts: Vec<Value> = (0..self.parts).map(|part| at.cotangent_of(part)).collect::<Result<_, _>>()?;
+        let merged: Vec<Value> = parts.iter().map(|part| at.op(MergeHeads {}, &[*part])).collect::<Result<_, _>>()?;
+        let whole = if merged.len() == 1 { merged[0] } else { at.op(Concat { axis: 2 }, &merged)? };
+        at.give(0, whole)
     }
 
     fn cases() -> Vec<Case> {

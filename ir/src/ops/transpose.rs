@@ -6,8 +6,10 @@ use super::{
     shape_rules::strides,
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -40,6 +42,14 @@ impl OpDef for Transpose {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let g = at.cotangent()?;
+        let mut perm = vec![0; self.perm.len()];
+        self.perm.iter().enumerate().for_each(|(to, from)| perm[*from] = to);
+        let part = at.op(Self { perm }, &[g])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

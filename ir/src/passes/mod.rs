@@ -25,6 +25,7 @@ pub mod fuse_qkv;
 pub mod fuse_quantize;
 pub mod fuse_rectified;
 pub mod fuse_self_attention;
+pub mod grad;
 pub mod join_slices;
 pub mod late_slices;
 pub mod layout;
@@ -80,6 +81,7 @@ pub const ALL: &[&Pass] = &[
     &fuse_quantize::FUSE_QUANTIZE,
     &fuse_rectified::FUSE_RECTIFIED,
     &fuse_self_attention::FUSE_SELF_ATTENTION,
+    &grad::GRAD,
     &join_slices::JOIN_SLICES,
     &late_slices::LATE_SLICES,
     &layout::LAYOUT,
