@@ -4,7 +4,7 @@
 //! direction of translation on scale. Rotation error: the angle of R_predᵀ R_true. Translation error: the angle
 //! between the directions of translation. The area under the accuracy curve at N degrees takes the larger of both a
 //! pair: with one-degree bins, the mean over k = 1..=N of the share of pairs with an error below k (the last bin
-//! closed). Laws: Wang et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
+//! closed). RRA and RTA at N degrees are the shares of pairs whose rotation, whose translation errs by less. Laws: Wang et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
 
 use serde::Serialize;
 
@@ -75,6 +75,10 @@ pub struct PoseMetrics {
     pub translation: (f64, f64),
     /// (N, area under the curve up to N degrees) for every [`THRESHOLDS`].
     pub auc: [(usize, f64); 4],
+    /// (N, share of pairs whose rotation errs by less than N degrees) for every [`THRESHOLDS`].
+    pub rra: [(usize, f64); 4],
+    /// The same for the direction of translation, over pairs that have one.
+    pub rta: [(usize, f64); 4],
     /// Pairs of views.
     pub pairs: usize,
     /// Pairs whose true translation has no direction.
@@ -116,9 +120,12 @@ impl Protocol {
         let summary = |values: Vec<f64>| (mean(&values), median(values.iter().copied()));
         let directed: Vec<f64> = pairs.iter().filter_map(|p| p.translation).collect();
         let worst: Vec<f64> = pairs.iter().map(PairError::worst).collect();
+        let turned: Vec<f64> = pairs.iter().map(|p| p.rotation).collect();
         Ok(PoseMetrics {
             protocol: self.name,
-            rotation: summary(pairs.iter().map(|p| p.rotation).collect()),
+            rra: THRESHOLDS.map(|n| (n, below(&turned, n as f64))),
+            rta: THRESHOLDS.map(|n| (n, below(&directed, n as f64))),
+            rotation: summary(turned),
             undirected: pairs.len() - directed.len(),
             translation: summary(directed),
             auc: THRESHOLDS.map(|n| (n, auc(&worst, n, self.bins))),
@@ -129,13 +136,14 @@ impl Protocol {
 
 /// The area under the accuracy curve up to `threshold` degrees, in 0..=1.
 pub fn auc(errors: &[f64], threshold: usize, bins: Bins) -> f64 {
-    let (count, top) = match bins {
-        Bins::Whole => (threshold, threshold as f64),
-        Bins::Extra => (threshold + 1, threshold as f64),
+    let top = threshold as f64;
+    let (count, width) = match bins {
+        Bins::Whole => (threshold, 1.0),
+        Bins::Extra => (threshold + 1, top / (top + 1.0)),
     };
     let mut histogram = vec![0usize; count];
     for error in errors.iter().filter(|e| (0.0..=top).contains(*e)) {
-        histogram[((error / top * count as f64) as usize).min(count - 1)] += 1;
+        histogram[((error / width) as usize).min(count - 1)] += 1;
     }
     let mut below = 0;
     let shares = histogram.iter().map(|n| {
@@ -143,6 +151,11 @@ pub fn auc(errors: &[f64], threshold: usize, bins: Bins) -> f64 {
         below as f64 / errors.len() as f64
     });
     shares.sum::<f64>() / count as f64
+}
+
+/// The share of values below a limit.
+pub fn below(values: &[f64], limit: f64) -> f64 {
+    values.iter().filter(|v| **v < limit).count() as f64 / values.len() as f64
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -239,6 +252,31 @@ mod tests {
         // Uniform errors over 0..N leave the area under a straight line, but for half a bin.
         let uniform: Vec<f64> = (0..3000).map(|i| f64::from(i) / 100.0).collect();
         assert!((auc(&uniform, 30, Bins::Whole) - 0.5 - 0.5 / 30.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn shares_of_pairs_have_closed_forms() {
+        // Pair errors of rotation: 4, 10, 6 degrees; translations are exact but for view 2, which errs by 45.
+        let truth = [IDENTITY, pose(0.0, [1.0, 0.0, 0.0]), pose(0.0, [0.0, 0.0, 1.0])];
+        let predicted = [IDENTITY, pose(4.0, [1.0, 0.0, 0.0]), pose(10.0, [1.0, 0.0, 1.0])];
+        let m = measure("pose/pairs", &predicted, &truth);
+        assert_eq!(m.rra, [(3, 0.0), (5, 1.0 / 3.0), (15, 1.0), (30, 1.0)]);
+        assert_eq!(m.rta.map(|(_, share)| share < 1.0), [true; 4]);
+        assert!(m.auc[3].1 <= m.rra[3].1 && below(&[3.0], 3.0) == 0.0);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn areas_lie_below_the_share_at_their_end(
+            errors in proptest::collection::vec(0.0f64..180.0, 1..60),
+            n in 1usize..40,
+        ) {
+            for bins in [Bins::Whole, Bins::Extra] {
+                let area = auc(&errors, n, bins);
+                let share = errors.iter().filter(|e| **e <= n as f64).count() as f64 / errors.len() as f64;
+                proptest::prop_assert!((0.0..=1.0).contains(&area) && area <= share + 1e-12);
+            }
+        }
     }
 
     #[test]
