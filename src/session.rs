@@ -211,6 +211,33 @@ impl Session {
         }
     }
 
+    /// The names of the plan's states, which runs change.
+    pub fn states(&self) -> impl Iterator<Item = &str> {
+        self.plan.header().weights.iter().filter(|w| w.state).map(|w| w.name.as_str())
+    }
+
+    /// The value of a state. Errors: `run.state` where there is none of that name; `device.memory`.
+    pub fn state(&mut self, name: &str) -> Result<Tensor> {
+        let index = self.state_index(name)?;
+        self.executable.state(index)
+    }
+
+    /// Gives a state another value. Errors: `run.state` where there is none of that name or it has another type.
+    pub fn set_state(&mut self, name: &str, value: &Tensor) -> Result<()> {
+        let index = self.state_index(name)?;
+        let ty = &self.plan.header().weights[index as usize].ty;
+        if *ty != value.value_type() {
+            return Err(Error::usage("run.state", format!("state `{name}` is {ty}, not {}", value.value_type())));
+        }
+        self.executable.set_state(index, value)
+    }
+
+    fn state_index(&self, name: &str) -> Result<u32> {
+        let index = self.plan.header().weights.iter().position(|w| w.state && w.name == name);
+        let missing = || Error::usage("run.state", format!("the plan has no state `{name}`"));
+        index.map(|index| index as u32).ok_or_else(missing)
+    }
+
     fn named(&self, entry: usize, results: Vec<Tensor>) -> Outputs {
         self.plan.entries()[entry].outputs.iter().map(|port| port.name.clone()).zip(results).collect()
     }

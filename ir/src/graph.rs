@@ -113,7 +113,7 @@ impl Graph {
 
     /// Adds a weight. Callers keep names unique; [`crate::verify`] checks.
     pub fn param(&mut self, name: impl Into<String>, ty: ValueType) -> Value {
-        let op = Param { name: name.into(), ty, init: String::new() };
+        let op = Param { name: name.into(), ty, init: String::new(), state: false };
         let origin = op.name.as_str().into();
         Value { node: self.add(op, &[], &origin).expect("a param always has its type"), slot: 0 }
     }
@@ -121,6 +121,11 @@ impl Graph {
     /// Names a value as a result of the graph. Order is kept.
     pub fn output(&mut self, name: impl Into<String>, value: Value) {
         self.outputs.push((name.into(), value));
+    }
+
+    /// Says what a state of that name becomes at the end of a run.
+    pub fn update(&mut self, state: &str, value: Value) {
+        self.output(format!("${state}"), value);
     }
 
     /// The inputs in declared order.

@@ -342,7 +342,7 @@ mod tests {
         let mut graph = Graph::new("g");
         let op = Input { name: "x".into(), ty: ty("f32[2]") };
         graph.add_unchecked(Node { op: op.into(), types: vec![ty("f32[3]")], origin: "x".into() }, &[]);
-        let op = Param { name: "w".into(), ty: ty("f32[-1]"), init: String::new() };
+        let op = Param { name: "w".into(), ty: ty("f32[-1]"), init: String::new(), state: false };
         graph.add_unchecked(Node { op: op.into(), types: vec![ty("f32[-1]")], origin: "w".into() }, &[]);
         assert_eq!(faults(&graph), ["input: result 0 is f32[2], not f32[3]", "param `w` must have a static shape"]);
     }

@@ -250,6 +250,12 @@ pub trait Executable: Send {
         None
     }
 
+    /// The value of a state: a weight of the plan that runs change.
+    fn state(&mut self, weight: u32) -> Result<Tensor>;
+
+    /// Gives a state another value of its type.
+    fn set_state(&mut self, weight: u32, value: &Tensor) -> Result<()>;
+
     /// Memory that it has allocated on the device, in bytes: the arena, and weights that cannot be read where they lie.
     fn allocated_bytes(&self) -> u64;
 }

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use lite3r_ir::{
     Bindings, DType, Graph, NodeId, Op, Tensor, Value, ValueType,
+    ops::Param,
     passes::dce,
     text::Printer,
     verify::{self, verify_with},
 };
 
 use super::{
-    ALIAS, Buffer, Entry, Header, Meta, Place, Plan, Port, Region, Step, WeightInfo, alias, memory, schedule,
+    ALIAS, Buffer, Entry, Header, Meta, Place, Plan, Port, Region, Step, Update, WeightInfo, alias, memory, schedule,
     weights::{Collected, Collector},
 };
 use crate::{
@@ -39,7 +40,8 @@ pub struct EntrySource {
 /// static or free of f64, `plan.gap` for operations that the target has no kernel for, `weights.missing` for weights
 /// that are not given or of another type.
 pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, meta: Meta) -> Result<Plan> {
-    let faults: Vec<String> = entries.iter().flat_map(|e| faults(&e.graph)).collect();
+    let mut faults: Vec<String> = entries.iter().flat_map(|e| faults(&e.graph)).collect();
+    let states = states(entries, &mut faults);
     if !faults.is_empty() {
         return Err(Error::all(Kind::Unsupported, "plan.graph", faults));
     }
@@ -49,17 +51,19 @@ pub fn build(entries: &[EntrySource], weights: &Weights, target: &dyn Target, me
 
     let mut collector = Collector::new(weights);
     let merged: Vec<_> = selected.iter().map(|s| collector.entry(s.graph, &s.frontier())).collect();
+    let states: HashMap<&str, Value> = states.into_iter().map(|(name, op)| (name, collector.state(op))).collect();
     let mut collected = collector.finish()?;
+    let states = states.into_iter().map(|(name, value)| (name, collected.index(value))).collect();
     let planned = entries
         .iter()
         .zip(selected.iter().zip(&merged))
-        .map(|(source, (selected, merged))| selected.plan(source.bindings.clone(), merged, &collected));
+        .map(|(source, (selected, merged))| selected.plan(source.bindings.clone(), merged, &collected, &states));
     let entries: Vec<Entry> = planned.collect();
     let mut modules = BTreeMap::new();
     for (name, code) in target.modules(&entries)? {
         let code = Tensor::from_bytes(DType::U8, &[code.len()], &code).expect("as many bytes as there are");
         modules.insert(name.clone(), collected.infos.len() as u32);
-        collected.infos.push(WeightInfo { name: format!("module {name}"), ty: code.value_type() });
+        collected.infos.push(WeightInfo { name: format!("module {name}"), ty: code.value_type(), state: false });
         collected.weights.held.push(Some(Weight::owned(code)));
     }
     let limits = target.limits(&entries);
@@ -88,6 +92,58 @@ fn faults(graph: &Graph) -> Vec<String> {
     let sound = verify::verify(graph).is_ok();
     let faults = errors.0.into_iter().filter(|e| !(sound && e.node.is_some_and(hidden)));
     faults.map(|e| verify::VerifyErrors(vec![e]).to_string()).collect()
+}
+
+/// The states of all entries by name. A state is the same in every entry; what an output named `$…` updates is one, and
+/// the new value is computed in the run.
+fn states<'e>(entries: &'e [EntrySource], faults: &mut Vec<String>) -> BTreeMap<&'e str, &'e Param> {
+    let mut known: BTreeMap<&str, &Param> = BTreeMap::new();
+    let ops = entries.iter().flat_map(|e| e.graph.node_ids().map(|id| e.graph.op(id)));
+    let params: Vec<&Param> = ops.filter_map(|op| if let Op::Param(op) = op { Some(op) } else { None }).collect();
+    for op in &params {
+        known.entry(&op.name).or_insert(op);
+    }
+    faults.extend(
+        params
+            .iter()
+            .filter(|op| known[op.name.as_str()] != **op)
+            .map(|op| format!("weight `{}` is not the same in all entries: {} or state={}", op.name, op.ty, op.state)),
+    );
+    known.retain(|_, op| op.state);
+    for graph in entries.iter().map(|e| &e.graph) {
+        let fixed = dce::weight_time(graph);
+        for (name, value) in graph.outputs() {
+            let Some(name) = name.strip_prefix('$') else { continue };
+            match known.get(name) {
+                None => faults.push(format!("output `${name}`: there is no state of that name")),
+                Some(op) if op.ty != *graph.ty(*value) => {
+                    faults.push(format!("output `${name}` is {}, the state {}", graph.ty(*value), op.ty));
+                }
+                Some(_) if fixed.contains(&value.node) || state_of(graph, *value).is_some() => {
+                    faults.push(format!(
+                        "output `${name}` is a weight or a state as it stands, nothing that is computed"
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    known
+}
+
+/// The state that a value is, seen through operations that move nothing.
+fn state_of(graph: &Graph, value: Value) -> Option<Value> {
+    match graph.op(value.node) {
+        Op::Param(op) if op.state => Some(value),
+        Op::Param(_) | Op::Constant(_) | Op::Input(_) => None,
+        op => {
+            let operands = graph.operands(value.node);
+            let types: Vec<ValueType> = operands.iter().map(|v| graph.ty(*v).clone()).collect();
+            let whole = alias::offsets(op, &types, &graph.node(value.node).types).is_some_and(|o| o == [0]);
+            let whole = whole && types[0].bytes() == graph.ty(value).bytes();
+            if whole { state_of(graph, operands[0]) } else { None }
+        }
+    }
 }
 
 /// Operations without a kernel, each kind once.
@@ -147,7 +203,12 @@ impl<'g> Selected<'g> {
             }
             let operands = graph.operands(id);
             let types: Vec<ValueType> = operands.iter().map(|v| graph.ty(*v).clone()).collect();
-            let how = match alias::offsets(&node.op, &types, &node.types) {
+            // A view of a whole state lies where the state does; a part of one is moved.
+            let states: Vec<bool> = operands.iter().map(|v| state_of(graph, *v).is_some()).collect();
+            if states.contains(&true) && graph.results(id).any(|v| state_of(graph, v).is_some()) {
+                continue;
+            }
+            let how = match alias::offsets(&node.op, &types, &node.types).filter(|_| !states.contains(&true)) {
                 Some(offsets) => How::Alias(offsets),
                 None => match target.select(&Request { op: &node.op, operands: &types, results: &node.types }) {
                     Ok(choice) => How::Kernel(choice),
@@ -162,15 +223,28 @@ impl<'g> Selected<'g> {
         Self { graph, calls, fixed }
     }
 
-    /// Weight-time values that the run-time part reads, each once.
-    fn frontier(&self) -> Vec<Value> {
+    /// What the run-time part reads of weight-time values and views of states, each once.
+    fn read(&self) -> Vec<(Value, Value)> {
         let read = self.calls.iter().flat_map(|c| &c.operands).chain(self.graph.outputs().iter().map(|(_, v)| v));
         let mut seen = HashSet::new();
-        read.copied().filter(|v| self.fixed.contains(&v.node) && seen.insert(*v)).collect()
+        let source = |v: Value| if self.fixed.contains(&v.node) { Some(v) } else { state_of(self.graph, v) };
+        read.copied().filter_map(|v| Some((v, source(v)?))).filter(|(v, _)| seen.insert(*v)).collect()
+    }
+
+    /// The weight-time values among them.
+    fn frontier(&self) -> Vec<Value> {
+        let mut seen = HashSet::new();
+        self.read().into_iter().map(|(_, source)| source).filter(|v| seen.insert(*v)).collect()
     }
 
     /// Decides order and memory.
-    fn plan(&self, bindings: Bindings, merged: &HashMap<Value, Value>, weights: &Collected) -> Entry {
+    fn plan(
+        &self,
+        bindings: Bindings,
+        merged: &HashMap<Value, Value>,
+        weights: &Collected,
+        states: &HashMap<&str, u32>,
+    ) -> Entry {
         let graph = self.graph;
         // Values, and the storage that each lies in: (storage, offset within).
         let mut values: Vec<Value> = Vec::new();
@@ -240,8 +314,8 @@ impl<'g> Selected<'g> {
             let (storage, start) = lies[&value];
             buffer(value, Place::Arena(arena.offsets[storage] + start));
         }
-        for (value, base) in self.frontier().into_iter().map(|v| (v, merged[&v])) {
-            buffer(value, Place::Weight(weights.index(base)));
+        for (value, source) in self.read() {
+            buffer(value, Place::Weight(weights.index(merged[&source])));
         }
         let step = |call: &Call, kernel: &str, scratch: Option<Region>| Step {
             kernel: kernel.into(),
@@ -264,6 +338,10 @@ impl<'g> Selected<'g> {
             tasks[*task].writes.iter().for_each(|storage| view(*storage, &mut steps));
         }
         let port = |name: &str, value: Value| Port { name: name.into(), buffer: numbers[&value] };
+        let (updates, outputs): (Vec<_>, Vec<_>) = graph.outputs().iter().partition(|(name, _)| name.starts_with('$'));
+        let updates =
+            updates.into_iter().map(|(name, value)| Update { buffer: numbers[value], state: states[&name[1..]] });
+        let updates = updates.collect();
         let inputs = graph.inputs().iter().filter_map(|id| match graph.op(*id) {
             Op::Input(input) => Some(port(&input.name, Value { node: *id, slot: 0 })),
             _ => None,
@@ -271,7 +349,8 @@ impl<'g> Selected<'g> {
         Entry {
             bindings,
             inputs: inputs.collect(),
-            outputs: graph.outputs().iter().map(|(name, value)| port(name, *value)).collect(),
+            outputs: outputs.into_iter().map(|(name, value)| port(name, *value)).collect(),
+            updates,
             steps,
             arena_bytes: arena.bytes,
             ir: Printer { locs: true, elide: Some(SHOWN) }.text(graph),

@@ -139,6 +139,7 @@ impl Checker<'_> {
         for port in &entry.outputs {
             self.read(port.buffer, &root, &format!("output `{}`", port.name));
         }
+        self.updates(&root);
     }
 
     fn buffer(&self, buffer: &Buffer) -> Result<(), String> {
@@ -164,6 +165,7 @@ impl Checker<'_> {
     fn numbers(&mut self) {
         let count = self.entry.buffers.len();
         let ports = self.entry.inputs.iter().chain(&self.entry.outputs).map(|p| p.buffer);
+        let ports = ports.chain(self.entry.updates.iter().map(|u| u.buffer));
         let all = self.entry.steps.iter().flat_map(|s| s.operands.iter().chain(&s.results)).copied().chain(ports);
         let wrong: BTreeSet<u32> = all.filter(|n| *n as usize >= count).collect();
         self.problems.extend(wrong.into_iter().map(|n| format!("there is no buffer {n}")));
@@ -237,6 +239,28 @@ impl Checker<'_> {
                 self.problems.push(format!("buffer {result} is written twice"));
             }
             root[*result as usize] = root[operand];
+        }
+    }
+
+    /// Every update gives a state of its own a value of its size that a step has computed.
+    fn updates(&mut self, root: &[Option<u32>]) {
+        let mut updated = BTreeSet::new();
+        for update in &self.entry.updates {
+            let what = format!("the update of weight {}", update.state);
+            let buffer = &self.entry.buffers[update.buffer as usize];
+            match self.header.weights.get(update.state as usize) {
+                Some(w) if w.state && w.ty.dtype == buffer.ty.dtype && w.ty.bytes() == buffer.ty.bytes() => {}
+                Some(w) if w.state => self.problems.push(format!("{what} is {}, the state {}", buffer.ty, w.ty)),
+                Some(_) => self.problems.push(format!("{what}: it is no state")),
+                None => self.problems.push(format!("{what}: there is none")),
+            }
+            if matches!(buffer.place, Place::Weight(_)) {
+                self.problems.push(format!("{what} is no value that a step computes"));
+            }
+            if !updated.insert(update.state) {
+                self.problems.push(format!("weight {} is updated twice", update.state));
+            }
+            self.read(update.buffer, root, &what);
         }
     }
 

@@ -86,6 +86,8 @@ struct FileWeight {
     name: String,
     #[serde(with = "text::display")]
     ty: ValueType,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    state: bool,
     /// The file that holds it; none: this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     file: Option<String>,
@@ -157,13 +159,14 @@ impl Plan {
         let infos = self.header.weights.iter().zip(&self.weights.held);
         let place = |(info, held): (&WeightInfo, &Option<Weight>)| {
             let bytes = info.ty.bytes().map_or(0, |b| b as u64);
-            let (name, ty) = (info.name.clone(), info.ty.clone());
+            let (name, ty, state) = (info.name.clone(), info.ty.clone(), info.state);
             let location = held.as_ref().and_then(Weight::location).filter(|_| storage == Storage::ByReference);
             let file = location.as_ref().and_then(|(file, _)| Some(file.path().file_name()?.to_str()?.to_string()));
             match (file, location, held) {
                 (Some(file), Some((_, range)), Some(weight)) => FileWeight {
                     name,
                     ty,
+                    state,
                     file: Some(file),
                     offset: range.start as u64,
                     bytes,
@@ -172,7 +175,7 @@ impl Plan {
                 _ => {
                     let offset = end;
                     end += bytes + padding(bytes);
-                    FileWeight { name, ty, file: None, offset, bytes, hash: "0".repeat(2 * HASH) }
+                    FileWeight { name, ty, state, file: None, offset, bytes, hash: "0".repeat(2 * HASH) }
                 }
             }
         };
@@ -257,7 +260,7 @@ impl Plan {
             weight: weight.clone(),
         };
         let hashes = Hashes { path: path.into(), weights: header.weights.iter().zip(&held).map(hashes).collect() };
-        let infos = header.weights.into_iter().map(|w| WeightInfo { name: w.name, ty: w.ty }).collect();
+        let infos = header.weights.into_iter().map(|w| WeightInfo { name: w.name, ty: w.ty, state: w.state }).collect();
         let FileHeader { producer, target, limits, meta, entries, modules, .. } = header;
         let header = Header { producer, target, limits, meta, entries, weights: infos, modules };
         let plan = Plan::new(header, PlanWeights::held(held)).map_err(|mut e| {

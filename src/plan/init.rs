@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     fn start(init: &str, ty: &str) -> Result<Tensor, String> {
-        value(&Param { name: "w".into(), ty: ty.parse().unwrap(), init: init.into() })
+        value(&Param { name: "w".into(), ty: ty.parse().unwrap(), init: init.into(), state: false })
     }
 
     #[test]

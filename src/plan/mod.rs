@@ -143,6 +143,9 @@ pub struct WeightInfo {
     /// Element type and shape.
     #[serde(with = "text::display")]
     pub ty: ValueType,
+    /// Whether runs change it: see [`Update`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub state: bool,
 }
 
 /// The model at one bound shape.
@@ -154,6 +157,9 @@ pub struct Entry {
     pub inputs: Vec<Port>,
     /// What the caller gets, in declared order.
     pub outputs: Vec<Port>,
+    /// What states become when all steps have run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub updates: Vec<Update>,
     /// Every value: its type and where it lies.
     pub buffers: Vec<Buffer>,
     /// In the order of execution.
@@ -170,6 +176,15 @@ impl Entry {
     pub fn peak_bytes(&self) -> u64 {
         self.arena_bytes + self.outputs.iter().map(|p| self.buffers[p.buffer as usize].bytes()).sum::<u64>()
     }
+}
+
+/// A state gets a new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// The value, computed by a step; an index into [`Entry::buffers`].
+    pub buffer: u32,
+    /// The state; an index into [`Header::weights`].
+    pub state: u32,
 }
 
 /// A named value at the border of an entry.

@@ -169,6 +169,9 @@ impl<'w> Collector<'w> {
                 hasher.update(format!("constant {}", constant.value.value_type()).as_bytes());
                 hasher.update(constant.value.bytes());
             }
+            Op::Param(param) if param.state => {
+                hasher.update(format!("state {}", param.name).as_bytes());
+            }
             Op::Param(param) => {
                 // Exporters write one tensor under several names: what lies at the same place is the same.
                 let place = match self.given.get(&param.name).and_then(Weight::location) {
@@ -185,6 +188,15 @@ impl<'w> Collector<'w> {
             hasher.update(&self.key_of[&value.node]).update(&value.slot.to_le_bytes());
         }
         hasher.finalize().into()
+    }
+
+    /// A state, whether or not an entry reads it.
+    pub fn state(&mut self, param: &lite3r_ir::ops::Param) -> Value {
+        let mut graph = Graph::new("state");
+        let id = graph.add(param.clone(), &[], &param.name.as_str().into()).expect("a param always has its type");
+        let value = Value { node: id, slot: 0 };
+        graph.output("state", value);
+        self.entry(&graph, &[value])[&value]
     }
 
     fn param(&mut self, node: NodeId, param: &lite3r_ir::ops::Param) {
@@ -219,7 +231,8 @@ impl<'w> Collector<'w> {
         let mut held = Vec::new();
         let mut number = |value: Value, infos: &mut Vec<WeightInfo>| {
             index.insert(value, infos.len() as u32);
-            infos.push(WeightInfo { name: describe(&graph, value), ty: graph.ty(value).clone() });
+            let state = matches!(graph.op(value.node), Op::Param(param) if param.state);
+            infos.push(WeightInfo { name: describe(&graph, value), ty: graph.ty(value).clone(), state });
             infos.len() - 1
         };
         for value in given {

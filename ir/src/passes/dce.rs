@@ -32,14 +32,15 @@ pub fn live(graph: &Graph) -> HashSet<NodeId> {
     live
 }
 
-/// For every node, whether its results depend on params and constants only: such values are computed when the plan is
-/// made. A constant is; an input is not. Indexed by [`NodeId`].
+/// Every node whose results depend on params and constants only: such values are computed when the plan is made. A
+/// constant is, and so is a state by itself, but nothing that depends on it; an input is not.
 pub fn weight_time(graph: &Graph) -> HashSet<NodeId> {
     let mut known = HashSet::new();
+    let state = |id: NodeId| matches!(graph.op(id), Op::Param(param) if param.state);
     for id in graph.topological() {
         let fixed = match graph.op(id) {
             Op::Input(_) => false,
-            _ => graph.operands(id).iter().all(|v| known.contains(&v.node)),
+            _ => graph.operands(id).iter().all(|v| known.contains(&v.node) && !state(v.node)),
         };
         if fixed {
             known.insert(id);

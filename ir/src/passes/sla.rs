@@ -329,7 +329,7 @@ fn linear(
 ) -> Result<Value, PatchError> {
     let width = patch.graph().ty(inputs[2]).shape[3].clone();
     let ty = ValueType::new(DType::F32, [width.clone(), width]);
-    let w = patch.wire(Param { name: format!("{base}.proj_lin.w"), ty, init: init.into() }, &[])?;
+    let w = patch.wire(Param { name: format!("{base}.proj_lin.w"), ty, init: init.into(), state: false }, &[])?;
     let rest = settings.scope == Scope::Rest;
     let op = LinearAttention {
         map: settings.map,
@@ -356,7 +356,7 @@ fn share(patch: &mut Patch<'_>, route: &BlockRoute, mass: Value, like: Value, ba
     let (mass, rest) = (patch.wire(Log {}, &[mass])?, patch.wire(Log {}, &[rest])?);
     let mut logit = patch.wire(Sub {}, &[mass, rest])?;
     for (op, name, init) in [(Op::Mul(Mul {}), "mix.w", "fill:1"), (Op::Add(Add {}), "mix.b", "fill:0")] {
-        let param = Param { name: format!("{base}.{name}"), ty: heads.clone(), init: init.into() };
+        let param = Param { name: format!("{base}.{name}"), ty: heads.clone(), init: init.into(), state: false };
         let param = patch.wire(param, &[])?;
         logit = patch.wire(op, &[logit, param])?;
     }

@@ -35,8 +35,11 @@ impl Device for CpuDevice {
     fn load(&self, plan: Arc<Plan>) -> Result<Box<dyn Executable>> {
         let entries: Vec<Vec<Call>> = prepare(&plan)?;
         let mut weights: Vec<Held> = Vec::with_capacity(plan.header().weights.len());
-        plan.weights.stream(&mut |_, bytes| {
+        plan.weights.stream(&mut |index, bytes| {
             weights.push(match bytes {
+                Bytes::Held(weight) if plan.header().weights[index].state => {
+                    Held::Own(AlignedBytes::copy(weight.bytes())?)
+                }
                 Bytes::Held(weight) if is_aligned(weight.bytes()) => Held::Lent(weight.clone()),
                 Bytes::Held(weight) => Held::Own(AlignedBytes::copy(weight.bytes())?),
                 Bytes::Computed(bytes) => Held::Own(bytes),
@@ -119,6 +122,18 @@ impl Executable for Loaded {
         }
     }
 
+    fn state(&mut self, index: u32) -> Result<Tensor> {
+        let ty = &self.plan.header().weights[index as usize].ty;
+        let shape = ty.dims().unwrap_or_default();
+        let bytes = weight(&self.weights[index as usize]);
+        Ok(Tensor::from_bytes(ty.dtype, &shape, bytes).expect("a checked plan gives every value its size"))
+    }
+
+    fn set_state(&mut self, index: u32, value: &Tensor) -> Result<()> {
+        self.weights[index as usize] = Held::Own(AlignedBytes::copy(value.bytes())?);
+        Ok(())
+    }
+
     fn allocated_bytes(&self) -> u64 {
         let own = |w: &Held| match w {
             Held::Lent(_) => 0,
@@ -156,7 +171,18 @@ impl Loaded {
                 }
             }
         }
+        self.update(entry);
         Ok(entry.outputs.iter().map(|port| self.tensor(entry, port.buffer)).collect())
+    }
+
+    /// Gives states their new values.
+    fn update(&mut self, entry: &Entry) {
+        for update in &entry.updates {
+            let value = range(&entry.buffers[update.buffer as usize]);
+            if let (Some(value), Held::Own(state)) = (value, &mut self.weights[update.state as usize]) {
+                state.as_mut_slice()[..value.len()].copy_from_slice(&self.arena.as_slice()[value]);
+            }
+        }
     }
 
     /// One arena, large enough for the entry; the old one goes before the new one comes.

@@ -290,6 +290,21 @@ impl Memory {
         self.context.wait()
     }
 
+    /// Copies from other memory of the device, in order with the stream.
+    ///
+    /// # Panics
+    /// If a range is outside: a defect of the caller.
+    pub fn copy(&self, offset: u64, source: &Self, start: u64, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.context.enter()?;
+        let (to, from) = (self.inside(offset, bytes as usize), source.inside(start, bytes as usize));
+        // SAFETY: both ranges are inside memories of the device that live at least as long as what is on the stream.
+        let done = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, self.context.stream) };
+        check(done, "cuda.copy", || format!("{bytes} bytes on the device"))
+    }
+
     /// Sets every byte.
     pub fn fill(&self, byte: u8) -> Result<()> {
         if self.bytes == 0 {

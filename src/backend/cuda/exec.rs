@@ -143,7 +143,8 @@ impl Loaded {
         let mut graphs = Vec::with_capacity(launches.len());
         for (entry, steps) in plan.entries().iter().zip(&launches) {
             graphs.push(Graph::capture(context, || {
-                entry.steps.iter().zip(steps).try_for_each(|(step, calls)| launch(context, step, calls, overlap))
+                entry.steps.iter().zip(steps).try_for_each(|(step, calls)| launch(context, step, calls, overlap))?;
+                update(entry, &arena, &weights, &offsets)
             })?);
         }
         part("graphs");
@@ -193,7 +194,7 @@ impl Loaded {
             let time = Duration::from_secs_f64(end.since(&begin).map_err(|e| at(step, e))?);
             after(self, StepRun { index: i, step, time })?;
         }
-        Ok(())
+        update(&plan.entries()[index], &self.arena, &self.weights, &self.offsets)
     }
 
     /// Runs steps one after the other with an event between any two, without waiting: the device does not idle while
@@ -207,6 +208,7 @@ impl Loaded {
             launch(&self.context, step, calls, false)?;
             event.record()?;
         }
+        update(&plan.entries()[index], &self.arena, &self.weights, &self.offsets)?;
         self.context.wait()?;
         for (i, (step, pair)) in steps.iter().zip(events.windows(2)).enumerate() {
             let time = Duration::from_secs_f64(pair[1].since(&pair[0])?);
@@ -309,6 +311,18 @@ impl Executable for Loaded {
         &self.times
     }
 
+    fn state(&mut self, index: u32) -> Result<Tensor> {
+        let ty = &self.plan.header().weights[index as usize].ty;
+        let mut bytes = vec![0; ty.bytes().unwrap_or(0)];
+        self.staging.download(&self.weights, self.offsets[index as usize], &mut bytes)?;
+        let shape = ty.dims().unwrap_or_default();
+        Ok(Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("a checked plan gives every value its size"))
+    }
+
+    fn set_state(&mut self, index: u32, value: &Tensor) -> Result<()> {
+        self.staging.upload(&self.weights, [(self.offsets[index as usize], value.bytes())])
+    }
+
     fn allocated_bytes(&self) -> u64 {
         self.arena.bytes() + self.weights.bytes()
     }
@@ -320,6 +334,17 @@ fn launch(context: &Context, step: &Step, calls: &[Ready], overlap: bool) -> Res
         // SAFETY: the parameters come from the row that names the kernel; operands, results and scratch are where the
         // checked plan puts them, in memory that lives as long as the launches, and so does the code.
         unsafe { ready.launch(context, overlap) }.map_err(|e| at(step, e))?;
+    }
+    Ok(())
+}
+
+/// Puts on the stream what gives states their new values.
+fn update(entry: &Entry, arena: &Memory, weights: &Memory, offsets: &[u64]) -> Result<()> {
+    for update in &entry.updates {
+        let own = &entry.buffers[update.buffer as usize];
+        if let Place::Arena(offset) = own.place {
+            weights.copy(offsets[update.state as usize], arena, offset, own.bytes())?;
+        }
     }
     Ok(())
 }

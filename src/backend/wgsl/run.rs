@@ -37,10 +37,13 @@ impl Loaded {
     fn place(&self, buffer: &Buffer) -> Result<(&wgpu::Buffer, u64)> {
         match buffer.place {
             Place::Arena(offset) => Ok((&self.arena, offset)),
-            Place::Weight(index) => self.places.of[index as usize]
-                .map(|(buffer, offset)| (&self.weights[buffer], offset))
-                .ok_or_else(|| Error::bad_file("plan.kernel", "an output is code")),
+            Place::Weight(index) => self.weight(index),
         }
+    }
+
+    fn weight(&self, index: u32) -> Result<(&wgpu::Buffer, u64)> {
+        let place = self.places.of[index as usize].map(|(buffer, offset)| (&self.weights[buffer], offset));
+        place.ok_or_else(|| Error::bad_file("plan.kernel", "an output is code"))
     }
 
     /// Takes the way of the inputs, which is made for the first run.
@@ -72,6 +75,26 @@ impl Loaded {
                 encoder.copy_buffer_to_buffer(from, offset, to, start, own.bytes().next_multiple_of(4));
             }
         }
+        Ok(())
+    }
+
+    /// Gives states their new values.
+    fn update(&self, encoder: &mut wgpu::CommandEncoder, entry: &Entry) -> Result<()> {
+        for update in &entry.updates {
+            let own = &entry.buffers[update.buffer as usize];
+            let ((from, offset), (to, start)) = (self.place(own)?, self.weight(update.state)?);
+            if own.bytes() > 0 {
+                encoder.copy_buffer_to_buffer(from, offset, to, start, own.bytes().next_multiple_of(4));
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Loaded::update`], in a submission of its own.
+    fn submit_updates(&self, entry: &Entry) -> Result<()> {
+        let mut encoder = self.gpu.encoder();
+        self.update(&mut encoder, entry)?;
+        self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
 
@@ -108,6 +131,7 @@ impl Loaded {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             self.dispatch(&mut pass, index, 0..entry.steps.len());
         }
+        self.update(&mut encoder, entry)?;
         self.copy_out(&mut encoder, entry, &ways)?;
         self.gpu.queue().submit([encoder.finish()]);
         self.come_out(index, ways).await
@@ -220,6 +244,7 @@ impl Executable for Loaded {
                 Ok(())
             })?,
         }
+        self.submit_updates(entry)?;
         self.tensors(entry, &entry.outputs.iter().map(|port| port.buffer).collect::<Vec<_>>())
     }
 
@@ -240,6 +265,7 @@ impl Executable for Loaded {
             self.gpu.wait()?;
             let begun = Clock::start();
             self.submit(index, 0..entry.steps.len());
+            self.submit_updates(entry)?;
             self.gpu.wait().map_err(with_advice)?;
             times.push(begun.elapsed());
         }
@@ -252,6 +278,19 @@ impl Executable for Loaded {
 
     fn stand_in(&self, entry: usize, step: usize) -> Option<&'static str> {
         self.stand_ins[entry][step]
+    }
+
+    fn state(&mut self, index: u32) -> Result<Tensor> {
+        let ty = &self.plan.header().weights[index as usize].ty;
+        let (buffer, offset) = self.weight(index)?;
+        let own = Buffer { ty: ty.clone(), place: Place::Weight(index) };
+        Ok(tensor(&own, &self.gpu.read(&[(buffer, offset, own.bytes())])?.remove(0)))
+    }
+
+    fn set_state(&mut self, index: u32, value: &Tensor) -> Result<()> {
+        let (buffer, offset) = self.weight(index)?;
+        self.gpu.write(buffer, offset, value.bytes());
+        self.gpu.flush()
     }
 
     fn allocated_bytes(&self) -> u64 {

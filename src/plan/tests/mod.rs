@@ -4,6 +4,7 @@ mod blocks;
 mod containers;
 mod problems;
 mod random;
+mod states;
 
 use std::collections::BTreeMap;
 
