@@ -4,19 +4,20 @@
 //! y = f(x₀, x₁, …) is given the cotangents of its results and gives each operand its part. It may give all of them
 //! whether or not they are asked for: what nobody reads is swept.
 
-use std::sync::Arc;
+use std::{
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use crate::{
+    builder::Builder,
     dim::Dim,
     graph::{Graph, NodeId, OpError, Value},
-    ops::{Add, Cast, Constant, Div, Expand, Mul, Neg, Op, ReduceSum, Reshape, Sub},
-    tensor::Tensor,
-    types::{DType, ValueType},
 };
 
 /// One operation on its way back.
 pub struct Vjp<'g> {
-    graph: &'g mut Graph,
+    builder: Builder<'g>,
     name: &'static str,
     origin: Arc<str>,
     operands: Vec<Value>,
@@ -31,7 +32,8 @@ impl<'g> Vjp<'g> {
         let (name, origin) = (graph.op(id).name(), graph.node(id).origin.clone());
         let (operands, results) = (graph.operands(id), graph.results(id).collect());
         let parts = vec![None; operands.len()];
-        Self { graph, name, origin, operands, results, cotangents, parts }
+        let builder = Builder::new(graph, origin.clone());
+        Self { builder, name, origin, operands, results, cotangents, parts }
     }
 
     /// What was given to each operand, of its type.
@@ -75,11 +77,6 @@ impl<'g> Vjp<'g> {
         self.cotangents[slot].is_some()
     }
 
-    /// The type of a value.
-    pub fn ty(&self, value: Value) -> &ValueType {
-        self.graph.ty(value)
-    }
-
     /// The shape of a value, static.
     pub fn dims(&self, value: Value) -> Result<Vec<usize>, OpError> {
         let ty = self.ty(value);
@@ -104,86 +101,6 @@ impl<'g> Vjp<'g> {
         OpError { op: self.name, origin: self.origin.clone(), problem: problem.into() }
     }
 
-    /// Adds an operation and returns its first result.
-    pub fn op(&mut self, op: impl Into<Op>, operands: &[Value]) -> Result<Value, OpError> {
-        Ok(self.ops(op, operands)?[0])
-    }
-
-    /// Adds an operation and returns all its results.
-    pub fn ops(&mut self, op: impl Into<Op>, operands: &[Value]) -> Result<Vec<Value>, OpError> {
-        let node = self.graph.add(op, operands, &self.origin)?;
-        Ok(self.graph.results(node).collect())
-    }
-
-    /// Adds a constant.
-    pub fn constant(&mut self, value: Tensor) -> Result<Value, OpError> {
-        self.op(Constant { value }, &[])
-    }
-
-    /// A number of the element type of `like`.
-    pub fn number(&mut self, like: Value, number: f64) -> Result<Value, OpError> {
-        let dtype = self.ty(like).dtype;
-        self.constant(Tensor::scalar(dtype, number))
-    }
-
-    /// The same number everywhere.
-    pub fn full(&mut self, ty: &ValueType, number: f64) -> Result<Value, OpError> {
-        let number = self.constant(Tensor::scalar(ty.dtype, number))?;
-        self.op(Expand { shape: ty.shape.clone() }, &[number])
-    }
-
-    /// In an element type.
-    pub fn cast(&mut self, x: Value, to: DType) -> Result<Value, OpError> {
-        if self.ty(x).dtype == to { Ok(x) } else { self.op(Cast { to }, &[x]) }
-    }
-
-    /// In a shape of as many elements.
-    pub fn reshape(&mut self, x: Value, shape: &[Dim]) -> Result<Value, OpError> {
-        if self.ty(x).shape == shape { Ok(x) } else { self.op(Reshape { shape: shape.to_vec() }, &[x]) }
-    }
-
-    /// a + b.
-    pub fn add(&mut self, a: Value, b: Value) -> Result<Value, OpError> {
-        self.op(Add {}, &[a, b])
-    }
-
-    /// a − b.
-    pub fn sub(&mut self, a: Value, b: Value) -> Result<Value, OpError> {
-        self.op(Sub {}, &[a, b])
-    }
-
-    /// a·b, elementwise.
-    pub fn mul(&mut self, a: Value, b: Value) -> Result<Value, OpError> {
-        self.op(Mul {}, &[a, b])
-    }
-
-    /// a/b, elementwise.
-    pub fn div(&mut self, a: Value, b: Value) -> Result<Value, OpError> {
-        self.op(Div {}, &[a, b])
-    }
-
-    /// −x.
-    pub fn neg(&mut self, x: Value) -> Result<Value, OpError> {
-        self.op(Neg {}, &[x])
-    }
-
-    /// x times a number.
-    pub fn times(&mut self, x: Value, number: f64) -> Result<Value, OpError> {
-        let number = self.number(x, number)?;
-        self.mul(x, number)
-    }
-
-    /// x plus a number.
-    pub fn plus(&mut self, x: Value, number: f64) -> Result<Value, OpError> {
-        let number = self.number(x, number)?;
-        self.add(x, number)
-    }
-
-    /// The sum over axes, which stay with size one.
-    pub fn sum(&mut self, x: Value, axes: &[usize]) -> Result<Value, OpError> {
-        self.op(ReduceSum { axes: axes.to_vec(), keep: true }, &[x])
-    }
-
     /// `x` summed to a shape that broadcasts to its own.
     fn summed_to(&mut self, x: Value, shape: &[Dim]) -> Result<Value, OpError> {
         let own = self.ty(x).shape.clone();
@@ -198,5 +115,20 @@ impl<'g> Vjp<'g> {
         let axes: Vec<usize> = (0..own.len()).filter(stretched).collect();
         let x = if axes.is_empty() { x } else { self.sum(x, &axes)? };
         self.reshape(x, shape)
+    }
+}
+
+/// What is built on the way back.
+impl<'g> Deref for Vjp<'g> {
+    type Target = Builder<'g>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.builder
+    }
+}
+
+impl DerefMut for Vjp<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.builder
     }
 }

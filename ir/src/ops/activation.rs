@@ -44,7 +44,7 @@ impl Activation {
         let slope = match self {
             Self::None => return Ok(g),
             Self::Relu => {
-                let zero = at.number(x, 0.0)?;
+                let zero = at.number(x, 0.0);
                 let above = at.op(Less {}, &[zero, x])?;
                 return at.op(Where {}, &[above, g, zero]);
             }

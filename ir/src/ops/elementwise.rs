@@ -125,7 +125,7 @@ pub fn binary_vjp(
 /// The cotangent of the larger of a and b, given to whichever it is; to a where they are equal.
 pub fn shared(at: &mut Vjp<'_>, a: Value, b: Value, g: Value) -> Result<[Value; 2], OpError> {
     let smaller = at.op(super::Less {}, &[a, b])?;
-    let zero = at.number(g, 0.0)?;
+    let zero = at.number(g, 0.0);
     Ok([at.op(super::Where {}, &[smaller, zero, g])?, at.op(super::Where {}, &[smaller, g, zero])?])
 }
 

@@ -40,7 +40,7 @@ impl OpDef for Where {
 
     fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
         let (condition, g) = (at.operand(0), at.cotangent()?);
-        let zero = at.number(g, 0.0)?;
+        let zero = at.number(g, 0.0);
         let (a, b) = (at.op(Self {}, &[condition, g, zero])?, at.op(Self {}, &[condition, zero, g])?);
         at.give(1, a)?;
         at.give(2, b)

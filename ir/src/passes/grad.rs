@@ -7,12 +7,12 @@
 //! An operation of which a residual is needed gives it as an extra result ([`crate::ops::OpDef::with_residuals`]):
 //! attention its logarithms of sums. Nothing is computed that no gradient needs, and nothing of a frozen weight.
 //!
-//! As a pass it takes names of inputs and params, `*` at the end for any continuation, and adds an output
-//! `grad.<name>` for each; `loss` names an output with one element.
+//! As a pass it takes patterns of the names of inputs and params ([`super::glob`]) and adds an output `grad.<name>` for
+//! each; `loss` names an output with one element.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Effect, Options, Pass, PassError, Report, dce::DCE};
+use super::{Effect, Options, Pass, PassError, Report, dce::DCE, glob::matches};
 use crate::{
     graph::{Graph, NodeId, OpError, Value},
     ops::{Add, Constant, Expand, Op},
@@ -169,14 +169,6 @@ fn sources(graph: &Graph) -> Vec<(String, Value)> {
         _ => None,
     });
     named.filter(|(_, value)| graph.ty(*value).dtype.is_float()).collect()
-}
-
-/// Whether a name is that of the pattern, or continues what stands before its `*`.
-pub fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => name.starts_with(start),
-        None => name == pattern,
-    }
 }
 
 fn zeros(graph: &mut Graph, like: Value) -> Result<Value, OpError> {

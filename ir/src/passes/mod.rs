@@ -25,6 +25,7 @@ pub mod fuse_qkv;
 pub mod fuse_quantize;
 pub mod fuse_rectified;
 pub mod fuse_self_attention;
+pub mod glob;
 pub mod grad;
 pub mod join_slices;
 pub mod late_slices;
@@ -40,6 +41,7 @@ pub mod reference_view;
 pub mod resize_after_conv1x1;
 pub mod sla;
 pub mod specialize;
+pub mod states;
 pub mod token_layout;
 mod uses;
 
@@ -105,6 +107,7 @@ pub const ALL: &[&Pass] = &[
     &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
     &sla::SLA,
     &specialize::SPECIALIZE,
+    &states::STATES,
     &token_layout::TOKEN_LAYOUT,
 ];
 
