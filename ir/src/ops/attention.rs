@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
+    AttentionGrad, Case, Cost, OpDef, Tolerance,
     attention_codes::{self, Coded, Codes, blocks_of},
     elementwise::operands,
     softmax::softmax,
@@ -11,8 +11,10 @@ use super::{
 };
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::word_enum! {
@@ -133,6 +135,14 @@ pub fn infer_qkv(q: &ValueType, k: &ValueType, v: &ValueType) -> Result<ValueTyp
     Ok(q.with_shape([b, h, n, e].map(Dim::clone)))
 }
 
+/// Refuses cotangents of logarithms of sums: they are for reverse passes alone.
+pub fn residuals_only(at: &Vjp<'_>, slot: usize) -> Result<(), OpError> {
+    match at.has_cotangent(slot) {
+        true => Err(at.refuse("has no gradient of its logarithms of sums")),
+        false => Ok(()),
+    }
+}
+
 impl OpDef for Attention {
     const NAME: &'static str = "attention";
 
@@ -186,6 +196,23 @@ impl OpDef for Attention {
             Codes::None => Tolerance::ulps(result, 32.0),
             Codes::E4m3 => attention_codes::tolerance(),
         }
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        self.codes.none().map_err(|e| at.refuse(e))?;
+        if !self.lse {
+            return Err(at.refuse("needs its logarithms of sums for a gradient"));
+        }
+        residuals_only(at, 1)?;
+        let [q, k, v] = [0, 1, 2].map(|i| at.operand(i));
+        let (o, lse, g) = (at.result(0), at.result(1), at.cotangent()?);
+        let op = AttentionGrad { scale: self.scale, merged: self.merged };
+        let parts = at.ops(op, &[q, k, v, o, lse, g])?;
+        parts.into_iter().enumerate().try_for_each(|(i, part)| at.give(i, part))
+    }
+
+    fn with_residuals(&self) -> Option<Self> {
+        (!self.lse).then(|| Self { lse: true, ..self.clone() })
     }
 
     fn cases() -> Vec<Case> {

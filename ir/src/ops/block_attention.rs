@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
-    attention::{AttentionKind, Sizes, infer_qkv, merge},
+    BlockAttentionGrad, BlockTranspose, Case, Cost, OpDef, Tolerance,
+    attention::{AttentionKind, Sizes, infer_qkv, merge, residuals_only},
     attention_codes::{self, Coded, Codes},
     block_mean::BlockMean,
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
@@ -12,8 +12,10 @@ use super::{
 };
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -170,6 +172,19 @@ impl OpDef for BlockAttention {
             Codes::None => Tolerance::ulps(result, 32.0),
             Codes::E4m3 => attention_codes::tolerance(),
         }
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        self.codes.none().map_err(|e| at.refuse(e))?;
+        residuals_only(at, 1)?;
+        let mut operands = at.operands().to_vec();
+        let keys = Blocks::of(at.ty(operands[1]), &self.runs, self.block_k).map_err(|e| at.refuse(e))?;
+        let transpose = at.op(BlockTranspose { blocks: keys.len() }, &operands[3..5])?;
+        operands.insert(5, transpose);
+        operands.extend([at.result(0), at.result(1), at.cotangent()?]);
+        let parts = at.ops(BlockAttentionGrad::of(self), &operands)?;
+        // Behind q, k, v stand the lists, then the centroids.
+        [0, 1, 2, 5, 6].into_iter().zip(parts).try_for_each(|(i, part)| at.give(i, part))
     }
 
     fn cases() -> Vec<Case> {

@@ -1,10 +1,12 @@
 //! `block_mean(x) {block, runs}`: the mean token of every block.
 
-use super::{Case, Cost, OpDef, Tolerance, blocks::Blocks, elementwise::operands, traffic};
+use super::{Case, Cost, Gather, OpDef, Tolerance, blocks::Blocks, elementwise::operands, traffic};
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -44,6 +46,18 @@ impl OpDef for BlockMean {
 
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 8.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, g) = (at.operand(0), at.cotangent()?);
+        let blocks = Blocks::of(at.ty(x), &self.runs, self.block).map_err(|e| at.refuse(e))?;
+        let counts: Vec<f64> = blocks.tokens.iter().map(|t| t.len() as f64).collect();
+        let numbers: Vec<i64> = (0i64..).zip(&blocks.tokens).flat_map(|(i, t)| t.clone().map(move |_| i)).collect();
+        let counts = at.constant(Tensor::from_f64(at.ty(g).dtype, &[counts.len(), 1], &counts))?;
+        let numbers = at.constant(Tensor::from_i64(DType::I32, &[numbers.len()], &numbers))?;
+        let each = at.div(g, counts)?;
+        let part = at.op(Gather { axis: 2 }, &[each, numbers])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -7,12 +7,15 @@ use super::{
     Case, Cost, OpDef, Tolerance,
     attention::{Sizes, infer_qkv, merge},
     blocks::{Blocks, Head, checkered, dot, infer_lists, lists},
+    linear_attention_vjp,
     softmax::softmax,
     traffic,
 };
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::word_enum! {
@@ -209,6 +212,10 @@ impl OpDef for LinearAttention {
 
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 64.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        linear_attention_vjp::vjp(self, at)
     }
 
     fn cases() -> Vec<Case> {

@@ -17,6 +17,7 @@ pub mod attention_codes;
 pub mod blocks;
 pub mod elementwise;
 pub mod images;
+pub mod linear_attention_vjp;
 pub mod reduce;
 pub mod shape_rules;
 pub mod special;
@@ -269,9 +270,12 @@ ops! {
     LayerNorm: layer_norm,
     Softmax: softmax,
     Attention: attention,
+    AttentionGrad: attention_grad,
     BlockMean: block_mean,
     BlockRoute: block_route,
     BlockAttention: block_attention,
+    BlockTranspose: block_transpose,
+    BlockAttentionGrad: block_attention_grad,
     LinearAttention: linear_attention,
     Rope: rope,
     SplitHeads: split_heads,
