@@ -82,18 +82,66 @@ impl<'a> Lists<'a> {
 }
 
 /// Keys and values of one kind, of which rows are gathered.
-struct Source<'a> {
-    k: Floats<'a>,
-    v: Floats<'a>,
+pub struct Source<'a> {
+    /// Keys.
+    pub k: Floats<'a>,
+    /// Values.
+    pub v: Floats<'a>,
     /// Rows a head.
-    rows: usize,
+    pub rows: usize,
 }
 
 /// What a row of scores is made from: rows of a source of one head, and what is added to their scores.
-struct Piece<'a, 'b> {
-    source: &'b Source<'a>,
-    rows: Range<usize>,
-    bias: f32,
+pub struct Piece<'a, 'b> {
+    /// Where they are.
+    pub source: &'b Source<'a>,
+    /// Which.
+    pub rows: Range<usize>,
+    /// What is added.
+    pub bias: f32,
+}
+
+/// The centroids over `size` tokens of M, which are operands 5 and 6, if there are any.
+pub fn centroids<'a>(
+    size: usize,
+    m: usize,
+    runs: &[usize],
+    args: &[Arg<'a>],
+) -> Result<Option<(Source<'a>, Blocks)>, String> {
+    if size == 0 {
+        return Ok(None);
+    }
+    let blocks = Blocks::cut(m, runs, size)?;
+    let (k, v) = (Floats::of(operand(args, 5)?)?, Floats::of(operand(args, 6)?)?);
+    Ok(Some((Source { k, v, rows: blocks.len() }, blocks)))
+}
+
+/// Query blocks with their rows; blocks longer than a task's rows are cut.
+pub fn query_parts(queries: &Blocks) -> Vec<(usize, Range<usize>)> {
+    let part = |at: usize, end: usize| at..(at + QUERIES).min(end);
+    let parts = |(i, t): (usize, &Range<usize>)| {
+        let end = t.end;
+        t.clone().step_by(QUERIES).map(move |at| (i, part(at, end)))
+    };
+    queries.tokens.iter().enumerate().flat_map(parts).collect()
+}
+
+/// The keys of listed blocks, then the centroids outside of them.
+pub fn pieces<'a, 'b>(
+    list: impl Iterator<Item = usize> + Clone,
+    keys: &Blocks,
+    dense: &'b Source<'a>,
+    coarse: Option<&'b (Source<'a>, Blocks)>,
+) -> Vec<Piece<'a, 'b>> {
+    let listed = |j: usize| Piece { source: dense, rows: keys.tokens[j].clone(), bias: 0.0 };
+    let mut pieces: Vec<Piece<'_, '_>> = list.clone().map(listed).collect();
+    if let Some((source, blocks)) = coarse {
+        let mut skipped = vec![true; blocks.len()];
+        list.flat_map(|j| blocks.overlapping(&keys.tokens[j])).for_each(|c| skipped[c] = false);
+        let central = |c: usize| Piece { source, rows: c..c + 1, bias: (blocks.tokens[c].len() as f32).ln() };
+        pieces.extend((0..blocks.len()).filter(|c| skipped[*c]).map(central));
+    }
+    pieces
 }
 
 fn block_attention(
@@ -111,18 +159,8 @@ fn block_attention(
     let keys = Blocks::cut(m, &op.runs, op.block_k)?;
     let lists = Lists::of(operand(args, 3)?, operand(args, 4)?, keys.len())?;
     let (q, dense) = (Floats::of(q)?, Source { k: Floats::of(k)?, v: Floats::of(v)?, rows: m });
-    let coarse = match op.centroid {
-        0 => None,
-        size => {
-            let blocks = Blocks::cut(m, &op.runs, size)?;
-            let (ck, cv) = (Floats::of(operand(args, 5)?)?, Floats::of(operand(args, 6)?)?);
-            Some((Source { k: ck, v: cv, rows: blocks.len() }, blocks))
-        }
-    };
-    // Blocks longer than a task's rows are cut.
-    let parts: Vec<(usize, Range<usize>)> = (queries.tokens.iter().enumerate())
-        .flat_map(|(i, t)| t.clone().step_by(QUERIES).map(move |at| (i, at..(at + QUERIES).min(t.end))))
-        .collect();
+    let coarse = centroids(op.centroid, m, &op.runs, args)?;
+    let parts = query_parts(&queries);
     let (dtype, places) = (y.dtype, Rows { heads: h, n, e, merged: op.merged });
     let (out, sums) = (Shared::new(&mut *y.bytes), Shared::new(cast_mut::<f32>(lse.bytes)?));
     lanes::run(b * h * parts.len(), lane(d, e), scratch, |task, memory| {
@@ -141,17 +179,7 @@ fn block_attention(
         output.fill(0.0);
         let mut state = Softmax::start();
         let list = lists.get(head * queries.len() + block)?;
-        let mut pieces: Vec<Piece<'_, '_>> =
-            list.clone().map(|j| Piece { source: &dense, rows: keys.tokens[j].clone(), bias: 0.0 }).collect();
-        if let Some((source, blocks)) = &coarse {
-            let mut skipped = vec![true; blocks.len()];
-            list.flat_map(|j| blocks.overlapping(&keys.tokens[j])).for_each(|c| skipped[c] = false);
-            pieces.extend((0..blocks.len()).filter(|c| skipped[*c]).map(|c| Piece {
-                source,
-                rows: c..c + 1,
-                bias: (blocks.tokens[c].len() as f32).ln(),
-            }));
-        }
+        let mut pieces = pieces(list, &keys, &dense, coarse.as_ref());
         let mut filled = 0;
         let mut step = |width: usize, key: &[f32], value: &[f32], bias: &[f32]| {
             let scores = &mut scores[..count * width];

@@ -1,7 +1,9 @@
 //! The CPU backend: the oracle that every other backend is held against, and the default where there is no GPU.
 
 pub mod attention;
+pub mod attention_grad;
 pub mod block_attention;
+pub mod block_attention_grad;
 pub mod block_mean;
 pub mod cast;
 pub mod conv;
@@ -150,8 +152,11 @@ pub const KERNELS: &[Kernel] = &[
     layer_norm::LAYER_NORM,
     softmax::SOFTMAX,
     attention::ATTENTION,
+    attention_grad::ATTENTION_GRAD,
     block_mean::BLOCK_MEAN,
     block_attention::BLOCK_ATTENTION,
+    block_attention_grad::BLOCK_ATTENTION_GRAD,
+    block_attention_grad::BLOCK_TRANSPOSE,
     linear_attention::LINEAR_ATTENTION,
     rope::ROPE,
     qkv_heads::QKV_HEADS,
