@@ -13,6 +13,8 @@ use crate::{
     builder::Builder,
     dim::Dim,
     graph::{Graph, NodeId, OpError, Value},
+    ops::Op,
+    tensor::Tensor,
 };
 
 /// One operation on its way back.
@@ -75,6 +77,14 @@ impl<'g> Vjp<'g> {
     /// Whether anything reads a result.
     pub fn has_cotangent(&self, slot: usize) -> bool {
         self.cotangents[slot].is_some()
+    }
+
+    /// What a constant holds; none for any other value.
+    pub fn literal(&self, value: Value) -> Option<&Tensor> {
+        match self.graph.op(value.node) {
+            Op::Constant(constant) => Some(&constant.value),
+            _ => None,
+        }
     }
 
     /// The shape of a value, static.

@@ -53,8 +53,9 @@ impl OpDef for BlockMean {
         let blocks = Blocks::of(at.ty(x), &self.runs, self.block).map_err(|e| at.refuse(e))?;
         let counts: Vec<f64> = blocks.tokens.iter().map(|t| t.len() as f64).collect();
         let numbers: Vec<i64> = (0i64..).zip(&blocks.tokens).flat_map(|(i, t)| t.clone().map(move |_| i)).collect();
-        let counts = at.constant(Tensor::from_f64(at.ty(g).dtype, &[counts.len(), 1], &counts))?;
-        let numbers = at.constant(Tensor::from_i64(DType::I32, &[numbers.len()], &numbers))?;
+        let counts = Tensor::from_f64(at.ty(g).dtype, &[counts.len(), 1], &counts);
+        let counts = at.constant(counts);
+        let numbers = at.constant(Tensor::from_i64(DType::I32, &[numbers.len()], &numbers));
         let each = at.div(g, counts)?;
         let part = at.op(Gather { axis: 2 }, &[each, numbers])?;
         at.give(0, part)

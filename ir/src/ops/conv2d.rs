@@ -2,11 +2,16 @@
 
 use rayon::prelude::*;
 
-use super::{Case, Cost, OpDef, Tolerance, activation::Activation, images::ImageLayout, traffic};
+use super::{
+    Case, Conv2dWeightGrad, ConvTranspose2d, Cost, Gather, Less, OpDef, ReduceSum, Tolerance, Transpose, Where,
+    activation::Activation, images::ImageLayout, traffic,
+};
 use crate::{
     dim::Dim,
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -48,6 +53,61 @@ impl Conv2d {
             residual: false,
             rectified: false,
         }
+    }
+
+    /// The same without anything behind its sum but a bias.
+    fn plain(&self, bias: bool) -> Self {
+        Self { activation: Activation::None, bias, residual: false, rectified: false, ..self.clone() }
+    }
+
+    /// What x gets from the cotangent of the sum.
+    fn image_part(&self, at: &mut Vjp<'_>, g: Value) -> Result<Value, OpError> {
+        let (x, w) = (at.dims(at.operand(0))?, at.operand(1));
+        let planes = |shape: &[usize]| self.layout.planes(shape).expect("images, as inferred");
+        let ([_, _, h, width], [_, _, kh, kw]) = (planes(&x), planes(&at.dims(w)?));
+        let reach = [self.dilations[0] * kh.saturating_sub(1), self.dilations[1] * kw.saturating_sub(1)];
+        let pads: Option<Vec<usize>> = (0..4).map(|i| reach[i % 2].checked_sub(self.pads[i])).collect();
+        if let Some(pads) = pads.filter(|_| self.strides == [1, 1]) {
+            let turned = self.turned(at, w)?;
+            return at.op(Self { pads, ..self.plain(false) }, &[g, turned]);
+        }
+        let [_, _, oh, ow] = planes(&at.dims(g)?);
+        let left = |size: usize, out: usize, axis: usize| {
+            size + self.pads[axis] + self.pads[axis + 2] - reach[axis] - 1 - (out - 1) * self.strides[axis]
+        };
+        let back = ConvTranspose2d {
+            strides: self.strides.clone(),
+            pads: self.pads.clone(),
+            output_padding: vec![left(h, oh, 0), left(width, ow, 1)],
+            dilations: self.dilations.clone(),
+            groups: self.groups,
+            bias: false,
+        };
+        if self.layout == ImageLayout::Planes {
+            return at.op(back, &[g, w]);
+        }
+        let to_planes = Transpose { perm: vec![0, 3, 1, 2] };
+        let (g, w) = (at.op(to_planes.clone(), &[g])?, at.op(to_planes, &[w])?);
+        let part = at.op(back, &[g, w])?;
+        at.op(Transpose { perm: vec![0, 2, 3, 1] }, &[part])
+    }
+
+    /// The weights of the convolution that takes cotangents back: taps turned round, inputs and outputs exchanged.
+    fn turned(&self, at: &mut Vjp<'_>, w: Value) -> Result<Value, OpError> {
+        let [o, ig, kh, kw] = self.layout.planes(&at.dims(w)?).expect("images, as inferred");
+        let (groups, taps) = (self.groups, kh * kw);
+        let (shape, axis, perm, turned) = match self.layout {
+            ImageLayout::Planes => ([groups, o / groups, ig, taps], 3, [0, 2, 1, 3], [groups * ig, o / groups, kh, kw]),
+            ImageLayout::Pixels => ([groups, o / groups, taps, ig], 2, [0, 3, 2, 1], [groups * ig, kh, kw, o / groups]),
+        };
+        let mut w = at.reshape(w, &shape.map(Dim::from))?;
+        if taps > 1 {
+            let order: Vec<i64> = (0..taps as i64).rev().collect();
+            let order = at.constant(Tensor::from_i64(DType::I64, &[taps], &order));
+            w = at.op(Gather { axis }, &[w, order])?;
+        }
+        let w = at.op(Transpose { perm: perm.to_vec() }, &[w])?;
+        at.reshape(w, &turned.map(Dim::from))
     }
 }
 
@@ -133,6 +193,31 @@ impl OpDef for Conv2d {
         Tolerance::ulps(result, 32.0)
     }
 
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, w) = (at.operand(0), at.operand(1));
+        let whole = rectified_cotangent(at, self.rectified)?;
+        if self.residual {
+            at.give(at.operands().len() - 1, whole)?;
+        }
+        let dtype = at.ty(x).dtype;
+        let mut g = at.cast(whole, dtype)?;
+        if self.activation != Activation::None {
+            let operands = at.operands()[..2 + usize::from(self.bias)].to_vec();
+            let sum = at.op(self.plain(self.bias), &operands)?;
+            g = self.activation.vjp(at, sum, g)?;
+        }
+        let part = self.image_part(at, g)?;
+        at.give(0, part)?;
+        let [_, _, kh, kw] = self.layout.planes(&at.dims(w)?).expect("images, as inferred");
+        let part = at.op(Conv2dWeightGrad::of(self, [kh, kw]), &[x, g])?;
+        at.give(1, part)?;
+        if self.bias {
+            let part = at.op(ReduceSum { axes: self.layout.beside_channels().to_vec(), keep: false }, &[g])?;
+            at.give(2, part)?;
+        }
+        Ok(())
+    }
+
     fn cases() -> Vec<Case> {
         let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
         let ones = |shape: &[usize]| Tensor::from_f32(shape, vec![1.0; shape.iter().product()]);
@@ -161,7 +246,7 @@ impl OpDef for Conv2d {
                 Self::same(0, true),
                 vec![wave(&[2, 33, 5, 13], 1), wave(&[65, 33, 1, 1], 2), wave(&[65], 3)],
             ),
-            Case::new("stride_2", strided, vec![wave(&[1, 4, 7, 8], 1), wave(&[3, 4, 3, 3], 2), wave(&[3], 3)]),
+            Case::new("stride_2", strided.clone(), vec![wave(&[1, 4, 7, 8], 1), wave(&[3, 4, 3, 3], 2), wave(&[3], 3)]),
             Case::new("patches", patch, vec![wave(&[2, 3, 28, 42], 1), wave(&[8, 3, 14, 14], 2), wave(&[8], 3)]),
             Case::new(
                 "fused",
@@ -215,6 +300,12 @@ impl OpDef for Conv2d {
                 pixels(&Self { rectified: true, ..Self::same(1, true) }),
                 vec![bf16(&[2, 19, 21, 72], 1), bf16(&[136, 3, 3, 72], 2), wave(&[136], 3)],
             ),
+            Case::new(
+                "pixels_stride_2_odd",
+                pixels(&Self { pads: vec![1, 0, 0, 1], ..strided.clone() }),
+                vec![wave(&[1, 7, 8, 4], 1), wave(&[3, 3, 3, 4], 2), wave(&[3], 3)],
+            ),
+            Case::new("padded_beyond_taps", Self::same(2, false), vec![wave(&[1, 2, 3, 4], 1), wave(&[3, 2, 2, 1], 2)]),
             Case::new("one_pixel", Self::same(1, false), vec![wave(&[1, 2, 1, 1], 1), wave(&[2, 2, 3, 3], 2)]),
             Case::new("bf16", Self::same(1, false), vec![bf16(&[1, 8, 6, 6], 1), bf16(&[4, 8, 3, 3], 2)]),
             Case::new(
@@ -245,6 +336,19 @@ pub fn rectifiable(rectified: bool, layout: ImageLayout, y: ValueType) -> Result
         (true, ImageLayout::Pixels) => Ok(vec![y.clone(), y]),
         (true, ImageLayout::Planes) => Err("gives a second result with layout=nhwc alone".into()),
     }
+}
+
+/// The cotangent of y from those of y and, where it is given too, of max(y, 0).
+pub fn rectified_cotangent(at: &mut Vjp<'_>, rectified: bool) -> Result<Value, OpError> {
+    let g = at.cotangent()?;
+    if !rectified || !at.has_cotangent(1) {
+        return Ok(g);
+    }
+    let (y, positive) = (at.result(0), at.cotangent_of(1)?);
+    let zero = at.number(y, 0.0);
+    let above = at.op(Less {}, &[zero, y])?;
+    let part = at.op(Where {}, &[above, positive, zero])?;
+    at.add(g, part)
 }
 
 /// Wide y as the first result, and max(y, 0) as the second where there is one.

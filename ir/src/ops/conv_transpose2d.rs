@@ -1,10 +1,15 @@
 //! `conv_transpose2d(x, w, [b])`: the transpose of a convolution; every pixel stamps a weighted kernel.
 
-use super::{Case, Cost, OpDef, Tolerance, traffic};
+use super::{
+    Case, Conv2d, Conv2dWeightGrad, Cost, OpDef, ReduceSum, Slice, Tolerance, activation::Activation,
+    images::ImageLayout, traffic,
+};
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -32,6 +37,21 @@ impl ConvTranspose2d {
     pub fn stamps_lie_apart(&self, kernel: &[usize]) -> bool {
         let plain = self.pads == [0; 4] && self.output_padding == [0, 0] && self.dilations == [1, 1];
         plain && self.strides == kernel
+    }
+
+    /// The convolution that takes cotangents back, with the same weights.
+    fn convolution(&self) -> Conv2d {
+        Conv2d {
+            strides: self.strides.clone(),
+            pads: self.pads.clone(),
+            dilations: self.dilations.clone(),
+            groups: self.groups,
+            layout: ImageLayout::Planes,
+            activation: Activation::None,
+            bias: false,
+            residual: false,
+            rectified: false,
+        }
     }
 }
 
@@ -106,6 +126,26 @@ impl OpDef for ConvTranspose2d {
         Tolerance::ulps(result, 32.0)
     }
 
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, w, g) = (at.operand(0), at.operand(1), at.cotangent()?);
+        let (shape, kernel) = (at.dims(x)?, at.dims(w)?);
+        let mut part = at.op(self.convolution(), &[g, w])?;
+        for axis in [2, 3] {
+            // Output padding of a stride or more leaves room for pixels that are not there.
+            if at.dims(part)?[axis] > shape[axis] {
+                part = at.op(Slice { axis, start: 0.into(), end: shape[axis].into(), step: 1 }, &[part])?;
+            }
+        }
+        at.give(0, part)?;
+        let part = at.op(Conv2dWeightGrad::of(&self.convolution(), [kernel[2], kernel[3]]), &[g, x])?;
+        at.give(1, part)?;
+        if self.bias {
+            let part = at.op(ReduceSum { axes: ImageLayout::Planes.beside_channels().to_vec(), keep: false }, &[g])?;
+            at.give(2, part)?;
+        }
+        Ok(())
+    }
+
     fn cases() -> Vec<Case> {
         let wave = |shape: &[usize], seed| Tensor::wave(DType::F32, shape, seed);
         let by = |s: usize, pad: usize, bias| Self {
@@ -135,6 +175,11 @@ impl OpDef for ConvTranspose2d {
                 "overlapping",
                 Self { output_padding: vec![1, 0], ..by(2, 1, false) },
                 vec![wave(&[1, 3, 4, 4], 1), wave(&[3, 2, 3, 3], 2)],
+            ),
+            Case::new(
+                "dilated",
+                Self { output_padding: vec![1, 2], dilations: vec![2, 3], ..by(1, 1, true) },
+                vec![wave(&[1, 3, 4, 5], 1), wave(&[3, 2, 3, 2], 2), wave(&[2], 3)],
             ),
             Case::new(
                 "grouped",

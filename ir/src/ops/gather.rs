@@ -1,9 +1,11 @@
 //! `gather(x, indices) {axis}`: slices of x along an axis, by index.
 
-use super::{Case, OpDef, Tolerance, elementwise::operands};
+use super::{Case, Less, OpDef, ScatterAdd, Tolerance, Where, elementwise::operands};
 use crate::{
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -18,6 +20,14 @@ crate::attributes! {
 pub fn wrap(index: i64, size: usize) -> Result<usize, String> {
     let at = if index < 0 { index + size as i64 } else { index };
     usize::try_from(at).ok().filter(|i| *i < size).ok_or_else(|| format!("index {index} is outside {size} elements"))
+}
+
+/// Possibly negative indices as offsets below `size`, in the graph.
+pub fn wrapped(at: &mut Vjp<'_>, indices: Value, size: usize) -> Result<Value, OpError> {
+    let zero = at.number(indices, 0.0);
+    let from_end = at.op(Less {}, &[indices, zero])?;
+    let moved = at.plus(indices, size as f64)?;
+    at.op(Where {}, &[from_end, moved, indices])
 }
 
 /// Refuses anything but i64 and i32.
@@ -52,6 +62,13 @@ impl OpDef for Gather {
 
     fn tolerance(&self, _: DType) -> Tolerance {
         Tolerance::EXACT
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (g, indices) = (at.cotangent()?, at.operand(1));
+        let size = at.ty(at.operand(0)).shape[self.axis].clone();
+        let part = at.op(ScatterAdd { axis: self.axis, size }, &[g, indices])?;
+        at.give(0, part)
     }
 
     fn cases() -> Vec<Case> {

@@ -1,14 +1,17 @@
 //! `gather_elements(x, indices) {axis}`: every element picks along one axis.
 
 use super::{
-    Case, OpDef, Tolerance,
+    Case, OpDef, ScatterAdd, Tolerance,
     elementwise::operands,
-    gather::{integer, wrap},
+    gather::{integer, wrap, wrapped},
     shape_rules::strides,
 };
 use crate::{
+    dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -59,10 +62,31 @@ impl OpDef for GatherElements {
         Tolerance::EXACT
     }
 
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, indices, g) = (at.operand(0), at.operand(1), at.cotangent()?);
+        let (shape, sizes, dtype) = (at.dims(x)?, at.dims(indices)?, at.ty(indices).dtype);
+        let (size, count): (usize, usize) = (shape.iter().product(), sizes.iter().product());
+        // Where an index of zero leads.
+        let firsts = offsets(&shape, &Tensor::from_i64(dtype, &sizes, &vec![0; count]), self.axis);
+        let firsts: Vec<i64> = firsts.map_err(|e| at.refuse(e))?.into_iter().map(|i| i as i64).collect();
+        let firsts = at.constant(Tensor::from_i64(dtype, &sizes, &firsts));
+        let steps = wrapped(at, indices, shape[self.axis])?;
+        let steps = at.times(steps, strides(&shape)[self.axis] as f64)?;
+        let flat = at.add(firsts, steps)?;
+        let part = at.op(ScatterAdd { axis: 0, size: size.into() }, &[g, flat])?;
+        let part = at.reshape(part, &shape.into_iter().map(Dim::from).collect::<Vec<_>>())?;
+        at.give(0, part)
+    }
+
     fn cases() -> Vec<Case> {
         let x = Tensor::from_f32(&[2, 2], vec![1.0, 2.0, 3.0, 4.0]);
         let index = Tensor::from_i64(DType::I64, &[2, 2], &[0, 0, 1, -2]);
         let expect = Tensor::from_f32(&[2, 2], vec![1.0, 1.0, 4.0, 3.0]);
-        vec![Case::known("known", Self { axis: 1 }, vec![x, index], vec![expect])]
+        let turns: Vec<i64> = (0..2 * 63 * 3).map(|i| i * 11 % 130 - 65).collect();
+        let turns = Tensor::from_i64(DType::I64, &[2, 63, 3], &turns);
+        vec![
+            Case::known("known", Self { axis: 1 }, vec![x, index], vec![expect]),
+            Case::new("middle", Self { axis: 1 }, vec![Tensor::wave(DType::F32, &[2, 65, 4], 1), turns]),
+        ]
     }
 }

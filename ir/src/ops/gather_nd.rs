@@ -1,15 +1,17 @@
 //! `gather_nd(x, indices) {batch_dims}`: slices of x by index tuples.
 
 use super::{
-    Case, OpDef, Tolerance,
+    Case, OpDef, ScatterAdd, Slice, Tolerance,
     elementwise::operands,
-    gather::{integer, wrap},
+    gather::{integer, wrap, wrapped},
     shape_rules::strides,
 };
 use crate::{
     dim::Dim,
+    graph::{OpError, Value},
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -18,6 +20,28 @@ crate::attributes! {
     pub struct GatherNd {
         /// How many leading dimensions x and indices share.
         pub batch_dims: usize = 0usize,
+    }
+}
+
+impl GatherNd {
+    /// The tuples as offsets [count] of slices of an x of that shape.
+    fn slices(&self, at: &mut Vjp<'_>, table: Value, shape: &[usize]) -> Result<Value, OpError> {
+        let (b, sizes) = (self.batch_dims, at.dims(table)?);
+        let (tuple, outer) = sizes.split_last().ok_or_else(|| at.refuse("indices need a dimension"))?;
+        let (count, batch) = (outer.iter().product::<usize>(), shape[..b].iter().product::<usize>());
+        let (dtype, steps) = (at.ty(table).dtype, strides(&shape[b..b + tuple]));
+        let per_batch: usize = shape[b..b + tuple].iter().product();
+        let firsts: Vec<i64> = (0..count).map(|i| (i * batch / count * per_batch) as i64).collect();
+        let mut sum = at.constant(Tensor::from_i64(dtype, &[count], &firsts));
+        let table = at.reshape(table, &[count.into(), (*tuple).into()])?;
+        for (k, step) in steps.into_iter().enumerate() {
+            let column = at.op(Slice { axis: 1, start: k.into(), end: (k + 1).into(), step: 1 }, &[table])?;
+            let column = at.reshape(column, &[count.into()])?;
+            let column = wrapped(at, column, shape[b + k])?;
+            let column = at.times(column, step as f64)?;
+            sum = at.add(sum, column)?;
+        }
+        Ok(sum)
     }
 }
 
@@ -59,6 +83,20 @@ impl OpDef for GatherNd {
         Tolerance::EXACT
     }
 
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, table, g) = (at.operand(0), at.operand(1), at.cotangent()?);
+        let shape = at.dims(x)?;
+        let tuple = at.dims(table)?.last().copied().unwrap_or(0);
+        let slices = self.slices(at, table, &shape)?;
+        let count = at.dims(slices)?[0];
+        let (size, inner) = shape.split_at(self.batch_dims + tuple);
+        let (size, inner): (usize, usize) = (size.iter().product(), inner.iter().product());
+        let g = at.reshape(g, &[count.into(), inner.into()])?;
+        let part = at.op(ScatterAdd { axis: 0, size: size.into() }, &[g, slices])?;
+        let part = at.reshape(part, &shape.into_iter().map(Dim::from).collect::<Vec<_>>())?;
+        at.give(0, part)
+    }
+
     fn cases() -> Vec<Case> {
         let x = Tensor::from_f32(&[2, 2], vec![0.0, 1.0, 2.0, 3.0]);
         let index = |shape: &[usize], v: &[i64]| Tensor::from_i64(DType::I64, shape, v);
@@ -80,6 +118,14 @@ impl OpDef for GatherNd {
                 Self { batch_dims: 1 },
                 vec![x, index(&[2, 1], &[1, 0])],
                 vec![Tensor::from_f32(&[2], vec![1.0, 2.0])],
+            ),
+            Case::new(
+                "tokens_batched",
+                Self { batch_dims: 2 },
+                vec![
+                    Tensor::wave(DType::F32, &[2, 3, 4, 5, 2], 1),
+                    index(&[2, 3, 2, 2], &(0..24).map(|i| i * 5 % 8 - 4).collect::<Vec<_>>()),
+                ],
             ),
             Case::new(
                 "views",

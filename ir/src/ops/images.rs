@@ -31,6 +31,14 @@ impl ImageLayout {
         }
     }
 
+    /// The axes of images, rows and columns.
+    pub fn beside_channels(self) -> [usize; 3] {
+        match self {
+            Self::Planes => [0, 2, 3],
+            Self::Pixels => [0, 1, 2],
+        }
+    }
+
     /// Values in this layout, with images, channels, rows and columns as given, put plane by plane.
     pub fn to_planes(self, values: Vec<f64>, [n, c, h, w]: [usize; 4]) -> Vec<f64> {
         match self {

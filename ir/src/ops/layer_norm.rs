@@ -1,9 +1,11 @@
 //! `layer_norm(x, [g, b]) {eps}`: rows with mean zero and variance one (Ba, Kiros, Hinton 2016).
 
-use super::{Case, Cost, OpDef, Tolerance, traffic};
+use super::{Case, Cost, LayerNormGrad, OpDef, Tolerance, traffic};
 use crate::{
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::attributes! {
@@ -68,6 +70,21 @@ impl OpDef for LayerNorm {
         Tolerance::ulps(result, 16.0)
     }
 
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (g, x) = (at.cotangent()?, at.operand(0));
+        let operands: Vec<_> = [g, x].into_iter().chain(at.operands().get(1).copied()).collect();
+        let part = at.op(LayerNormGrad { eps: self.eps }, &operands)?;
+        at.give(0, part)?;
+        if at.operands().len() == 3 {
+            let out = Some(at.ty(g).dtype);
+            let normal = at.op(Self { eps: self.eps, out }, &[x])?;
+            let part = at.mul(g, normal)?;
+            at.give(1, part)?;
+            at.give(2, g)?;
+        }
+        Ok(())
+    }
+
     fn cases() -> Vec<Case> {
         let wave = |dtype, shape: &[usize], seed| Tensor::wave(dtype, shape, seed);
         let plain = |eps| Self { eps, out: None };
@@ -94,6 +111,9 @@ impl OpDef for LayerNorm {
                 vec![wave(dtype, &[rows, c], 1), wave(dtype, &[c], 2), wave(dtype, &[c], 3)],
             ));
         }
+        let out = Self { eps: 1e-6, out: Some(DType::F32) };
+        let (x, affine) = (wave(DType::BF16, &[5, 64], 1), [2, 3].map(|seed| wave(DType::F32, &[64], seed)));
+        cases.push(Case::new("bf16_to_f32", out, [vec![x], affine.to_vec()].concat()));
         cases.push(Case::new("no_affine", plain(1e-6), vec![wave(DType::F32, &[3, 63], 1)]));
         cases
     }

@@ -63,7 +63,7 @@ impl Cut {
         let there = |t: &std::ops::Range<usize>| (0..self.size).map(|i| f64::from(i < t.len())).collect::<Vec<_>>();
         let mask: Vec<f64> = self.blocks.tokens.iter().flat_map(there).collect();
         let mask = Tensor::from_f64(at.ty(x).dtype, &[self.blocks.len(), self.size, 1], &mask);
-        let mask = at.constant(mask)?;
+        let mask = at.constant(mask);
         at.mul(x, mask)
     }
 
@@ -86,7 +86,7 @@ fn dims(shape: &[usize]) -> Vec<Dim> {
 
 /// Rows of x [G, N, W].
 fn gather(at: &mut Vjp<'_>, x: Value, table: Vec<i64>) -> Result<Value, OpError> {
-    let table = at.constant(Tensor::from_i64(DType::I32, &[table.len()], &table))?;
+    let table = at.constant(Tensor::from_i64(DType::I32, &[table.len()], &table));
     at.op(Gather { axis: 1 }, &[x, table])
 }
 
@@ -100,7 +100,7 @@ fn features(at: &mut Vjp<'_>, map: FeatureMap, x: Value) -> Result<Value, OpErro
         FeatureMap::Softmax => at.op(Softmax { axis: -1 }, &[x]),
         FeatureMap::Elu1 => {
             // max(x, 0) + e^min(x, 0): x + 1 above zero, eˣ below.
-            let zero = at.number(x, 0.0)?;
+            let zero = at.number(x, 0.0);
             let (above, below) = (at.op(Max {}, &[x, zero])?, at.op(Min {}, &[x, zero])?);
             let below = at.op(Exp {}, &[below])?;
             at.add(above, below)
@@ -113,7 +113,7 @@ fn back(at: &mut Vjp<'_>, map: FeatureMap, f: Value, g: Value) -> Result<Value, 
     match map {
         // The derivative is one above zero, eˣ = f ≤ 1 below.
         FeatureMap::Elu1 => {
-            let one = at.number(f, 1.0)?;
+            let one = at.number(f, 1.0);
             let slope = at.op(Min {}, &[f, one])?;
             at.mul(g, slope)
         }
@@ -192,7 +192,8 @@ pub fn vjp(op: &LinearAttention, at: &mut Vjp<'_>) -> Result<(), OpError> {
     let g = match op.weights_at() {
         None => out,
         Some(i) => {
-            let w = at.cast(at.operand(i), wide)?;
+            let w = at.operand(i);
+            let w = at.cast(w, wide)?;
             let turn = transposed(at, out)?;
             let parts = product(at, turn, u, false)?;
             let sum = at.sum(parts, &[0, 1])?;

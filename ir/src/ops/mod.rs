@@ -256,6 +256,7 @@ ops! {
     GatherElements: gather_elements,
     ScatterElements: scatter_elements,
     ScatterNd: scatter_nd,
+    ScatterAdd: scatter_add,
     // Reductions.
     ReduceSum: reduce_sum,
     ReduceMean: reduce_mean,
@@ -268,6 +269,7 @@ ops! {
     MatMul: matmul,
     Linear: linear,
     LayerNorm: layer_norm,
+    LayerNormGrad: layer_norm_grad,
     Softmax: softmax,
     Attention: attention,
     AttentionGrad: attention_grad,
@@ -284,8 +286,10 @@ ops! {
     QkvLinear: qkv_linear,
     SelfAttention: self_attention,
     Conv2d: conv2d,
+    Conv2dWeightGrad: conv2d_weight_grad,
     ConvTranspose2d: conv_transpose2d,
     Resize: resize,
+    ResizeGrad: resize_grad,
     // 8-bit floats.
     Quantize: quantize,
     QuantizeItems: quantize_items,

@@ -2,17 +2,19 @@
 //! is added to them.
 
 use super::{
-    Case, Cost, OpDef, Tolerance,
+    Case, Cost, OpDef, ResizeGrad, Tolerance,
     activation::Activation,
-    conv2d::{rectifiable, rectified},
+    conv2d::{rectifiable, rectified, rectified_cotangent},
     images::ImageLayout,
     shape_rules::strides_for,
     traffic,
 };
 use crate::{
     dim::Dim,
+    graph::OpError,
     tensor::Tensor,
     types::{DType, ValueType},
+    vjp::Vjp,
 };
 
 crate::word_enum! {
@@ -160,6 +162,21 @@ impl Resize {
     }
 }
 
+/// Planes of [rows, columns] pixels, of which every pixel of the result sums some with weights, an axis at a time.
+pub fn separable(x: &[f64], [h, w]: [usize; 2], rows: &[Vec<(usize, f64)>], columns: &[Vec<(usize, f64)>]) -> Vec<f64> {
+    let ow = columns.len();
+    let mut y = Vec::new();
+    for plane in x.chunks(h * w) {
+        let narrow: Vec<f64> = (0..h)
+            .flat_map(|r| columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>()))
+            .collect();
+        for taps in rows {
+            y.extend((0..ow).map(|c| taps.iter().map(|(i, k)| narrow[i * ow + c] * k).sum::<f64>()));
+        }
+    }
+    y
+}
+
 impl OpDef for Resize {
     const NAME: &'static str = "resize";
 
@@ -196,23 +213,12 @@ impl OpDef for Resize {
     fn eval(&self, inputs: &[&Tensor], results: &[ValueType]) -> Result<Vec<Tensor>, String> {
         let shape = results[0].dims().ok_or("needs static shapes")?;
         let (from, to) = (self.sizes(inputs[0].shape())?, self.sizes(&shape)?);
-        let ([_, planes, h, w], [.., oh, ow]) = (from, to);
+        let ([.., h, w], [.., oh, ow]) = (from, to);
         if h == 0 || w == 0 {
             return Err("takes images with pixels".into());
         }
-        let (rows, columns) = (self.weights(0, h, oh), self.weights(1, w, ow));
         let x = self.layout.to_planes(inputs[0].to_f64(), from);
-        let mut y = Vec::with_capacity(to.iter().product());
-        for plane in x.chunks(h * w).take(from[0] * planes) {
-            let narrow: Vec<f64> = (0..h)
-                .flat_map(|r| {
-                    columns.iter().map(move |taps| taps.iter().map(|(j, k)| plane[r * w + j] * k).sum::<f64>())
-                })
-                .collect();
-            for taps in &rows {
-                y.extend((0..ow).map(|c| taps.iter().map(|(i, k)| narrow[i * ow + c] * k).sum::<f64>()));
-            }
-        }
+        let y = separable(&x, [h, w], &self.weights(0, h, oh), &self.weights(1, w, ow));
         let mut y = self.layout.of_planes(y, to);
         for addend in &inputs[1..] {
             let (values, strides) = (addend.to_f64(), strides_for(addend.shape(), &shape));
@@ -240,6 +246,19 @@ impl OpDef for Resize {
 
     fn tolerance(&self, result: DType) -> Tolerance {
         Tolerance::ulps(result, 32.0)
+    }
+
+    fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
+        let (x, mut g) = (at.operand(0), rectified_cotangent(at, self.rectified)?);
+        if self.activation != Activation::None {
+            let operands = at.operands().to_vec();
+            let sum = at.op(Self { activation: Activation::None, rectified: false, ..self.clone() }, &operands)?;
+            g = self.activation.vjp(at, sum, g)?;
+        }
+        let [.., h, w] = self.sizes(&at.dims(x)?).map_err(|e| at.refuse(e))?;
+        let part = at.op(ResizeGrad::of(self, [h.into(), w.into()]), &[g])?;
+        at.give(0, part)?;
+        (1..=self.addends).try_for_each(|addend| at.give(addend, g))
     }
 
     fn cases() -> Vec<Case> {
