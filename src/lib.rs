@@ -9,7 +9,7 @@
 //! Modules depend downwards, and `tests/layering.rs` holds it: the IR (crate `lite3r-ir`) knows no file and no device;
 //! [`onnx`], [`backbones`] and [`weights`] make graphs and find their weights; [`compile`] chooses passes; [`plan`]
 //! decides kernels, order and memory by asking a target; [`backend`] computes; [`session`] runs; [`recon`], [`eval`]
-//! and [`scenes`] know pictures, cameras and truth; [`demo`] and the command lines stand on top.
+//! and [`scenes`] know pictures, cameras and truth, [`data`] sets of them; [`demo`] and the command lines stand on top.
 //!
 //! **Architecture Invariant:** a pass never sees a device, and a device never sees a graph. What lies between is a
 //! plan, which [`plan::check()`] proves without trusting the planner; executors rely on that proof.
@@ -30,6 +30,7 @@ pub mod backend;
 pub mod cli;
 mod clock;
 pub mod compile;
+pub mod data;
 pub mod demo;
 pub mod error;
 pub mod eval;

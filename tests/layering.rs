@@ -17,9 +17,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("compile", &["onnx", "backbones", "weights", "plan", "backend", "recon"]),
     ("recon", &[]),
     ("scenes", &[]),
+    ("data", &["recon", "scenes"]),
     ("eval", &[]),
     ("demo", &["compile", "plan", "backend", "session", "recon", "scenes", "eval"]),
-    ("cli", &["compile", "plan", "backend", "session", "recon", "scenes", "eval", "demo", "onnx", "weights"]),
+    ("cli", &["compile", "plan", "backend", "session", "recon", "scenes", "data", "eval", "demo", "onnx", "weights"]),
 ];
 
 /// The first path segments behind `crate::` in a source; comments do not count.

@@ -163,7 +163,19 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Vec<String>> {
     Ok(files)
 }
 
-fn load(path: &Path) -> Result<Picture, String> {
+/// Width and height of the picture in a file, upright, without decoding its pixels.
+///
+/// # Errors
+/// What is wrong with the file, without its name.
+pub fn image_size(path: &Path) -> Result<[u32; 2], String> {
+    let mut decoder = open(path)?;
+    let (width, height) = decoder.dimensions();
+    let turned = decoder.orientation().unwrap_or(Orientation::NoTransforms).to_exif() >= 5;
+    Ok(if turned { [height, width] } else { [width, height] })
+}
+
+/// The decoder of a picture that has pixels.
+fn open(path: &Path) -> Result<impl ImageDecoder, String> {
     let size = fs::metadata(path).map_err(|e| e.to_string())?.len();
     if size == 0 {
         return Err("the file is empty".into());
@@ -173,11 +185,16 @@ fn load(path: &Path) -> Result<Picture, String> {
     if reader.format().is_none() {
         return Err("not a PNG, JPEG, WebP or TIFF image".into());
     }
-    let mut decoder = reader.into_decoder().map_err(|e| e.to_string())?;
+    let decoder = reader.into_decoder().map_err(|e| e.to_string())?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err(format!("the image has {width}x{height} pixels"));
     }
+    Ok(decoder)
+}
+
+fn load(path: &Path) -> Result<Picture, String> {
+    let mut decoder = open(path)?;
     // Orientation is a hint; a file whose EXIF block is damaged is shown as it is stored, as viewers do.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(|e| e.to_string())?;

@@ -25,7 +25,7 @@ mod write;
 
 pub use self::{
     frame_map::FrameMap,
-    images::{Picture, load_images, load_masks},
+    images::{Picture, image_size, load_images, load_masks},
     points::{Point, PointOptions},
     pose::{Camera, Intrinsics, Pose},
     preprocess::{
@@ -33,5 +33,5 @@ pub use self::{
         preprocess,
     },
     reconstruction::{Family, Reconstruction, View},
-    write::{Format, Formats, cameras_json, glb_bytes, read_pfm, write_all, write_pfm},
+    write::{Format, Formats, cameras_json, glb_bytes, pfm_size, read_pfm, write_all, write_pfm},
 };

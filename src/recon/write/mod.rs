@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     cameras::cameras_json,
-    depth_pfm::{read_pfm, write_pfm},
+    depth_pfm::{pfm_size, read_pfm, write_pfm},
     glb::glb_bytes,
 };
 use super::{
