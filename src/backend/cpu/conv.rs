@@ -47,7 +47,7 @@ pub const CONV2D: Kernel = Kernel {
 };
 
 /// All sizes of a convolution.
-struct Geometry<'a> {
+pub struct Geometry<'a> {
     op: &'a Conv2d,
     images: usize,
     channels: usize,
@@ -78,7 +78,8 @@ impl Lane {
 }
 
 impl<'a> Geometry<'a> {
-    fn new(op: &'a Conv2d, x: &[usize], w: &[usize], y: &[usize]) -> Result<Self, String> {
+    /// From the shapes of x, w and y.
+    pub fn new(op: &'a Conv2d, x: &[usize], w: &[usize], y: &[usize]) -> Result<Self, String> {
         let (&[images, channels, h, width], &[outputs, depth, kh, kw], &[_, _, oh, ow]) = (x, w, y) else {
             return Err("takes images".into());
         };
@@ -112,10 +113,18 @@ impl<'a> Geometry<'a> {
         }
     }
 
-    /// Writes the columns of `count` pixels from `first`: row (channel, ky, kx), `count` values each.
-    fn gather(&self, x: &Floats<'_>, plane: usize, first: usize, count: usize, columns: &mut [f32], line: &mut [f32]) {
+    /// Writes the columns of `count` pixels from `first`: rows (channel, ky, kx) from `top` on, `count` values each.
+    pub fn gather(
+        &self,
+        x: &Floats<'_>,
+        plane: usize,
+        top: usize,
+        [first, count]: [usize; 2],
+        columns: &mut [f32],
+        line: &mut [f32],
+    ) {
         let ([h, w], [kh, kw], width) = (self.from, self.kernel, self.to[1]);
-        for (row, out) in columns.chunks_exact_mut(count).take(self.inner()).enumerate() {
+        for (row, out) in (top..self.inner()).zip(columns.chunks_exact_mut(count)) {
             let (channel, ky, kx) = (row / (kh * kw), row / kw % kh, row % kw);
             let mut done = 0;
             while done < count {
@@ -184,7 +193,7 @@ fn conv2d(op: &Conv2d, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
         let columns = match x.as_f32() {
             Some(x) if geometry.pointwise() => View::rows(&x[plane * pixels + first..], inner, count, pixels),
             _ => {
-                geometry.gather(&x, plane, first, count, columns, line);
+                geometry.gather(&x, plane, 0, [first, count], columns, line);
                 View::rows(columns, inner, count, count)
             }
         };

@@ -8,12 +8,14 @@ pub mod block_mean;
 pub mod cast;
 pub mod conv;
 pub mod conv_transpose;
+pub mod conv_weight_grad;
 pub mod elementwise;
 pub mod exec;
 pub mod floats;
 pub mod gemm;
 pub mod lanes;
 pub mod layer_norm;
+pub mod layer_norm_grad;
 pub mod linear_attention;
 pub mod math;
 mod memory;
@@ -27,6 +29,7 @@ pub mod reduce;
 pub mod resize;
 pub mod rope;
 pub mod scaled_linear;
+pub mod scatter_add;
 pub mod self_attention;
 pub mod softmax;
 pub mod strided;
@@ -132,6 +135,7 @@ pub const KERNELS: &[Kernel] = &[
     movement("gather_elements.bytes", "gather_elements"),
     movement("scatter_elements.bytes", "scatter_elements"),
     movement("scatter_nd.bytes", "scatter_nd"),
+    scatter_add::SCATTER_ADD,
     movement("split_heads.bytes", "split_heads"),
     movement("merge_heads.bytes", "merge_heads"),
     reduction("reduce_sum.float", "reduce_sum"),
@@ -150,6 +154,7 @@ pub const KERNELS: &[Kernel] = &[
     quantize::DEQUANTIZE,
     quantize::LAYER_NORM_QUANTIZE,
     layer_norm::LAYER_NORM,
+    layer_norm_grad::LAYER_NORM_GRAD,
     softmax::SOFTMAX,
     attention::ATTENTION,
     attention_grad::ATTENTION_GRAD,
@@ -165,9 +170,13 @@ pub const KERNELS: &[Kernel] = &[
     conv::CONV2D,
     pixels::CONV2D,
     pixels::SCALED_CONV2D,
+    conv_weight_grad::CONV2D_WEIGHT_GRAD,
     conv_transpose::CONV_TRANSPOSE2D,
+    conv_transpose::OVERLAPPING,
     resize::RESIZE,
     pixels::RESIZE,
+    resize::RESIZE_GRAD,
+    pixels::RESIZE_GRAD,
     ORACLE,
 ];
 

@@ -213,13 +213,16 @@ fn places<'a>(
 }
 
 /// Integer operands of either width.
-enum Indices<'a> {
+pub enum Indices<'a> {
+    /// i64.
     Long(&'a [i64]),
+    /// i32.
     Short(&'a [i32]),
 }
 
 impl<'a> Indices<'a> {
-    fn of(arg: &Arg<'a>) -> Result<Self, String> {
+    /// Of an operand.
+    pub fn of(arg: &Arg<'a>) -> Result<Self, String> {
         match arg.dtype {
             DType::I64 => Ok(Self::Long(cast(arg.bytes)?)),
             DType::I32 => Ok(Self::Short(cast(arg.bytes)?)),
@@ -227,14 +230,17 @@ impl<'a> Indices<'a> {
         }
     }
 
-    fn len(&self) -> usize {
+    /// How many.
+    #[allow(clippy::len_without_is_empty)] // nobody asks
+    pub fn len(&self) -> usize {
         match self {
             Self::Long(v) => v.len(),
             Self::Short(v) => v.len(),
         }
     }
 
-    fn at(&self, i: usize) -> i64 {
+    /// The index `i`.
+    pub fn at(&self, i: usize) -> i64 {
         match self {
             Self::Long(v) => v[i],
             Self::Short(v) => v[i] as i64,

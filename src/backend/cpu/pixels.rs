@@ -5,7 +5,7 @@
 
 use lite3r_ir::{
     DType, Op, ValueType,
-    ops::{Conv2d, Resize, ScaledConv2d, activation::Activation, images::ImageLayout, shape_rules::strides_for},
+    ops::{Conv2d, ScaledConv2d, activation::Activation, images::ImageLayout, shape_rules::strides_for},
 };
 
 use super::{
@@ -73,7 +73,28 @@ pub const RESIZE: Kernel = Kernel {
     },
     lane: |request| 2 * channels(request) * size_of::<f32>(),
     run: |op, args, results, scratch| match op {
-        Op::Resize(op) => resize(op, args, results, scratch),
+        Op::Resize(op) => resize(|axis, from, to| op.weights(axis, from, to), op.activation, args, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// `resize_grad` by rows of pixels.
+pub const RESIZE_GRAD: Kernel = Kernel {
+    name: "resize_grad.pixels",
+    op: "resize_grad",
+    dtypes: FLOATS,
+    accepts: |request| {
+        all_floats(request)?;
+        match (request.op, request.results[0].elements()) {
+            (Op::ResizeGrad(op), Some(1..)) if op.layout == ImageLayout::Pixels => Ok(()),
+            _ => Err("takes pixels that keep their channels side by side".into()),
+        }
+    },
+    lane: |request| 2 * channels(request) * size_of::<f32>(),
+    run: |op, args, results, scratch| match op {
+        Op::ResizeGrad(op) => {
+            resize(|axis, from, to| op.weights(axis, to, from), Activation::None, args, results, scratch)
+        }
         other => Err(format!("is no kernel for {}", other.name())),
     },
 };
@@ -173,14 +194,21 @@ fn conv2d(
     })
 }
 
-fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+/// Of the taps of an axis from a number of pixels to another, and what is applied to the sum of x and addends.
+fn resize(
+    taps: impl Fn(usize, usize, usize) -> Vec<Vec<(usize, f64)>>,
+    activation: Activation,
+    args: &[Arg<'_>],
+    results: &mut [ArgMut<'_>],
+    scratch: &mut [u8],
+) -> Result<(), String> {
     let x = operand(args, 0)?;
     let (y, positive) = with_positive(results)?;
     let (&[_, h, w, c], &[images, oh, ow, _]) = (x.shape, y.shape) else { return Err("takes images".into()) };
     let x = Floats::of(x)?;
     let addends: Vec<(Floats<'_>, Vec<usize>)> =
         args[1..].iter().map(|a| Ok((Floats::of(a)?, strides_for(a.shape, y.shape)))).collect::<Result<_, String>>()?;
-    let (rows, columns) = (op.weights(0, h, oh), op.weights(1, w, ow));
+    let (rows, columns) = (taps(0, h, oh), taps(1, w, ow));
     let (dtype, size) = (y.dtype, c * y.dtype.size());
     let out = Shared::new(&mut *y.bytes);
     let positive = positive.map(|r| Shared::new(&mut *r.bytes));
@@ -205,7 +233,7 @@ fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
                     _ => sums.iter_mut().zip(addend.view(first, buffer)).for_each(|(y, a)| *y += a),
                 }
             }
-            activate(op.activation, sums);
+            activate(activation, sums);
             // SAFETY: every row of y belongs to one task.
             store(dtype, sums, unsafe { out.slice((task * ow + j) * size, size) })?;
             if let Some(positive) = &positive {

@@ -5,7 +5,7 @@
 
 use lite3r_ir::{
     Op,
-    ops::{Resize, activation::Activation, images::ImageLayout},
+    ops::{activation::Activation, images::ImageLayout},
 };
 
 use super::{
@@ -38,7 +38,26 @@ pub const RESIZE: Kernel = Kernel {
     },
     lane: |request| sizes(request).map_or(0, |s| s.lane()),
     run: |op, args, results, scratch| match op {
-        Op::Resize(op) => resize(op, args, results, scratch),
+        Op::Resize(op) => resize(|axis, from, to| op.weights(axis, from, to), args, results, scratch),
+        other => Err(format!("is no kernel for {}", other.name())),
+    },
+};
+
+/// `resize_grad` in the same way, with taps the other way round.
+pub const RESIZE_GRAD: Kernel = Kernel {
+    name: "resize_grad.separable",
+    op: "resize_grad",
+    dtypes: FLOATS,
+    accepts: |request| {
+        all_floats(request)?;
+        match (request.op, request.results[0].elements()) {
+            (Op::ResizeGrad(op), Some(1..)) if op.layout == ImageLayout::Planes => Ok(()),
+            _ => Err("takes images with pixels, in planes".into()),
+        }
+    },
+    lane: |request| sizes(request).map_or(0, |s| s.lane()),
+    run: |op, args, results, scratch| match op {
+        Op::ResizeGrad(op) => resize(|axis, from, to| op.weights(axis, to, from), args, results, scratch),
         other => Err(format!("is no kernel for {}", other.name())),
     },
 };
@@ -64,7 +83,13 @@ impl Sizes {
     }
 }
 
-fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+/// Of the taps of an axis from a number of pixels to another.
+fn resize(
+    taps: impl Fn(usize, usize, usize) -> Vec<Vec<(usize, f64)>>,
+    args: &[Arg<'_>],
+    results: &mut [ArgMut<'_>],
+    scratch: &mut [u8],
+) -> Result<(), String> {
     let (x, y) = (operand(args, 0)?, only(results)?);
     let (Some(from), Some(to)) = (x.shape.last_chunk::<2>(), y.shape.last_chunk::<2>()) else {
         return Err("takes images".into());
@@ -74,7 +99,7 @@ fn resize(op: &Resize, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &m
     let planes: usize = x.shape[..x.shape.len() - 2].iter().product();
     let x = Floats::of(x)?;
     let (dtype, size) = (y.dtype, y.dtype.size());
-    let (rows, columns) = (Taps::new(&op.weights(0, h, oh)), Taps::new(&op.weights(1, w, ow)));
+    let (rows, columns) = (Taps::new(&taps(0, h, oh)), Taps::new(&taps(1, w, ow)));
     // Many planes keep all cores busy by themselves; few large ones are cut into strips.
     let strip = if planes >= 64 { oh.max(1) } else { STRIP };
     let strips = oh.div_ceil(strip);
