@@ -151,6 +151,16 @@ pub fn distances(predicted: &[Vec3], truth: &[Vec3]) -> Result<Distances> {
     })
 }
 
+/// All points of a cloud: the pixels of all views whose depth is positive and finite, in the common world.
+pub fn cloud(views: &[Surface<'_>]) -> Vec<Vec3> {
+    let valid = |d: &f32| *d > 0.0 && d.is_finite();
+    let pixels = views
+        .iter()
+        .enumerate()
+        .flat_map(|(view, s)| s.depth.iter().enumerate().filter(move |(_, d)| valid(d)).map(move |(i, _)| (view, i)));
+    points(views, &pixels.collect::<Vec<_>>())
+}
+
 /// The harmonic mean of precision and recall; 0 where both are.
 pub fn f_score(precision: f64, recall: f64) -> f64 {
     match precision + recall {
