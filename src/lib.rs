@@ -26,6 +26,7 @@
 pub mod atomic;
 pub mod backbones;
 pub mod backend;
+pub mod benchmark;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod clock;
@@ -38,6 +39,7 @@ pub mod geometry;
 pub mod npy;
 pub mod onnx;
 pub mod plan;
+pub mod predict;
 pub mod recon;
 pub mod rng;
 pub mod scenes;

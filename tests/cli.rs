@@ -138,6 +138,48 @@ fn pictures_become_geometry() {
 }
 
 #[test]
+fn plans_are_measured_by_named_protocols() {
+    let folder = Folder::new();
+    let (dense, lite, saved) = (folder.text("dense.l3r"), folder.text("lite.l3r"), folder.path("report.json"));
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/demo/small_backbone.onnx");
+    let small = small.to_string_lossy();
+    succeeds(COMPILE, &[&small, "-o", &dense, "--bind", "S=3", "-q"]);
+    let sla = "global=sla{keep=0.1,block_k=16,router=sub16,form=centroid}";
+    succeeds(COMPILE, &[&small, "-o", &lite, "--bind", "S=3", "-q", "--attention", sla]);
+    let data = ["--data", "synthetic", "--scenes", "2", "-q"];
+    let eval = |args: &[&str]| succeeds(LITE3R, &[&["eval"], args, &data[..]].concat());
+    let report = eval(&[&dense, &lite, "--protocol", "depth/none,pose/pairs,ate", "--json"]);
+    fs::write(&saved, &report).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    for run in report["runs"].as_array().unwrap() {
+        let rows = run["tables"][0]["rows"].as_array().unwrap();
+        let abs_rel = rows.iter().find(|r| r["protocol"] == "depth/none" && r["measure"] == "AbsRel").unwrap();
+        let mean = abs_rel["mean"]["estimate"].as_f64().unwrap();
+        assert!(mean > 0.0 && mean < 0.3 && abs_rel["scenes"] == 2 && abs_rel["failed"] == 0, "{abs_rel}");
+        assert_eq!(run["samples"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(report["samples"][1]["views"], serde_json::json!([0, 1, 2]));
+    // The frozen samples give the same numbers again, beside other protocols; the published code's faults are named.
+    let text = eval(&[&dense, "--protocol", "depth/none,lite3r-compat", "--samples", &saved.to_string_lossy()]);
+    let mean = report["runs"][0]["tables"][0]["rows"][0]["mean"]["estimate"].as_f64().unwrap();
+    assert!(text.contains(&format!("{mean:.4}")[1..]) && text.contains("fault repeated: chamfer"), "{text}");
+    let named = |line: &&str| line.starts_with("depth/none ") || line.starts_with("lite3r-compat ");
+    assert_eq!(text.lines().filter(named).count(), 5 + 9, "{text}");
+    let mut shown = String::new();
+    for (what, args) in [
+        ("unknown data", &["--data", "landscapes"][..]),
+        ("unknown protocol", &["--data", "synthetic", "--protocol", "auc"]),
+        ("unknown choice", &["--data", "synthetic", "--choice", "best"]),
+        ("no report", &["--data", "synthetic", "--samples", &small]),
+        ("views that the plan does not take", &["--data", "synthetic", "--scenes", "1", "--views", "2"]),
+    ] {
+        let args = [&["eval", &dense, "-q"], args].concat();
+        shown += &format!("## {what}\n{}\n", fails(LITE3R, &args, folder.0.path()));
+    }
+    insta::assert_snapshot!("eval_errors", shown);
+}
+
+#[test]
 fn errors_name_what_is_wrong() {
     let folder = Folder::new();
     let temporary = folder.0.path();

@@ -19,8 +19,27 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("scenes", &[]),
     ("data", &["recon", "scenes"]),
     ("eval", &[]),
+    ("predict", &["plan", "recon"]),
+    ("benchmark", &["plan", "session", "predict", "recon", "scenes", "data", "eval"]),
     ("demo", &["compile", "plan", "backend", "session", "recon", "scenes", "eval"]),
-    ("cli", &["compile", "plan", "backend", "session", "recon", "scenes", "data", "eval", "demo", "onnx", "weights"]),
+    (
+        "cli",
+        &[
+            "compile",
+            "plan",
+            "backend",
+            "session",
+            "recon",
+            "scenes",
+            "data",
+            "eval",
+            "demo",
+            "onnx",
+            "weights",
+            "predict",
+            "benchmark",
+        ],
+    ),
 ];
 
 /// The first path segments behind `crate::` in a source; comments do not count.

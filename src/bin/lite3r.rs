@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lite3r::cli::{self, Common, bench, compare, demo, devices, inspect, run};
+use lite3r::cli::{self, Common, bench, compare, demo, devices, eval, inspect, run};
 
 /// Depth, cameras and point clouds from pictures, by compiled plans
 #[derive(Parser, Debug)]
@@ -23,6 +23,7 @@ enum Command {
     Compare(compare::Args),
     Devices(devices::Args),
     Demo(demo::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             Command::Compare(args) => compare::main(&args, &common),
             Command::Devices(_) => devices::main(&common),
             Command::Demo(args) => demo::main(&args, &common),
+            Command::Eval(args) => eval::main(&args, &common),
         },
     )
 }

@@ -9,6 +9,7 @@ pub mod compare;
 pub mod compile;
 pub mod demo;
 pub mod devices;
+pub mod eval;
 pub mod inspect;
 pub mod progress;
 pub mod run;

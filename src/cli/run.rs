@@ -2,18 +2,16 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
-use lite3r_ir::{Tensor, attr::AttrField};
+use lite3r_ir::Tensor;
 
 use super::{Common, progress};
 use crate::{
     Error, Kind, Result,
     backend::{Probe, Trust},
     npy,
-    plan::{self, ImageInput, OpenOptions},
-    recon::{
-        Da3Method, Family, Fit, Formats, Method, Picture, Prepared, Preprocess, Reconstruction, VggtMode, load_images,
-        load_masks, preprocess, write_all,
-    },
+    plan::OpenOptions,
+    predict,
+    recon::{Formats, Reconstruction, load_images, load_masks, write_all},
     session::{self, Saturated, Session},
 };
 
@@ -126,9 +124,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         return Err(Error::usage("cli.usage", "give pictures, or tensors with `--input NAME=@FILE.npy`"));
     }
     let formats = formats(args)?;
-    let input = session.plan().meta().images.clone().ok_or_else(|| {
-        Error::unsupported("run.images", "the plan has no input for images; give tensors with `--input NAME=@FILE.npy`")
-    })?;
+    let input = predict::image_input(session.plan())?;
     if args.output.is_none() && args.save_outputs.is_none() {
         return Err(Error::usage("cli.usage", "`-o FOLDER` says where the results go"));
     }
@@ -136,18 +132,14 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     if let Some(masks) = &args.masks {
         load_masks(masks, &mut pictures)?;
     }
-    let prepared = prepare(&pictures, &input, args.preprocess.as_deref())?;
+    let prepared = predict::frames(&pictures, &input, args.preprocess.as_deref())?;
     let inputs = BTreeMap::from([(input.name.clone(), prepared.tensor.clone())]);
     let (outputs, seconds) = run(&mut session, &inputs, args, common)?;
     if let Some(path) = &args.save_outputs {
         npy::save_archive(path, &outputs)?;
     }
     let Some(folder) = &args.output else { return finish_tensors(args, common, &outputs, seconds) };
-    let family = match session.plan().meta().family {
-        plan::Family::Vggt => Family::Vggt,
-        plan::Family::Da3 => Family::Da3,
-        plan::Family::Other => Family::detect(&outputs)?,
-    };
+    let family = predict::family(session.plan(), &outputs)?;
     let reconstruction = Reconstruction::from_outputs(&outputs, &prepared, &pictures, family)?;
     let files = write_all(&reconstruction, folder, &formats)?;
     if common.json {
@@ -256,73 +248,12 @@ pub fn read_inputs(inputs: &[String]) -> Result<BTreeMap<String, Tensor>> {
     if problems.is_empty() { Ok(tensors) } else { Err(Error::all(kind, "run.input", problems)) }
 }
 
-/// Pictures as the plan takes them, or what would make them fit.
-pub fn prepare(pictures: &[Picture], input: &ImageInput, mode: Option<&str>) -> Result<Prepared> {
-    let mode = mode.unwrap_or(&input.preprocess);
-    let how = Preprocess { method: method(mode, input.size)?, normalise: !input.normalised_in_graph };
-    let prepared = preprocess(pictures, &how)?;
-    let ([width, height], (wanted_height, wanted_width)) = (prepared.size(), input.size);
-    if (height as usize, width as usize) != (wanted_height, wanted_width) {
-        return Err(Error::usage(
-            "run.size",
-            format!(
-                "`{mode}` makes frames of {height}x{width} pixels (height x width) from these pictures; the plan takes \
-                 {wanted_height}x{wanted_width}: compile a plan of that size, or fit the pictures with `--preprocess \
-                 plain_crop`, plain_pad or plain_stretch"
-            ),
-        ));
-    }
-    Ok(prepared)
-}
-
-fn method(mode: &str, (height, width): (usize, usize)) -> Result<Method> {
-    let parsed = mode.split_once('_').and_then(|(family, rest)| {
-        let word = lite3r_ir::attr::Attr::Word(rest.into());
-        let long = height.max(width) as u32;
-        match family {
-            "vggt" => VggtMode::take(&word).map(|mode| Method::Vggt { mode, size: width as u32 }),
-            "da3" => Da3Method::take(&word).map(|method| Method::Da3 { method, resolution: long }),
-            "plain" => Fit::take(&word).map(|fit| Method::Plain { fit, width: width as u32, height: height as u32 }),
-            _ => None,
-        }
-    });
-    parsed.ok_or_else(|| {
-        let words =
-            |family: &str, all: Vec<&'static str>| all.iter().map(|w| format!("{family}_{w}")).collect::<Vec<_>>();
-        let known = [
-            words("vggt", VggtMode::WORDS.iter().map(|(w, _)| *w).collect()),
-            words("da3", Da3Method::WORDS.iter().map(|(w, _)| *w).collect()),
-            words("plain", Fit::WORDS.iter().map(|(w, _)| *w).collect()),
-        ];
-        Error::usage(
-            "run.preprocess",
-            format!("`{mode}` is no way to make frames; there are {}", known.concat().join(", ")),
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn input(size: (usize, usize), preprocess: &str) -> ImageInput {
-        ImageInput { name: "images".into(), size, normalised_in_graph: true, preprocess: preprocess.into() }
-    }
-
     #[test]
-    fn frames_must_have_the_size_of_the_plan() {
-        let picture = Picture::new("a.png", image::RgbImage::new(640, 480));
-        let fits = prepare(std::slice::from_ref(&picture), &input((392, 518), "vggt_crop"), None).unwrap();
-        assert_eq!(fits.size(), [518, 392]);
-        let error = prepare(std::slice::from_ref(&picture), &input((518, 518), "vggt_crop"), None).unwrap_err();
-        assert!(error.to_string().contains("frames of 392x518 pixels"), "{error}");
-        assert!(prepare(&[picture], &input((518, 518), "vggt_crop"), Some("vggt_pad")).is_ok());
-    }
-
-    #[test]
-    fn unknown_modes_and_inputs_are_named() {
-        let error = method("vggt_squash", (518, 518)).unwrap_err();
-        assert!(error.to_string().contains("vggt_crop, vggt_pad, da3_upper_bound_resize"), "{error}");
+    fn unknown_inputs_are_named() {
         let error = read_inputs(&["x".into(), "y=@/no/such.npy".into()]).unwrap_err();
         assert_eq!(error.problems.len(), 2);
     }

@@ -21,7 +21,7 @@ use crate::{
 pub const THRESHOLD: f64 = 0.05;
 
 /// At most so many points of either cloud are looked at, drawn by a seed.
-pub const MAX_POINTS: usize = 200_000;
+pub const MAX_POINTS: usize = 100_000;
 
 /// What a cloud is moved by before it is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,0 +1,95 @@
+//! Where samples come from: `NAME` or `NAME:PLACE`, as the command line writes it.
+
+mod synthetic;
+
+use super::{Pick, Sample};
+use crate::{Error, Result, rng::Stream};
+
+/// Data with a truth.
+pub trait Source {
+    /// As the command line names it.
+    fn name(&self) -> String;
+
+    /// Sentences that must stand beside every number: units, splits, what is known of the scenes.
+    fn about(&self) -> Vec<String>;
+
+    /// Its scenes, in a fixed order.
+    fn scenes(&self) -> &[SceneInfo];
+
+    /// Draws `views` views of a scene by a stream. Errors: `eval.views` where it has fewer.
+    fn draw(&self, scene: usize, views: usize, choice: Choice, stream: &mut Stream) -> Result<Vec<u32>>;
+
+    /// Reads a sample. Errors: those of the files, each named.
+    fn load(&self, scene: usize, views: &[u32]) -> Result<Sample>;
+}
+
+/// A scene by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SceneInfo {
+    /// Unique in its source.
+    pub name: String,
+    /// What must be known about it; scenes of one group also have a table of their own.
+    pub group: Option<String>,
+}
+
+lite3r_ir::word_enum! {
+    /// How the views of a sample are drawn.
+    pub enum Choice {
+        /// One at random, then always the one that shares most with those already drawn, as the data ranks pairs.
+        Overlap = "overlap",
+        /// All at random, whatever they share.
+        Random = "random",
+        /// The first ones.
+        First = "first",
+    }
+}
+
+/// How a source is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// At most so many scenes; all by default.
+    pub scenes: Option<usize>,
+    /// Makes scenes that are made.
+    pub seed: u64,
+    /// Height and width of the model's frames, for scenes that are rendered.
+    pub size: (usize, usize),
+    /// The most views that will be drawn, for scenes that are rendered.
+    pub views: usize,
+}
+
+/// Opens `NAME` or `NAME:PLACE`. Errors: `eval.data` for an unknown name, those of the data.
+pub fn open(data: &str, request: &Request) -> Result<Box<dyn Source>> {
+    let (name, place) = data.split_once(':').map_or((data, None), |(name, place)| (name, Some(place)));
+    match (name, place) {
+        ("synthetic", place) => Ok(Box::new(synthetic::Synthetic::new(place, request)?)),
+        _ => {
+            let problem = format!("there is no data `{data}`; known: synthetic");
+            Err(Error::usage("eval.data", problem))
+        }
+    }
+}
+
+/// Draws samples of every scene: `each` of them a scene. Each scene has a stream of its own, so the samples of a scene do
+/// not depend on how many scenes there are.
+///
+/// Errors: `eval.views` with every scene that has too few views.
+pub fn draw(source: &dyn Source, views: usize, each: usize, choice: Choice, seed: u64) -> Result<Vec<Pick>> {
+    let (mut picks, mut problems) = (Vec::new(), Vec::new());
+    for (scene, info) in source.scenes().iter().enumerate() {
+        for sample in 0..each {
+            let mut stream = Stream::new(&[seed, scene as u64, sample as u64]);
+            match source.draw(scene, views, choice, &mut stream) {
+                Ok(views) => picks.push(Pick { scene: info.name.clone(), views }),
+                Err(error) => problems.extend(error.problems),
+            }
+        }
+    }
+    problems.dedup();
+    if problems.is_empty() && picks.is_empty() {
+        problems.push(format!("{} has no scenes", source.name()));
+    }
+    match problems.is_empty() {
+        true => Ok(picks),
+        false => Err(Error::all(crate::Kind::BadFile, "eval.views", problems)),
+    }
+}
