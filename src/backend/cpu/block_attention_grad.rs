@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use lite3r_ir::{
-    Op,
+    DType, Op,
     ops::{BlockAttentionGrad, BlockTranspose, blocks::Blocks},
 };
 
@@ -143,7 +143,7 @@ fn add(to: &mut [f32], from: &[f32]) {
 pub const BLOCK_TRANSPOSE: Kernel = Kernel {
     name: "block_transpose.counted",
     op: "block_transpose",
-    dtypes: &[],
+    dtypes: &[DType::I32],
     accepts: |_| Ok(()),
     lane: |_| 0,
     run: |op, args, results, _| match op {

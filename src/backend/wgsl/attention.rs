@@ -90,11 +90,11 @@ pub enum Keys {
 /// The lists of a launch.
 pub struct Lists {
     /// The cuts of queries, of keys, and of keys that have a centroid.
-    cuts: [Vec<u32>; 3],
+    pub cuts: [Vec<u32>; 3],
     /// Tokens of the longest query block.
-    tokens: usize,
+    pub tokens: usize,
     /// How many lists a head has, how many key blocks there are, how long a list is, how many centroids there are.
-    counts: [usize; 4],
+    pub counts: [usize; 4],
 }
 
 impl Lists {
@@ -365,8 +365,16 @@ mod tests {
 
     #[test]
     fn cases_are_taken_except_over_codes() {
-        let family =
-            ["attention", "self_attention", "block_attention", "linear_attention", "block_route", "block_mean"];
+        let family = [
+            "attention",
+            "self_attention",
+            "block_attention",
+            "linear_attention",
+            "block_route",
+            "block_mean",
+            "attention_grad",
+            "block_attention_grad",
+        ];
         let mut seen = 0;
         for case in Op::all_cases().into_iter().filter(|c| family.contains(&c.op.name())) {
             let operands: Vec<ValueType> = case.inputs.iter().map(Tensor::value_type).collect();

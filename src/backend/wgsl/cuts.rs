@@ -172,6 +172,8 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             cuts
         }
         Op::SelfAttention(_) => vec![of.cut([(0, 0)], 0)],
+        Op::AttentionGrad(op) => of.heads_of_gradients(op.merged, 3),
+        Op::BlockAttentionGrad(op) => of.heads_of_gradients(op.merged, op.results_at()),
         Op::BlockAttention(op) => of.heads(op.merged, 0..=last),
         Op::LinearAttention(op) => {
             let shared = op.weights_at();
@@ -181,7 +183,7 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             }
             cuts
         }
-        Op::BlockMean(_) | Op::BlockRoute(_) => of.heads(false, 0..=last),
+        Op::BlockMean(_) | Op::BlockRoute(_) | Op::BlockTranspose(_) => of.heads(false, 0..=last),
         Op::Gather(op) => {
             let indices = of.x[1].len();
             let beside = |d: usize| of.cut([(0, d)], if d < op.axis { d } else { d - 1 + indices });
@@ -257,5 +259,15 @@ impl Shapes {
             heads.results[0] = Some((2, self.y[0][2].checked_div(count).unwrap_or(0)));
         }
         vec![through(0), heads]
+    }
+
+    /// The same where operands `first` and its next but one are perhaps [B, N, H·E], and no result is.
+    fn heads_of_gradients(&self, merged: bool, first: usize) -> Vec<Cut> {
+        let mut cuts = self.heads(false, 0..self.x.len());
+        if let (true, [_, heads]) = (merged, &mut cuts[..]) {
+            let width = self.x[first][2].checked_div(heads.size).unwrap_or(0);
+            (heads.operands[first], heads.operands[first + 2]) = (Some((2, width)), Some((2, width)));
+        }
+        cuts
     }
 }

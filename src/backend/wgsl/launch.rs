@@ -3,7 +3,7 @@
 //! **Architecture Invariant:** lowering is a pure function of operation and types. It runs when a plan is made, to learn
 //! which shaders it carries, and again when it is loaded, to bind buffers; both times with the same answer.
 
-use lite3r_ir::ValueType;
+use lite3r_ir::{DType, Dim, ValueType};
 
 use super::shader::Shader;
 use crate::backend::Request;
@@ -100,6 +100,25 @@ impl Binding {
     /// Scratch memory.
     pub fn scratch(offset: usize, bytes: usize) -> Self {
         Self { base: Base::Scratch, offset: offset as u64, bytes: bytes as u64 }
+    }
+}
+
+/// Scratch memory that is handed out from the start.
+#[derive(Default)]
+pub struct Scratch(pub usize);
+
+impl Scratch {
+    /// Room for a value in f32.
+    pub fn take(&mut self, shape: &[usize]) -> Placed {
+        self.take_as(DType::F32, shape)
+    }
+
+    /// Room for a value.
+    pub fn take_as(&mut self, dtype: DType, shape: &[usize]) -> Placed {
+        let at = self.0;
+        let bytes = dtype.size() * shape.iter().product::<usize>();
+        self.0 = (at + bytes).next_multiple_of(256);
+        (ValueType::new(dtype, shape.iter().map(|n| Dim::from(*n))), Binding::scratch(at, bytes))
     }
 }
 

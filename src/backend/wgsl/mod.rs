@@ -9,6 +9,7 @@
 pub mod adapter;
 pub mod alone;
 mod attention;
+mod attention_grad;
 mod bind;
 #[cfg(test)]
 mod conformance;
@@ -94,6 +95,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     quantize::KERNELS,
     heads::KERNELS,
     attention::KERNELS,
+    attention_grad::KERNELS,
     sparse::KERNELS,
 ];
 

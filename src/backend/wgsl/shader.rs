@@ -35,8 +35,11 @@ pub const FILES: &[(&str, &str)] = &[
     ("rows.wgsl", include_str!("../../../shaders/rows.wgsl")),
     ("attention.wgsl", include_str!("../../../shaders/attention.wgsl")),
     ("attention_cooperative.wgsl", include_str!("../../../shaders/attention_cooperative.wgsl")),
+    ("attention_delta.wgsl", include_str!("../../../shaders/attention_delta.wgsl")),
+    ("attention_grad.wgsl", include_str!("../../../shaders/attention_grad.wgsl")),
     ("block_lists.wgsl", include_str!("../../../shaders/block_lists.wgsl")),
     ("block_mean.wgsl", include_str!("../../../shaders/block_mean.wgsl")),
+    ("block_transpose.wgsl", include_str!("../../../shaders/block_transpose.wgsl")),
     ("block_route.wgsl", include_str!("../../../shaders/block_route.wgsl")),
     ("features.wgsl", include_str!("../../../shaders/features.wgsl")),
     ("linear_attention.wgsl", include_str!("../../../shaders/linear_attention.wgsl")),
@@ -47,11 +50,12 @@ pub const FILES: &[(&str, &str)] = &[
 ];
 
 /// Files whose shaders find what they read and write from sizes alone, never from what a tensor holds; lists are kept within
-/// sizes by what writes them down, `block_lists.wgsl`. They run without checks of their own at run time, which cost
-/// products up to 40 %.
+/// sizes by what writes them down, `block_lists.wgsl`, or by what reads them. They run without checks of their own at run
+/// time, which cost products up to 40 %.
 const BOUNDED: &[&str] = &[
     "attention.wgsl",
     "attention_cooperative.wgsl",
+    "attention_grad.wgsl",
     "conv2d.wgsl",
     "gemm.wgsl",
     "gemm_few.wgsl",

@@ -2,7 +2,7 @@
 //! key blocks are attended to, and attention through a feature map.
 
 use lite3r_ir::{
-    DType, Dim, Op, ValueType,
+    DType, Op, ValueType,
     ops::{
         BlockMean, Linear, MatMul, ReduceMean, Sub,
         block_route::{Own, Router},
@@ -17,7 +17,7 @@ use super::{
     dims,
     floats::{FLOATS, only},
     gemm::store,
-    launch::{Binding, Launch, Lowered, Placed, THREADS, folded, word},
+    launch::{Binding, Launch, Lowered, Placed, Scratch, THREADS, folded, word},
     shader::{Shader, Tensors},
     wide::{either, through_f32},
     within,
@@ -35,25 +35,6 @@ const MAX_ALWAYS: usize = 32;
 
 /// Workgroups that a device is filled by.
 const WORKGROUPS: usize = 512;
-
-/// Scratch memory that is handed out from the start.
-#[derive(Default)]
-struct Scratch(usize);
-
-impl Scratch {
-    /// Room for a value in f32.
-    fn take(&mut self, shape: &[usize]) -> Placed {
-        self.take_as(DType::F32, shape)
-    }
-
-    /// Room for a value.
-    fn take_as(&mut self, dtype: DType, shape: &[usize]) -> Placed {
-        let at = self.0;
-        let bytes = dtype.size() * shape.iter().product::<usize>();
-        self.0 = (at + bytes).next_multiple_of(256);
-        (ValueType::new(dtype, shape.iter().map(|n| Dim::from(*n))), Binding::scratch(at, bytes))
-    }
-}
 
 fn block_mean(request: &Request<'_>) -> Result<Lowered, String> {
     let Op::BlockMean(op) = request.op else { return Err("computes block_mean".into()) };
