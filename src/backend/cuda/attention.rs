@@ -47,6 +47,11 @@ impl Cut {
         // A block longer than the sequence is the sequence.
         Ok(Self { tokens: narrow(n)?, size: narrow(size.min(n.max(1)))?, runs: pattern.len() as i32, lengths })
     }
+
+    /// Tokens of the longest block.
+    pub fn size(&self) -> usize {
+        self.size as usize
+    }
 }
 
 /// Where rows of a result lie, as `cuda/include/rows.cuh` lays it out.
