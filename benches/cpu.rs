@@ -7,8 +7,8 @@ use lite3r::backend::{
     cpu::{Arg, ArgMut, KERNELS},
 };
 use lite3r_ir::{
-    DType, Op, Tensor,
-    ops::{Attention, Conv2d, Linear, activation::Activation},
+    DType, Op, Tensor, ValueType,
+    ops::{Attention, AttentionGrad, Conv2d, Linear, activation::Activation},
 };
 
 /// Memory aligned as the executor aligns it.
@@ -32,16 +32,21 @@ fn bench(c: &mut Criterion, name: &str, op: Op, shapes: &[&[usize]]) {
         .zip(&inputs)
         .map(|(m, t)| Arg { dtype: DType::F32, shape: t.shape(), bytes: &bytemuck::cast_slice(m)[..t.bytes().len()] })
         .collect();
-    let shape = results[0].dims().expect("static");
-    let bytes = results[0].bytes().expect("static");
-    let mut out = memory(bytes);
+    let shapes: Vec<_> = results.iter().map(|ty| ty.dims().expect("static")).collect();
+    let bytes = |ty: &ValueType| ty.bytes().expect("static");
+    let mut held: Vec<_> = results.iter().map(|ty| memory(bytes(ty))).collect();
     let mut group = c.benchmark_group("cpu");
     group.sample_size(10).throughput(Throughput::Elements(op.cost(&operands, &results).flops as u64));
     group.bench_function(name, |b| {
         b.iter(|| {
-            let out =
-                ArgMut { dtype: DType::F32, shape: &shape, bytes: &mut bytemuck::cast_slice_mut(&mut out)[..bytes] };
-            (kernel.run)(&op, &args, &mut [out], bytemuck::cast_slice_mut(&mut scratch)).expect("runs");
+            let all = held.iter_mut().zip(results.iter().zip(&shapes));
+            let out = all.map(|(memory, (ty, shape))| ArgMut {
+                dtype: ty.dtype,
+                shape,
+                bytes: &mut bytemuck::cast_slice_mut(memory)[..bytes(ty)],
+            });
+            (kernel.run)(&op, &args, &mut out.collect::<Vec<_>>(), bytemuck::cast_slice_mut(&mut scratch))
+                .expect("runs");
         })
     });
     group.finish();
@@ -52,6 +57,9 @@ fn kernels(c: &mut Criterion) {
     bench(c, "linear 2919x1024x4096 gelu", gelu.into(), &[&[2919, 1024], &[4096, 1024], &[4096]]);
     let heads: &[usize] = &[1, 16, 2919, 64];
     bench(c, "attention 2919 tokens, 16 heads of 64", Attention::new(0.125).into(), &[heads, heads, heads]);
+    let back = AttentionGrad { scale: 0.125, merged: false };
+    let results: [&[usize]; 3] = [heads, &heads[..3], heads];
+    bench(c, "its gradient", back.into(), &[&[heads; 3][..], &results].concat());
     let conv = Conv2d::same(1, true);
     bench(c, "conv2d 3x3 256->256 at 108x144", conv.into(), &[&[1, 256, 108, 144], &[256, 256, 3, 3], &[256]]);
 }
