@@ -10,8 +10,7 @@
 // centroids, seen by the query blocks that those lists leave out.
 //
 // Macros: TX elements of q, k, v, do and the results; WIDTH the greater head dimension, rounded up; ROWS; COLUMNS.
-#include "blocks.cuh"
-#include "rows.cuh"
+#include "attention_grad.cuh"
 
 // The logarithm of a sum of which every weight is zero.
 #define NOTHING __uint_as_float(0x7f800000)
@@ -36,8 +35,6 @@ extern "C" __global__ void __launch_bounds__(256) deltas(
 
 #ifdef WIDTH
 const u32 OWNED = ROWS * 16, OTHERS = COLUMNS * 16, SUMS = WIDTH / 16;
-
-struct Sizes { u32 query_blocks, key_blocks, longest, centroids, tiles, n, m, d, e; float scale; };
 
 extern "C" __global__ void __launch_bounds__(256, 2) reverse(
     const TX* __restrict__ q, const TX* __restrict__ k, const TX* __restrict__ v, const TX* __restrict__ g,

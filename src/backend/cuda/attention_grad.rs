@@ -48,6 +48,13 @@ pub struct Counts {
     scale: f32,
 }
 
+impl Counts {
+    /// How many key blocks lists tell apart.
+    pub fn key_blocks(&self) -> usize {
+        self.key_blocks as usize
+    }
+}
+
 /// A gradient of attention.
 pub struct Gradient {
     /// Sizes of q, k and v.
@@ -70,6 +77,11 @@ impl Gradient {
         let (s, dtype) = (Sizes::of(request.operands)?, request.operands[0].dtype);
         only(&request.operands[first..])?;
         Ok(Self { s, dtype, scale, rows: Rows::of(s, merged), first, lists: None })
+    }
+
+    /// Whether centroids stand beside the keys.
+    fn has_centroids(&self) -> bool {
+        self.lists.as_ref().is_some_and(|lists| lists.counts[3] > 0)
     }
 
     /// Bytes of scratch memory: two numbers a query.
@@ -125,7 +137,7 @@ impl Gradient {
 
     /// Operands and results of a launch, in the order of kernels.
     pub fn pointers(&self, of: Of) -> Vec<Arg> {
-        let (listed, central) = (self.lists.is_some(), self.first == 8);
+        let (listed, central) = (self.lists.is_some(), self.has_centroids());
         let [k, v] = if of == Of::Centroids { [6, 7] } else { [1, 2] };
         let mut pointers = [0, k, v, self.first + 2].map(Arg::operand).to_vec();
         pointers.push(Arg::scratch(0));
@@ -152,7 +164,7 @@ impl Gradient {
         let (owned, others) = (rows * 16, columns * 16);
         let (cuts, counts, blocks) = self.counts(of, owned)?;
         let floats = (owned + others) * (s.d + s.e + 2) + 2 * owned * (others + 1) + 3 * others + 4 * owned;
-        let shared = 4 * (floats + (counts.key_blocks as usize).div_ceil(32));
+        let shared = 4 * (floats + counts.key_blocks().div_ceil(32));
         let module = Module::new("attention_grad.cu")
             .element("TX", self.dtype)
             .define("WIDTH", width)
@@ -170,14 +182,15 @@ impl Gradient {
     /// All launches, those of dq, dk and dv by `reverse`.
     pub fn lowered(&self, reverse: impl Fn(Of) -> Result<Launch, String>) -> Result<Lowered, String> {
         let mut launches = vec![self.deltas()?, reverse(Of::Queries)?, reverse(Of::Keys)?];
-        if self.first == 8 {
+        if self.has_centroids() {
             launches.push(reverse(Of::Centroids)?);
         }
         Ok(Lowered { launches, scratch: self.scratch() })
     }
 }
 
-fn grid(blocks: usize) -> Result<[u32; 3], String> {
+/// So many blocks.
+pub fn grid(blocks: usize) -> Result<[u32; 3], String> {
     Ok([u32::try_from(blocks).map_err(|_| "takes fewer than 2^32 blocks")?, 1, 1])
 }
 
@@ -218,7 +231,7 @@ fn block_transpose(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use lite3r_ir::{Dim, ValueType, ops::AttentionGrad};
 
     use super::*;

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod attention_e4m3;
 pub mod attention_e4m3_mma;
 pub mod attention_grad;
+pub mod attention_grad_mma;
 pub mod attention_mma;
 pub mod attention_wgmma;
 pub mod block_mean;
@@ -133,6 +134,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     attention_e4m3::KERNELS,
     attention_e4m3_mma::KERNELS,
     attention::KERNELS,
+    attention_grad_mma::KERNELS,
     attention_grad::KERNELS,
     block_route_mma::KERNELS,
     linear_attention_mma::KERNELS,
