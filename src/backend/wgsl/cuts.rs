@@ -96,6 +96,7 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             of.beside(first, (0..rank).filter(|d| *d != axis))
         }
         Op::LayerNorm(_) => of.beside(first, rows),
+        Op::LayerNormGrad(_) => of.beside(|i| i < 2, rows),
         Op::LayerNormQuantize(op) if op.scale != Granularity::Tensor => of.beside(first, rows),
         Op::Quantize(op) if op.scale != Granularity::Tensor => of.beside(first, rows),
         Op::FakeQuantize(op) if op.scale != Granularity::Tensor => of.beside(first, rows),
@@ -145,6 +146,10 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             }
             cuts
         }
+        Op::Conv2dWeightGrad(op) if op.groups == 1 => {
+            let channels = if op.layout == ImageLayout::Planes { 1 } else { 3 };
+            vec![of.cut([(1, channels)], 0), of.cut([(0, channels)], channels)]
+        }
         Op::ConvTranspose2d(op) => {
             let mut cuts = vec![of.cut([(0, 0)], 0)];
             if op.groups == 1 {
@@ -159,6 +164,10 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             cuts
         }
         Op::Resize(op) => match op.layout {
+            ImageLayout::Planes => of.beside(all, 0..rank.saturating_sub(2)),
+            ImageLayout::Pixels => of.beside(all, [0, 3]),
+        },
+        Op::ResizeGrad(op) => match op.layout {
             ImageLayout::Planes => of.beside(all, 0..rank.saturating_sub(2)),
             ImageLayout::Pixels => of.beside(all, [0, 3]),
         },
@@ -189,6 +198,11 @@ pub fn cuts(request: &Request<'_>) -> Result<Vec<Cut>, String> {
             let beside = |d: usize| of.cut([(0, d)], if d < op.axis { d } else { d - 1 + indices });
             let picked = (0..indices).map(|d| of.cut([(1, d)], op.axis + d));
             (0..of.x[0].len()).filter(|d| *d != op.axis).map(beside).chain(picked).collect()
+        }
+        Op::ScatterAdd(op) => {
+            let indices = of.x[1].len();
+            let own = |d: usize| if d < op.axis { d } else { d - 1 + indices };
+            (0..rank).filter(|d| *d != op.axis).map(|d| of.cut([(0, own(d))], d)).collect()
         }
         Op::GatherElements(op) => {
             let others = (0..rank).filter(|d| *d != op.axis);

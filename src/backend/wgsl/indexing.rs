@@ -5,8 +5,10 @@ use lite3r_ir::{DType, Op, ops::shape_rules::strides};
 use super::{
     Kernel, dims,
     elementwise::{MAX_RANK, packed},
+    floats::FLOATS,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
+    wide::through_f32,
 };
 use crate::backend::{Request, gpu::walk::join};
 
@@ -21,6 +23,7 @@ pub const KERNELS: &[Kernel] = &[
     row("gather_elements.elements", "gather_elements", gather_elements),
     row("scatter_elements.last", "scatter_elements", scatter),
     row("scatter_nd.last", "scatter_nd", scatter),
+    Kernel::plain("scatter_add.elements", "scatter_add", FLOATS, |request| through_f32(request, scatter_add)),
     Kernel::plain("range.steps", "range", &[DType::I64], range),
 ];
 
@@ -184,6 +187,37 @@ fn scatter(request: &Request<'_>) -> Result<Lowered, String> {
         )?,
     ];
     Ok(Lowered { launches, scratch: 4 * slots })
+}
+
+/// A thread sums an element over all indices, in their order.
+fn scatter_add(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::ScatterAdd(op) = request.op else { return Err("computes scatter_add".into()) };
+    if !FLOATS.contains(&request.operands[0].dtype) {
+        return Err(format!("takes f32, f16 and bf16, not {}", request.operands[0]));
+    }
+    let (g, indices, y) = (dims(&request.operands[0])?, dims(&request.operands[1])?, dims(&request.results[0])?);
+    word(g.iter().product())?;
+    let sizes = Sizes {
+        count: y.iter().product(),
+        batch: y[op.axis],
+        inner: y[op.axis + 1..].iter().product(),
+        start: word(indices.iter().product())?,
+        ..Sizes::default()
+    };
+    let body = "fn body(at: u32) {
+    let slice = at / sizes.inner;
+    let outer = slice / sizes.batch * sizes.start;
+    var sum = 0.0;
+    for (var k = 0u; k < sizes.start; k++) {
+        if wrapped(indices_at(k), sizes.batch) == slice % sizes.batch {
+            sum += g_at((outer + k) * sizes.inner + at % sizes.inner);
+        }
+    }
+    y_set(at, sum);
+}";
+    let (g, indices) = (request.operands[0].dtype, request.operands[1].dtype);
+    let tensors = Tensors::default().read("g", g).read("indices", indices).single("y", DType::F32);
+    Ok(launch(tensors, Some(body), Binding::all(request), &sizes)?.into())
 }
 
 fn range(request: &Request<'_>) -> Result<Lowered, String> {

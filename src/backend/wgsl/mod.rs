@@ -14,6 +14,7 @@ mod bind;
 #[cfg(test)]
 mod conformance;
 mod conv;
+mod conv_weight_grad;
 mod cuts;
 mod elementwise;
 pub mod exec;
@@ -91,6 +92,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     reduce::KERNELS,
     indexing::KERNELS,
     conv::KERNELS,
+    conv_weight_grad::KERNELS,
     resize::KERNELS,
     quantize::KERNELS,
     heads::KERNELS,

@@ -19,6 +19,10 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel::plain("resize.fours", "resize", FLOATS, |request| lower(request, true)),
     Kernel::plain("resize.elements", "resize", FLOATS, |request| through_f32(request, |request| lower(request, false))),
+    Kernel::plain("resize_grad.fours", "resize_grad", FLOATS, |request| lower(request, true)),
+    Kernel::plain("resize_grad.elements", "resize_grad", FLOATS, |request| {
+        through_f32(request, |request| lower(request, false))
+    }),
 ];
 
 /// Operands behind x that a kernel adds, at most.
@@ -52,10 +56,19 @@ impl Taps {
 
 /// A thread computes an element, or `by_fours` channels side by side.
 fn lower(request: &Request<'_>, by_fours: bool) -> Result<Lowered, String> {
-    let Op::Resize(op) = request.op else { return Err(format!("does not compute {}", request.op.name())) };
     floats(request)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
+    // Of a gradient, with taps the other way round and nothing added.
+    let (op, back) = match request.op {
+        Op::Resize(op) => (op.clone(), None),
+        Op::ResizeGrad(op) => (op.resize([]), Some(op)),
+        other => return Err(format!("does not compute {}", other.name())),
+    };
     let ([images, channels, h, w], [.., oh, ow]) = (op.sizes(&x)?, op.sizes(&y)?);
+    let weights = |axis: usize, from: usize, to: usize| match back {
+        Some(back) => back.weights(axis, to, from),
+        None => op.weights(axis, from, to),
+    };
     word(x.iter().product())?;
     word(y.iter().product())?;
     if y.contains(&0) {
@@ -121,7 +134,7 @@ fn lower(request: &Request<'_>, by_fours: bool) -> Result<Lowered, String> {
         format!("fn finish(sum: Value, at: u32, image: u32, row: u32, column: u32, channel: u32) {{\n{finish}}}"),
     );
 
-    let (rows, columns) = (Taps::new(op.weights(0, h, oh))?, Taps::new(op.weights(1, w, ow))?);
+    let (rows, columns) = (Taps::new(weights(0, h, oh))?, Taps::new(weights(1, w, ow))?);
     let mut launches = Vec::new();
     for (first_row, down) in rows.bands() {
         for (first_column, along) in columns.bands() {

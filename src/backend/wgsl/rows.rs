@@ -15,6 +15,7 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     Kernel::plain("softmax.rows", "softmax", FLOATS, |r| through_f32(r, softmax)),
     Kernel::plain("layer_norm.rows", "layer_norm", FLOATS, |r| through_f32(r, layer_norm)),
+    Kernel::plain("layer_norm_grad.rows", "layer_norm_grad", FLOATS, |r| through_f32(r, layer_norm_grad)),
 ];
 
 /// Launches over rows of `length` elements that lie `step` apart.
@@ -70,4 +71,33 @@ fn layer_norm(request: &Request<'_>) -> Result<Lowered, String> {
 }}"
     );
     rows(request, &["x", "g", "b"], [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
+}
+
+fn layer_norm_grad(request: &Request<'_>) -> Result<Lowered, String> {
+    let Op::LayerNormGrad(op) = request.op else { return Err("computes layer_norm_grad".into()) };
+    let shape = dims(&request.operands[1])?;
+    let gain = if request.operands.len() == 3 { "g_at(start + i) * gain_at(i)" } else { "g_at(start + i)" };
+    let row = format!(
+        "fn h_at(start: u32, i: u32) -> f32 {{ return {gain}; }}
+fn row(start: u32, thread: u32) {{
+    let count = f32(sizes.length);
+    var sum = 0.0;
+    for (var i = thread; i < sizes.length; i += 256u) {{ sum += x_at(start + i); }}
+    let mean = sum_of(sum, thread) / count;
+    var sums = vec3(0.0);
+    for (var i = thread; i < sizes.length; i += 256u) {{
+        let v = x_at(start + i) - mean;
+        let h = h_at(start, i);
+        sums = fma(vec3(v, h, h), vec3(v, v, 1.0), sums);
+    }}
+    let scale = 1.0 / sqrt(sum_of(sums.x, thread) / count + sizes.eps);
+    let along = sum_of(sums.y, thread) / count * scale * scale;
+    let level = sum_of(sums.z, thread) / count;
+    for (var i = thread; i < sizes.length; i += 256u) {{
+        let v = x_at(start + i) - mean;
+        y_set(start + i, fma(-v, along, h_at(start, i) - level) * scale);
+    }}
+}}"
+    );
+    rows(request, &["g", "x", "gain"], [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
 }

@@ -21,6 +21,7 @@ use lite3r_ir::DType;
 /// Every file of `shaders/`.
 pub const FILES: &[(&str, &str)] = &[
     ("conv2d.wgsl", include_str!("../../../shaders/conv2d.wgsl")),
+    ("conv2d_weight_grad.wgsl", include_str!("../../../shaders/conv2d_weight_grad.wgsl")),
     ("conv_transpose2d.wgsl", include_str!("../../../shaders/conv_transpose2d.wgsl")),
     ("elementwise.wgsl", include_str!("../../../shaders/elementwise.wgsl")),
     ("fill.wgsl", include_str!("../../../shaders/fill.wgsl")),
@@ -57,6 +58,7 @@ const BOUNDED: &[&str] = &[
     "attention_cooperative.wgsl",
     "attention_grad.wgsl",
     "conv2d.wgsl",
+    "conv2d_weight_grad.wgsl",
     "gemm.wgsl",
     "gemm_few.wgsl",
     "gemm_matrices.wgsl",
