@@ -9,7 +9,7 @@
 //!
 //! `pixels` and `planes` are transposes. One walk in topological order remembers which planes have pixels already, so
 //! that transposes stay at the borders only: where a network is given images, or asks for planes. Weights are turned
-//! when the plan is made. Images of fewer than eight channels stay as they are, grouped convolutions too: no tensor
+//! when the plan is made. Gradients of weights are taken from pixels and put into planes again, as the weights lie. Images of fewer than eight channels stay as they are, grouped convolutions too: no tensor
 //! core reads their pixels.
 
 use std::collections::{HashMap, HashSet};
@@ -18,7 +18,9 @@ use super::{Effect, Options, Pass, PassError, Report, dce::weight_time, uses::re
 use crate::{
     dim::Dim,
     graph::{Graph, NodeId, Value},
-    ops::{Conv2d, Linear, Op, Reshape, Resize, Transpose, images::ImageLayout},
+    ops::{
+        Conv2d, Conv2dWeightGrad, Linear, Op, ReduceSum, Reshape, Resize, ResizeGrad, Transpose, images::ImageLayout,
+    },
     patch::{Patch, PatchError},
 };
 
@@ -57,6 +59,18 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
                 walk.replace(graph, id, op)?;
                 resizes += 1;
             }
+            Op::ResizeGrad(op) if op.layout == ImageLayout::Planes && walk.has_pixels(graph, id) => {
+                let op = ResizeGrad { layout: ImageLayout::Pixels, ..op };
+                walk.replace(graph, id, op)?;
+                resizes += 1;
+            }
+            Op::Conv2dWeightGrad(op) if dense(&op) && walk.has_pixels(graph, id) => {
+                walk.weights(graph, id, op)?;
+                convolutions += 1;
+            }
+            Op::ReduceSum(op) if over_images(&op) && walk.pixels.contains_key(&graph.operands(id)[0]) => {
+                walk.sum(graph, id)?;
+            }
             Op::Transpose(op) => walk.transpose(graph, id, &op.perm)?,
             op if elementwise(&op) && walk.has_pixels(graph, id) => walk.replace(graph, id, op)?,
             _ => {}
@@ -78,11 +92,22 @@ fn pointwise(graph: &Graph, id: NodeId, op: &Conv2d) -> bool {
     kernel.iter().all(Dim::is_one) && op.strides == [1, 1] && op.pads == [0; 4]
 }
 
+/// Whether a gradient of weights is that of a dense convolution in planes.
+fn dense(op: &Conv2dWeightGrad) -> bool {
+    op.layout == ImageLayout::Planes && op.groups == 1
+}
+
+/// Whether a sum leaves one number a channel.
+fn over_images(op: &ReduceSum) -> bool {
+    op.axes == ImageLayout::Planes.beside_channels() && !op.keep
+}
+
 fn elementwise(op: &Op) -> bool {
     matches!(
         op,
         Op::Relu(_) | Op::Gelu(_) | Op::Silu(_) | Op::Sigmoid(_) | Op::Tanh(_) | Op::Exp(_) | Op::Clip(_) | Op::Cast(_)
     ) || matches!(op, Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Div(_))
+        || matches!(op, Op::Neg(_) | Op::Erf(_) | Op::Less(_) | Op::Where(_))
 }
 
 struct Walk {
@@ -169,6 +194,31 @@ impl Walk {
         let Conv2d { activation, bias, residual, .. } = op;
         let y = patch.wire(Linear { activation, residual, ..Linear::new(bias) }, &inputs)?;
         self.shunt(patch, id, y)
+    }
+
+    /// The pixels of x and of cotangents give the weights as these lie in pixels.
+    fn weights(&mut self, graph: &mut Graph, id: NodeId, op: Conv2dWeightGrad) -> Result<(), PatchError> {
+        let operands = graph.operands(id);
+        let mut patch = Patch::new(graph, "channels_last", result(id));
+        let x = self.turned(&mut patch, operands[0])?;
+        let g = self.turned(&mut patch, operands[1])?;
+        let turned = patch.wire(Conv2dWeightGrad { layout: ImageLayout::Pixels, ..op }, &[x, g])?;
+        let planes = patch.wire(Transpose { perm: TO_PLANES.into() }, &[turned])?;
+        patch.shunt(result(id), planes)?;
+        patch.apply();
+        Ok(())
+    }
+
+    /// What is left of images for each channel.
+    fn sum(&mut self, graph: &mut Graph, id: NodeId) -> Result<(), PatchError> {
+        let planes = graph.operands(id)[0];
+        let mut patch = Patch::new(graph, "channels_last", result(id));
+        let x = self.turned(&mut patch, planes)?;
+        let axes = ImageLayout::Pixels.beside_channels().to_vec();
+        let sum = patch.wire(ReduceSum { axes, keep: false }, &[x])?;
+        patch.shunt(result(id), sum)?;
+        patch.apply();
+        Ok(())
     }
 
     /// A transpose to planes tells where their pixels are; one back is nothing.
