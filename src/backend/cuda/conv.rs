@@ -29,12 +29,16 @@ pub const CODES: &[DType] = &[DType::F8E4M3];
 /// Sizes of one image and group, as `cuda/include/convolution.cuh` lays them out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct Convolution {
-    outputs: u32,
-    depth: u32,
-    groups: u32,
+pub struct Convolution {
+    /// Of a group.
+    pub outputs: u32,
+    /// Input channels of a group times taps.
+    pub depth: u32,
+    /// Channel groups.
+    pub groups: u32,
     from: [u32; 2],
-    to: [u32; 2],
+    /// Height and width of the result.
+    pub to: [u32; 2],
     strides: [u32; 2],
     dilations: [u32; 2],
     pads: [u32; 2],
@@ -42,9 +46,10 @@ struct Convolution {
 
 /// A convolution with all sizes.
 pub struct Geometry {
-    sizes: Convolution,
+    /// As kernels take it.
+    pub sizes: Convolution,
     /// Images times groups.
-    planes: usize,
+    pub planes: usize,
     /// Strides, pads and the rest, of codes as of other elements.
     pub op: Conv2d,
     /// Rows and columns of taps.

@@ -1,10 +1,12 @@
-//! `cuda/indexing.cu`: elements and slices picked or replaced by index, and sequences.
+//! `cuda/indexing.cu` and `cuda/scatter_add.cu`: elements and slices picked, replaced or added up by index, and
+//! sequences.
 
 use lite3r_ir::{DType, Op, ValueType, ops::shape_rules::strides};
 
 use super::{
     Arch, Kernel, dims,
     elementwise::{MAX_RANK, walk},
+    floats::{FLOATS, only},
     launch::{Arg, Launch, Lowered, Module, index_type},
     movement::{chunk, element},
 };
@@ -21,6 +23,7 @@ pub const KERNELS: &[Kernel] = &[
     row("gather_elements.elements", "gather_elements", gather_elements),
     row("scatter_elements.last", "scatter_elements", scatter),
     row("scatter_nd.last", "scatter_nd", scatter),
+    Kernel { name: "scatter_add.elements", op: "scatter_add", dtypes: FLOATS, lower: scatter_add },
     Kernel { name: "range.steps", op: "range", dtypes: &[DType::I64], lower: range },
 ];
 
@@ -143,6 +146,20 @@ fn scatter(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
         ],
         scratch: slots * size_of::<i32>(),
     })
+}
+
+fn scatter_add(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let Op::ScatterAdd(op) = request.op else { return Err("computes scatter_add".into()) };
+    only(&request.operands[..1])?;
+    let (indices, y) = (dims(&request.operands[1])?, dims(&request.results[0])?);
+    let n: usize = y.iter().product();
+    let module = Module::new("scatter_add.cu")
+        .element("TX", request.operands[0].dtype)
+        .element("TI", request.operands[1].dtype)
+        .define("INDEX", index_type(n as u64));
+    let sizes = numbers([indices.iter().product(), y[op.axis], y[op.axis + 1..].iter().product()]);
+    let args = [Arg::operand(0), Arg::operand(1), Arg::result(0)].into_iter().chain(sizes);
+    Ok(launch(&module, "scatter_add", n, args).into())
 }
 
 fn range(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {

@@ -15,6 +15,7 @@ pub mod block_route_mma;
 pub mod conv;
 pub mod conv_pixels;
 pub mod conv_transpose2d;
+pub mod conv_weight_grad;
 pub mod conv_wgmma;
 pub mod driver;
 pub mod elementwise;
@@ -122,6 +123,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     softmax::KERNELS,
     resize::KERNELS,
     conv_transpose2d::KERNELS,
+    conv_weight_grad::KERNELS,
     indexing::KERNELS,
     reduce::KERNELS,
     block_mean::KERNELS,

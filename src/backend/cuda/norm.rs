@@ -1,4 +1,5 @@
-//! `cuda/layer_norm.cu` and `cuda/dequantize.cu`: rows normalised, quantised, or both, and codes made numbers again.
+//! `cuda/layer_norm.cu`, `cuda/layer_norm_grad.cu` and `cuda/dequantize.cu`: rows normalised, quantised, or both, what
+//! they get back, and codes made numbers again.
 
 use lite3r_ir::{DType, Op, ops::quantize::Granularity};
 
@@ -12,6 +13,7 @@ use crate::backend::Request;
 /// The rows of this file: rows of any width, f32, f16 and bf16.
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "layer_norm.rows", op: "layer_norm", dtypes: FLOATS, lower },
+    Kernel { name: "layer_norm_grad.rows", op: "layer_norm_grad", dtypes: FLOATS, lower: back },
     Kernel { name: "layer_norm_quantize.rows", op: "layer_norm_quantize", dtypes: FLOATS, lower },
     Kernel { name: "quantize.rows", op: "quantize", dtypes: FLOATS, lower },
     Kernel { name: "fake_quantize.rows", op: "fake_quantize", dtypes: FLOATS, lower },
@@ -135,6 +137,40 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             Ok(Lowered { launches: vec![measure, reduce, launch("GIVEN", shared)], scratch: behind + 4 })
         }
     }
+}
+
+fn back(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let Op::LayerNormGrad(op) = request.op else { return Err("computes layer_norm_grad".into()) };
+    super::floats::floats(request)?;
+    let of = |i: usize| request.operands.get(i).map_or(DType::F32, |t| t.dtype);
+    let (rows, columns) = matrix(&dims(&request.operands[1])?)?;
+    let affine = request.operands.len() == 3;
+    // Two rows are kept, as beside gains and biases.
+    let kept = Kept::of(columns as usize, None, of(1), true);
+    let module = Module::new("layer_norm_grad.cu")
+        .element("TG", of(0))
+        .element("TX", of(1))
+        .element("TGAIN", of(2))
+        .define("AFFINE", i32::from(affine))
+        .define("PER", kept.as_ref().map_or(0, |k| k.per))
+        .define("VECTOR", kept.as_ref().map_or(0, |k| k.vector));
+    Ok(Launch {
+        module,
+        function: if kept.is_some() { "layer_norm_grad_kept" } else { "layer_norm_grad_any" },
+        grid: [blocks((rows as u64).div_ceil(WARPS), 1), 1, 1],
+        block: 32 * WARPS as u32,
+        shared: 0,
+        args: vec![
+            Arg::operand(0),
+            Arg::operand(1),
+            Arg::maybe(affine.then_some(2)),
+            Arg::result(0),
+            Arg::of(rows as i64),
+            Arg::of(columns),
+            Arg::of(op.eps as f32),
+        ],
+    }
+    .into())
 }
 
 fn dequantize(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {

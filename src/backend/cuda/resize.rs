@@ -1,4 +1,5 @@
-//! `cuda/resize.cu` and `cuda/resize_pixels.cu`: images at another resolution, and what is added to them.
+//! `cuda/resize.cu`, `cuda/resize_pixels.cu` and `cuda/resize_grad.cu`: images at another resolution, what is added to
+//! them, and what they get back.
 
 use lite3r_ir::{
     DType, Op,
@@ -29,6 +30,7 @@ const MANY_BLOCKS: usize = 4 * PROCESSORS;
 pub const KERNELS: &[Kernel] = &[
     Kernel { name: "resize.pixels", op: "resize", dtypes: &[DType::F16, DType::BF16], lower: pixels },
     Kernel { name: "resize.taps", op: "resize", dtypes: FLOATS, lower: taps },
+    Kernel { name: "resize_grad.lists", op: "resize_grad", dtypes: FLOATS, lower: back },
 ];
 
 /// The operation's attributes, as `cuda/resize.cu` lays them out.
@@ -42,6 +44,34 @@ struct Law {
     exclude_outside: i32,
     unused: i32,
     cubic_a: f64,
+}
+
+impl Law {
+    fn of(op: &Resize) -> Self {
+        Self {
+            mode: match op.mode {
+                ResizeMode::Nearest => 0,
+                ResizeMode::Linear => 1,
+                ResizeMode::Cubic => 2,
+            },
+            coordinates: match op.coordinates {
+                Coordinates::HalfPixel => 0,
+                Coordinates::AlignCorners => 1,
+                Coordinates::Asymmetric => 2,
+                Coordinates::PytorchHalfPixel => 3,
+            },
+            rounding: match op.nearest {
+                Nearest::Floor => 0,
+                Nearest::Ceil => 1,
+                Nearest::RoundPreferFloor => 2,
+                Nearest::RoundPreferCeil => 3,
+            },
+            antialias: i32::from(op.antialias),
+            exclude_outside: i32::from(op.exclude_outside),
+            unused: 0,
+            cubic_a: op.cubic_a,
+        }
+    }
 }
 
 /// Sizes along an axis, and what counts as their ratio.
@@ -213,29 +243,7 @@ fn taps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     }
     let [.., oh, ow] = to;
     let elements: usize = to.iter().product();
-    let law = Law {
-        mode: match op.mode {
-            ResizeMode::Nearest => 0,
-            ResizeMode::Linear => 1,
-            ResizeMode::Cubic => 2,
-        },
-        coordinates: match op.coordinates {
-            Coordinates::HalfPixel => 0,
-            Coordinates::AlignCorners => 1,
-            Coordinates::Asymmetric => 2,
-            Coordinates::PytorchHalfPixel => 3,
-        },
-        rounding: match op.nearest {
-            Nearest::Floor => 0,
-            Nearest::Ceil => 1,
-            Nearest::RoundPreferFloor => 2,
-            Nearest::RoundPreferCeil => 3,
-        },
-        antialias: i32::from(op.antialias),
-        exclude_outside: i32::from(op.exclude_outside),
-        unused: 0,
-        cubic_a: op.cubic_a,
-    };
+    let law = Law::of(op);
     let (down, across) = (AxisLaw::new(op, 0, h, oh), AxisLaw::new(op, 1, w, ow));
     let (rows, columns) = (down.taps(op), across.taps(op));
     let addend = |i: usize| (i < op.addends).then_some(1 + i);
@@ -264,5 +272,53 @@ fn taps(request: &Request<'_>, arch: Arch) -> Result<Lowered, String> {
     Ok(Lowered {
         launches: vec![launch("taps", count, taps), launch("resize", elements, gather)],
         scratch: second + ow * columns * TAP,
+    })
+}
+
+/// The taps of the resize, lists of who sees each row and column, and the sums.
+fn back(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
+    let Op::ResizeGrad(op) = request.op else { return Err("computes resize_grad".into()) };
+    floats(request)?;
+    let (g, dx) = (dims(&request.operands[0])?, dims(&request.results[0])?);
+    let resize = op.resize([]);
+    let ([_, channels, h, w], [.., oh, ow]) = (resize.sizes(&dx)?, resize.sizes(&g)?);
+    let elements: usize = dx.iter().product();
+    if elements == 0 {
+        return Ok(Lowered::default());
+    }
+    let (down, across) = (AxisLaw::new(&resize, 0, h, oh), AxisLaw::new(&resize, 1, w, ow));
+    let taps = [down.taps(&resize), across.taps(&resize)];
+    let most = |axis, from, to| op.weights(axis, from, to).iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let most = [most(0, h, oh), most(1, w, ow)];
+    let module = Module::new("resize_grad.cu")
+        .element("TX", request.operands[0].dtype)
+        .define("ROWS", taps[0])
+        .define("COLUMNS", taps[1])
+        .define("PIXELS", i32::from(op.layout == ImageLayout::Pixels))
+        .define("INDEX", index_type(elements as u64));
+    let mut scratch = 0;
+    let tables = [oh * taps[0], ow * taps[1], h * most[0], w * most[1]].map(|count| {
+        let at = scratch;
+        scratch = (at + count * TAP).next_multiple_of(256);
+        Arg::scratch(at)
+    });
+    let counts = most.map(|n| Arg::of(n as u32));
+    let laws = [Arg::of(down), Arg::of(across)];
+    let two = |h: usize, w: usize| [h as i64, w as i64];
+    let sizes = Sizes { channels: channels as i64, from: two(oh, ow), to: two(h, w), elements: elements as i64 };
+    let launch = |function, threads: usize, args: &[&[Arg]]| {
+        Launch::over(module.clone(), function, threads as u64, args.concat())
+    };
+    Ok(Lowered {
+        launches: vec![
+            launch("taps", oh + ow, &[&tables[..2], &[Arg::of(Law::of(&resize))], &laws]),
+            launch("lists", h + w, &[&tables, &laws, &counts]),
+            launch(
+                "resize_grad",
+                elements,
+                &[&[Arg::operand(0), Arg::result(0)], &tables[2..], &counts, &[Arg::of(sizes)]],
+            ),
+        ],
+        scratch,
     })
 }
