@@ -23,7 +23,7 @@ pub use self::{
 use crate::{
     Result,
     eval::{Protocol, Scene, compat, dtu, points::Surface, summary::Outcome},
-    geometry::{Camera, Mat4, rigid},
+    geometry::{Camera, Mat4, compose, inverse, norm, rigid},
     predict,
     recon::{Family, FrameMap, Intrinsics, Picture, Prepared, Reconstruction},
     session::Session,
@@ -42,6 +42,9 @@ pub struct Sample {
     pub ranges: Vec<Vec<f64>>,
     /// The scan, in the world of the cameras.
     pub scan: Option<dtu::Reference>,
+    /// Whether lengths are brought to the units that VGGT trains with: the mean distance of the true points from the
+    /// first camera is one. [`compat`] has units of its own.
+    pub normalise: bool,
 }
 
 /// Which views of which scene.
@@ -89,17 +92,26 @@ pub fn measure(session: &mut Session, sample: &Sample, options: &Options) -> Res
     let outputs = session.run(entry, &inputs)?;
     let seconds = start.elapsed().as_secs_f64();
     let family = predict::family(session.plan(), &outputs)?;
-    let truth = Framed::new(sample, &prepared.frames);
+    let mut truth = Framed::new(sample, &prepared.frames);
+    let compat = options.protocols.contains(&Protocol::Compat).then(|| truth.compat(sample, &prepared.frames));
+    if sample.normalise {
+        truth.normalise();
+    }
     let outcomes = match Predicted::new(&outputs, &prepared, family) {
-        Ok(predicted) => outcomes(sample, &truth, &predicted, options),
+        Ok(predicted) => outcomes(sample, &truth, compat, &predicted, options),
         Err(error) => options.protocols.iter().map(|_| Outcome::Failed(error.to_string())).collect(),
     };
     Ok(Measured { outcomes, coverage: truth.coverage, seconds })
 }
 
-fn outcomes(sample: &Sample, truth: &Framed, predicted: &Predicted, options: &Options) -> Vec<Outcome> {
-    let wanted = options.protocols.contains(&Protocol::Compat);
-    let compat = wanted.then(|| (predicted.compat(), truth.compat(sample)));
+fn outcomes(
+    sample: &Sample,
+    truth: &Framed,
+    compat: Option<compat::Truth>,
+    predicted: &Predicted,
+    options: &Options,
+) -> Vec<Outcome> {
+    let compat = compat.map(|truth| (predicted.compat(), truth));
     let (predicted, truth) = (predicted.surfaces(), truth.surfaces());
     let scene = Scene {
         predicted: &predicted,
@@ -156,11 +168,35 @@ impl Framed {
         surfaces(&self.cameras, &self.depths, self.width)
     }
 
-    fn compat(&self, sample: &Sample) -> compat::Truth {
-        let views = self.cameras.iter().enumerate().map(|(i, camera)| compat::View {
+    /// Puts the world on the first camera and makes the mean distance of the points from it one; every fourth pixel in
+    /// both directions counts, as [`crate::scenes::normalise`] is used in training. Truth without points stays as it is.
+    fn normalise(&mut self) {
+        let to_first = inverse(&self.cameras[0].extrinsic);
+        let (mut sum, mut count) = (0.0, 0usize);
+        for (camera, depth) in self.cameras.iter_mut().zip(&self.depths) {
+            camera.extrinsic = compose(&camera.extrinsic, &to_first);
+            for (i, d) in depth.iter().enumerate().filter(|(_, d)| **d > 0.0) {
+                let (x, y) = (i % self.width, i / self.width);
+                if x % 4 == 0 && y % 4 == 0 {
+                    sum += norm(camera.unproject(x as f64 + 0.5, y as f64 + 0.5, f64::from(*d)));
+                    count += 1;
+                }
+            }
+        }
+        if count == 0 {
+            return;
+        }
+        let unit = sum / count as f64;
+        self.cameras.iter_mut().for_each(|c| (0..3).for_each(|i| c.extrinsic[i][3] /= unit));
+        self.depths.iter_mut().flatten().for_each(|d| *d = (f64::from(*d) / unit) as f32);
+    }
+
+    /// As the published code sees it, which scales intrinsics of whole-numbered pixels without regard to half a pixel.
+    fn compat(&self, sample: &Sample, frames: &[FrameMap]) -> compat::Truth {
+        let views = sample.cameras.iter().zip(frames).enumerate().map(|(i, (camera, frame))| compat::View {
             extrinsic: camera.extrinsic,
-            intrinsic: intrinsics(camera, 0.5).matrix(),
-            depth: &self.depths[i],
+            intrinsic: frame.to_processed(intrinsics(camera, 0.5)).matrix(),
+            depth: self.depths.get(i).map_or(&[], Vec::as_slice),
             range: sample.ranges.get(i).map_or(&[], Vec::as_slice),
         });
         compat::Truth::new(&views.collect::<Vec<_>>(), self.width)
@@ -263,6 +299,7 @@ mod tests {
             depths: vec![depth.clone()],
             ranges: Vec::new(),
             scan: None,
+            normalise: true,
         };
         let truth = Framed::new(&sample, &[frame]);
         assert_eq!(truth.cameras[0].intrinsic, [[16.0, 0.0, 8.0], [0.0, 16.0, 3.0], [0.0, 0.0, 1.0]]);

@@ -1,9 +1,16 @@
 //! Where samples come from: `NAME` or `NAME:PLACE`, as the command line writes it.
 
+mod files;
 mod synthetic;
 
+use std::path::Path;
+
 use super::{Pick, Sample};
-use crate::{Error, Result, rng::Stream};
+use crate::{
+    Error, Result,
+    data::{Broken, Split},
+    rng::Stream,
+};
 
 /// Data with a truth.
 pub trait Source {
@@ -15,6 +22,9 @@ pub trait Source {
 
     /// Its scenes, in a fixed order.
     fn scenes(&self) -> &[SceneInfo];
+
+    /// How views are drawn where nobody says.
+    fn choice(&self) -> Choice;
 
     /// Draws `views` views of a scene by a stream. Errors: `eval.views` where it has fewer.
     fn draw(&self, scene: usize, views: usize, choice: Choice, stream: &mut Stream) -> Result<Vec<u32>>;
@@ -49,23 +59,38 @@ lite3r_ir::word_enum! {
 pub struct Request {
     /// At most so many scenes; all by default.
     pub scenes: Option<usize>,
+    /// Whose scenes: those of a split, or all (`Some(None)`); by default the data set's own for reporting results.
+    pub split: Option<Option<Split>>,
+    /// What happens to scenes of which some views are broken.
+    pub broken: Broken,
     /// Makes scenes that are made.
     pub seed: u64,
     /// Height and width of the model's frames, for scenes that are rendered.
     pub size: (usize, usize),
-    /// The most views that will be drawn, for scenes that are rendered.
-    pub views: usize,
 }
+
+/// What [`open`] knows.
+pub const KNOWN: &str = "synthetic, blendedmvs:FOLDER, dtu64:FOLDER, dtu:FOLDER";
 
 /// Opens `NAME` or `NAME:PLACE`. Errors: `eval.data` for an unknown name, those of the data.
 pub fn open(data: &str, request: &Request) -> Result<Box<dyn Source>> {
     let (name, place) = data.split_once(':').map_or((data, None), |(name, place)| (name, Some(place)));
-    match (name, place) {
-        ("synthetic", place) => Ok(Box::new(synthetic::Synthetic::new(place, request)?)),
-        _ => {
-            let problem = format!("there is no data `{data}`; known: synthetic");
-            Err(Error::usage("eval.data", problem))
-        }
+    let folder = place.map(Path::new);
+    Ok(match (name, folder) {
+        ("synthetic", _) => Box::new(synthetic::Synthetic::new(place, request)?),
+        ("blendedmvs", Some(folder)) => Box::new(files::Files::blendedmvs(folder, request)?),
+        ("dtu64", Some(folder)) => Box::new(files::Files::dtu64(folder, request)?),
+        ("dtu", Some(folder)) => Box::new(files::Files::dtu(folder, request)?),
+        _ => return Err(Error::usage("eval.data", format!("there is no data `{data}`; known: {KNOWN}"))),
+    })
+}
+
+/// What [`Request::split`] is, from a word. Errors: `data.split`.
+pub fn split(word: Option<&str>) -> Result<Option<Option<Split>>> {
+    match word {
+        None => Ok(None),
+        Some("all") => Ok(Some(None)),
+        Some(word) => Ok(Some(Some(word.parse()?))),
     }
 }
 
@@ -91,5 +116,18 @@ pub fn draw(source: &dyn Source, views: usize, each: usize, choice: Choice, seed
     match problems.is_empty() {
         true => Ok(picks),
         false => Err(Error::all(crate::Kind::BadFile, "eval.views", problems)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_are_words() {
+        assert_eq!(split(None).unwrap(), None);
+        assert_eq!(split(Some("all")).unwrap(), Some(None));
+        assert_eq!(split(Some("train")).unwrap(), Some(Some(Split::Train)));
+        assert!(split(Some("most")).is_err());
     }
 }

@@ -12,6 +12,7 @@ use crate::{
         report::{Entry, Notes},
         sources::{self, Choice, Request, Source},
     },
+    data::Broken,
     eval::{Protocol, points},
     predict,
     session::Session,
@@ -25,6 +26,11 @@ Examples:
   By every alignment of depth, as JSON with every sample:
     lite3r eval plan.l3r --data synthetic --protocol depth --json > report.json
 
+  The published tables: BlendedMVS (its 7 validation scenes) and DTU-64 (poses of 13 scans), by the standard protocols
+  and by the definitions of the published Lite3R code:
+    lite3r eval plan.l3r --data blendedmvs:BlendedMVS/ --protocol standard,lite3r-compat --views 8
+    lite3r eval plan.l3r --data dtu64:dtu/ --protocol pose,ate,lite3r-compat --views 64
+
   The same samples again for another plan:
     lite3r eval other.l3r --data synthetic --samples report.json
 
@@ -37,9 +43,15 @@ pub struct Args {
     /// Plans; ratios are to the first
     #[arg(value_name = "PLAN.l3r", required = true)]
     plans: Vec<PathBuf>,
-    /// The data: synthetic
-    #[arg(long, value_name = "NAME[:PLACE]")]
+    /// The data: synthetic, blendedmvs:FOLDER, dtu64:FOLDER (poses), dtu:FOLDER (points)
+    #[arg(long, value_name = "NAME[:FOLDER]")]
     data: String,
+    /// Which scenes: train, val, test, or all; by default those that results are reported on
+    #[arg(long, value_name = "SPLIT")]
+    split: Option<String>,
+    /// Leave out broken views of scenes, and say which; otherwise they are an error
+    #[arg(long)]
+    leave_out_broken: bool,
     /// How results are measured; repeatable, or with commas
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "standard")]
     protocol: Vec<String>,
@@ -52,7 +64,8 @@ pub struct Args {
     /// Samples a scene
     #[arg(long, value_name = "N", default_value_t = 1)]
     draws: usize,
-    /// How views are drawn: overlap (by default), random, first; `lite3r-compat` alone draws at random
+    /// How views are drawn: overlap, random, first; by default overlapping ones where the data ranks pairs, and at random
+    /// for `lite3r-compat` alone
     #[arg(long, value_name = "HOW")]
     choice: Option<String>,
     /// Draws scenes, views, points and resamples
@@ -87,11 +100,13 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         (None, None) => only_views(&first)?,
     };
     let size = predict::image_input(first.plan())?.size;
-    let request = Request { scenes: args.scenes, seed: args.seed, size, views };
+    let broken = if args.leave_out_broken { Broken::LeaveOut } else { Broken::Refuse };
+    let request =
+        Request { scenes: args.scenes, split: sources::split(args.split.as_deref())?, broken, seed: args.seed, size };
     let source = sources::open(&args.data, &request)?;
     let picks = match frozen {
         Some(picks) => picks,
-        None => sources::draw(source.as_ref(), views, args.draws, choice(args, &options)?, args.seed)?,
+        None => sources::draw(source.as_ref(), views, args.draws, choice(args, &options, source.as_ref())?, args.seed)?,
     };
     let scenes = find_scenes(source.as_ref(), &picks)?;
     let mut session = Some(first);
@@ -141,10 +156,10 @@ fn protocols(names: &[String]) -> Result<Vec<Protocol>> {
     Ok(Protocol::all().into_iter().filter(|p| wanted.contains(p)).collect())
 }
 
-fn choice(args: &Args, options: &Options) -> Result<Choice> {
+fn choice(args: &Args, options: &Options, source: &dyn Source) -> Result<Choice> {
     let Some(word) = &args.choice else {
         let alone = options.protocols == [Protocol::Compat];
-        return Ok(if alone { Choice::Random } else { Choice::Overlap });
+        return Ok(if alone { Choice::Random } else { source.choice() });
     };
     let found = Choice::WORDS.iter().find(|(w, _)| w == word).map(|(_, choice)| *choice);
     found.ok_or_else(|| Error::usage("eval.choice", format!("views are drawn {}, not `{word}`", Choice::EXPECTS)))

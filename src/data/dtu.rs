@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/Rectified/scan1/rect_001_3_r5000.png    views from 1, one file a light (0 to 6)
+//! ROOT/scan1/image/000000.png                  or so, as DTU-64 is handed round: views from 0, one light
 //! ROOT/Cameras/00000000_cam.txt, pair.txt      views from 0, the same for all scans
 //! ROOT/Depths/scan1/depth_map_0000.pfm, depth_visual_0000.png      where they are given
 //! ROOT/Points/stl/stl001_total.ply
@@ -77,6 +78,13 @@ pub fn scene(root: &Path, scan: u32, light: u32, broken: Broken) -> Result<Scene
 
 /// The images of a scan under one light, by the numbers of views from 0.
 fn images(root: &Path, name: &str, light: u32) -> Result<BTreeMap<u32, PathBuf>, String> {
+    let alone = root.join(name).join("image");
+    if alone.is_dir() {
+        return match numbered(&alone, |name| digits(name.strip_suffix(".png")?)) {
+            Ok(found) if found.is_empty() => Err(format!("{}: no image (000000.png and so on)", alone.display())),
+            found => found,
+        };
+    }
     let folder = root.join("Rectified").join(name);
     let cropped = root.join("Rectified").join(format!("{name}_train"));
     if !folder.is_dir() && cropped.is_dir() {
@@ -104,8 +112,9 @@ fn images(root: &Path, name: &str, light: u32) -> Result<BTreeMap<u32, PathBuf>,
 /// # Errors
 /// `data.set` if there is no folder of images.
 pub fn scans(root: &Path) -> Result<Vec<u32>> {
-    let folder = root.join("Rectified");
-    let found = numbered(&folder, |name| digits(name.strip_prefix("scan")?));
+    let rectified = root.join("Rectified");
+    let folder = if rectified.is_dir() { &rectified } else { root };
+    let found = numbered(folder, |name| digits(name.strip_prefix("scan")?));
     Ok(found.map_err(|problem| Error::bad_file("data.set", problem))?.into_keys().collect())
 }
 

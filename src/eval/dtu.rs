@@ -65,18 +65,16 @@ pub struct DtuMetrics {
 }
 
 impl Reference {
-    /// Reads what a scan is measured against from the folder of the evaluation data (`SampleSet/MVS Data`):
-    /// `ObsMask/ObsMask{n}_10.mat`, `ObsMask/Plane{n}.mat`, `Points/stl/stl{n:03}_total.ply`.
+    /// Reads the three files of a scan: the scanned surface (a PLY), the observed voxels (a MAT-file with `ObsMask`, `BB`
+    /// and `Res`), the plane of the table (one with `P`).
     ///
     /// Errors: `file.io`, `eval.mat`, `eval.ply`; `eval.dtu` where an array is missing or has another shape. All files
     /// that are wrong are named.
-    pub fn read(folder: &Path, scan: u32) -> Result<Self> {
-        let mask = folder.join(format!("ObsMask/ObsMask{scan}_10.mat"));
-        let plane = folder.join(format!("ObsMask/Plane{scan}.mat"));
+    pub fn read(surface: &Path, mask: &Path, plane: &Path) -> Result<Self> {
         let parts = (
-            mat::read(&mask).and_then(|a| observed(&a).map_err(|p| wrong(&mask, &p))),
-            mat::read(&plane).and_then(|a| table(&a).map_err(|p| wrong(&plane, &p))),
-            ply::read(&folder.join(format!("Points/stl/stl{scan:03}_total.ply"))),
+            mat::read(mask).and_then(|a| observed(&a).map_err(|p| wrong(mask, &p))),
+            mat::read(plane).and_then(|a| table(&a).map_err(|p| wrong(plane, &p))),
+            ply::read(surface),
         );
         match parts {
             (Ok((bounds, resolution, shape, observed)), Ok(plane), Ok(surface)) => {
@@ -236,35 +234,33 @@ mod tests {
     #[test]
     fn files_are_read_and_named() {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, bytes: &[u8]| {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        };
-        let error = Reference::read(folder.path(), 7).unwrap_err();
+        let [mask, plane, surface] = ["mask.mat", "plane.mat", "surface.ply"].map(|name| folder.path().join(name));
+        let read = || Reference::read(&surface, &mask, &plane);
+        let error = read().unwrap_err();
         assert_eq!((error.code, error.problems.len()), ("file.io", 3));
         let scan = reference();
         let array = |shape: &[usize], values: Vec<f64>| Array { shape: shape.to_vec(), values };
         let [low, high] = scan.bounds;
-        let mask = BTreeMap::from([
+        let arrays = BTreeMap::from([
             ("ObsMask".into(), array(&scan.shape, scan.observed.iter().map(|o| f64::from(u8::from(*o))).collect())),
             ("BB".into(), array(&[2, 3], (0..3).flat_map(|i| [low[i], high[i]]).collect())),
             ("Res".into(), array(&[1, 1], vec![scan.resolution])),
         ]);
-        write("ObsMask/ObsMask7_10.mat", &mat::to_bytes(&mask));
-        write(
-            "ObsMask/Plane7.mat",
-            &mat::to_bytes(&BTreeMap::from([("P".into(), array(&[4, 1], scan.plane.to_vec()))])),
-        );
+        std::fs::write(&mask, mat::to_bytes(&arrays)).unwrap();
+        let table = |values: Vec<f64>| {
+            let plane = array(&[values.len(), 1], values);
+            mat::to_bytes(&BTreeMap::from([("P".into(), plane)]))
+        };
+        std::fs::write(&plane, table(scan.plane.to_vec())).unwrap();
         let mut ply = format!(
             "ply\nformat ascii 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\nend_header\n",
             scan.surface.len()
         );
         scan.surface.iter().for_each(|[x, y, z]| ply += &format!("{x} {y} {z}\n"));
-        write("Points/stl/stl007_total.ply", ply.as_bytes());
-        assert_eq!(Reference::read(folder.path(), 7).unwrap(), scan);
-        write("ObsMask/Plane7.mat", &mat::to_bytes(&BTreeMap::from([("P".into(), array(&[3, 1], vec![0.0; 3]))])));
-        let error = Reference::read(folder.path(), 7).unwrap_err();
-        assert!(error.to_string().contains("Plane7.mat") && error.code == "eval.dtu", "{error}");
+        std::fs::write(&surface, ply).unwrap();
+        assert_eq!(read().unwrap(), scan);
+        std::fs::write(&plane, table(vec![0.0; 3])).unwrap();
+        let error = read().unwrap_err();
+        assert!(error.to_string().contains("plane.mat") && error.code == "eval.dtu", "{error}");
     }
 }

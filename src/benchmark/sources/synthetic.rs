@@ -6,7 +6,7 @@ use crate::{
     benchmark::Sample,
     recon::Picture,
     rng::Stream,
-    scenes::{Rendered, Scene, normalise},
+    scenes::{Rendered, Scene},
 };
 
 /// Scenes where the command line does not say how many.
@@ -44,6 +44,10 @@ impl Source for Synthetic {
         &self.scenes
     }
 
+    fn choice(&self) -> Choice {
+        Choice::First
+    }
+
     fn draw(&self, _: usize, views: usize, _: Choice, _: &mut Stream) -> Result<Vec<u32>> {
         // Every camera of a scene is drawn by its own stream already.
         Ok((0..views as u32).collect())
@@ -54,7 +58,8 @@ impl Source for Synthetic {
         let world = Scene::sample(self.seed, scene as u64, most);
         let (height, width) = self.size;
         let rendered: Vec<Rendered> = views.iter().map(|v| world.render(*v as usize, width, height)).collect();
-        let truth = normalise(&rendered, 4)?;
+        let cameras = rendered.iter().map(|v| v.camera).collect();
+        let depths = rendered.iter().map(|v| v.depth.clone()).collect();
         let picture = |(v, view): (&u32, Rendered)| {
             let image = image::RgbImage::from_raw(width as u32, height as u32, view.rgb);
             let image = image.ok_or_else(|| Error::usage("eval.data", "a rendered image has the wrong size"))?;
@@ -62,10 +67,11 @@ impl Source for Synthetic {
         };
         Ok(Sample {
             pictures: views.iter().zip(rendered).map(picture).collect::<Result<_>>()?,
-            cameras: truth.cameras,
-            depths: truth.depths,
+            cameras,
+            depths,
             ranges: Vec::new(),
             scan: None,
+            normalise: true,
         })
     }
 }

@@ -36,6 +36,24 @@ fn views_count_from_one_in_images_and_from_zero_in_cameras() {
 }
 
 #[test]
+fn scans_of_one_light_have_a_folder_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path());
+    std::fs::remove_dir_all(folder.path().join("Rectified")).unwrap();
+    for name in ["000000.png", "00000002.png", "thumb.png"] {
+        put_image(&folder.path().join("scan24/image").join(name), 6, 4);
+    }
+    assert_eq!(scans(folder.path()).unwrap(), [24]);
+    let scan = scene(folder.path(), 24, LIGHT, Broken::Refuse).unwrap();
+    assert_eq!(scan.views.iter().map(|v| v.id).collect::<Vec<_>>(), [0, 2]);
+    assert_eq!(scan.views[1].camera.centre(), [2.0, 0.0, 0.0]);
+    std::fs::remove_dir_all(folder.path().join("scan24/image")).unwrap();
+    std::fs::create_dir(folder.path().join("scan24/image")).unwrap();
+    let error = scene(folder.path(), 24, LIGHT, Broken::Refuse).unwrap_err();
+    assert!(error.to_string().contains("image: no image (000000.png"), "{error}");
+}
+
+#[test]
 fn depth_and_masks_are_read_where_they_are() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path());
