@@ -82,7 +82,7 @@ pub fn main(args: &Args) -> Result<bool> {
     Ok(good)
 }
 
-/// Linear layers, attention dense and sparse, convolutions.
+/// Linear layers, attention dense and sparse with its gradient, convolutions.
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let of = |dtype: DType, shape: &[usize]| ValueType::new(dtype, shape.iter().copied());
@@ -132,6 +132,17 @@ fn cases() -> Vec<Case> {
                 }
             }
         }
+    }
+    for (items, n) in [(2, 1374), (1, 2748), (1, 10_992), (1, 43_968)] {
+        let (heads, sums) = (of(b, &[items, 16, n, 64]), of(f, &[items, 16, n]));
+        cases.push(Case {
+            name: format!("gradient of attention bf16 {items}x{n}"),
+            flops: 10.0 * (items * 16 * n * n * 64) as f64,
+            op: "attention_grad {scale=0.125}".into(),
+            inputs: [vec![heads.clone(); 4], vec![sums, heads]].concat(),
+            passes: String::new(),
+            copies: if n > 10_000 { 1 } else { 8 },
+        });
     }
     let sizes = [(148, 256, 256), (296, 256, 128), (518, 128, 32), (74, 256, 256), (37, 256, 256), (37, 1024, 256)];
     for (size, input, output) in sizes {
