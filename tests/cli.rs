@@ -180,6 +180,40 @@ fn plans_are_measured_by_named_protocols() {
 }
 
 #[test]
+fn data_sets_are_written_and_checked() {
+    let folder = Folder::new();
+    let scenes = folder.text("scenes");
+    let synth = |args: &[&str]| {
+        let fixed = ["data", "synth", &scenes, "--scenes", "2", "--views", "3", "--size", "48x36", "-q"];
+        succeeds(LITE3R, &[&fixed, args].concat())
+    };
+    assert_eq!(synth(&["--split", "test"]), format!("{scenes}: 2 scenes of 3 views for test\n"));
+    let printed: serde_json::Value = serde_json::from_str(&synth(&["--images", "png", "--json"])).unwrap();
+    assert_eq!(printed["scenes"][1], "train-1-000001");
+    for file in [
+        "training_list.txt",
+        "test_list.txt",
+        "test-1-000000/cams/pair.txt",
+        "train-1-000001/blended_images/00000002.png",
+    ] {
+        assert!(folder.path("scenes").join(file).is_file(), "{file} is missing");
+    }
+    let report = succeeds(LITE3R, &["data", "check", &scenes, "-q"]);
+    for line in ["train: 2 scenes, 6 views, 6 with depth", "test: 2 scenes", "test-1-000001 3 views (3 of 48x36)"] {
+        assert!(report.contains(line), "{line} in {report}");
+    }
+    fs::write(folder.path("scenes/train-1-000000/rendered_depth_maps/00000001.pfm"), "").unwrap();
+    fs::remove_file(folder.path("scenes/test-1-000001/cams/00000000_cam.txt")).unwrap();
+    let output = run(LITE3R, &["data", "check", &scenes, "-q"]);
+    let errors = String::from_utf8_lossy(&output.stderr).replace(&scenes, "SCENES");
+    let mut shown = format!("exit {}\n{errors}", output.status.code().expect("no signal"));
+    for args in [&["data", "check", "missing", "-q"][..], &["data", "synth", "x", "--split", "all"]] {
+        shown += &fails(LITE3R, args, folder.0.path());
+    }
+    insta::assert_snapshot!("data_errors", shown);
+}
+
+#[test]
 fn errors_name_what_is_wrong() {
     let folder = Folder::new();
     let temporary = folder.0.path();

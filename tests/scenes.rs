@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lite3r::{
     geometry::{IDENTITY, Vec3, direction_angle, norm, sub},
-    scenes::{Lights, Object, Pattern, Rendered, Room, Scene, Shape, Texture, Viewpoint, normalise},
+    scenes::{Lights, Object, Pattern, Rendered, Room, Scene, Sensor, Shape, Texture, Viewpoint, normalise},
 };
 
 /// Level, one unit over the ground, looking along +x.
@@ -40,6 +40,7 @@ fn known_scene() -> Scene {
             lamp_power: 0.0,
         },
         views: vec![level_view()],
+        sensor: Sensor::IDEAL,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lite3r::cli::{self, Common, bench, compare, demo, devices, eval, inspect, run};
+use lite3r::cli::{self, Common, bench, compare, data, demo, devices, eval, inspect, run};
 
 /// Depth, cameras and point clouds from pictures, by compiled plans
 #[derive(Parser, Debug)]
@@ -21,6 +21,7 @@ enum Command {
     Inspect(inspect::Args),
     Bench(bench::Args),
     Compare(compare::Args),
+    Data(data::Args),
     Devices(devices::Args),
     Demo(demo::Args),
     Eval(eval::Args),
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
             Command::Inspect(args) => inspect::main(&args, &common),
             Command::Bench(args) => bench::main(&args, &common),
             Command::Compare(args) => compare::main(&args, &common),
+            Command::Data(args) => data::main(&args, &common),
             Command::Devices(_) => devices::main(&common),
             Command::Demo(args) => demo::main(&args, &common),
             Command::Eval(args) => eval::main(&args, &common),

@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod compare;
 pub mod compile;
+pub mod data;
 pub mod demo;
 pub mod devices;
 pub mod eval;

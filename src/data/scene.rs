@@ -106,6 +106,11 @@ impl View {
         Self { id: view as u32, size, camera, range: None, pixels, neighbours: Vec::new() }
     }
 
+    /// Whether its depth is known.
+    pub fn has_depth(&self) -> bool {
+        !matches!(self.pixels, Pixels::Files { depth: None, .. })
+    }
+
     /// Decodes or renders the pixels.
     ///
     /// # Errors

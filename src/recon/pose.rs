@@ -120,6 +120,14 @@ impl Pose {
 /// A view's pose and its intrinsics in pixels of the processed frame.
 pub type Camera = (Pose, Intrinsics);
 
+/// The nine numbers of a camera that [`decode_vggt`] reads. Fields of view are those of a frame whose middle is the
+/// principal point, as the decoder takes it to be.
+pub fn encode_vggt(pose: &Pose, intrinsics: &Intrinsics, width: u32, height: u32) -> [f64; 9] {
+    let fov = |side: u32, focal: f64| 2.0 * libm::atan(f64::from(side) / 2.0 / focal);
+    let ([tx, ty, tz], [x, y, z, w]) = (pose.translation, pose.quaternion());
+    [tx, ty, tz, x, y, z, w, fov(height, intrinsics.fy), fov(width, intrinsics.fx)]
+}
+
 /// VGGT's encoding `[.., S, 9]`: translation, quaternion x y z w, vertical and horizontal field of view, camera from
 /// world. The principal point is the middle of the frame.
 ///
@@ -252,6 +260,16 @@ mod tests {
         close(&pose.matrix().concat(), &[0., -1., 0., 1., 1., 0., 0., 2., 0., 0., 1., 3.], 1e-15);
         close(&k.matrix().concat(), &[30. / 0.6f64.tan(), 0., 30., 0., 20. / 0.5f64.tan(), 20., 0., 0., 1.], 1e-15);
         assert_eq!(pose.apply([5., 0., 0.]), [1.0, 7.0, 3.0]);
+    }
+
+    #[test]
+    fn encoding_and_decoding_are_inverse() {
+        let pose = Pose::from_quaternion([0.1, -0.7, 0.3, -0.2], [1.0, -2.0, 3.0]);
+        let k = Intrinsics { fx: 70.0, fy: 65.0, cx: 30.0, cy: 20.0 };
+        let encoding = Tensor::from_f64(DType::F64, &[1, 1, 9], &encode_vggt(&pose, &k, 60, 40));
+        let (found, l) = decode_vggt(&encoding, 60, 40).unwrap()[0];
+        close(&found.matrix().concat(), &pose.matrix().concat(), 1e-14);
+        close(&l.matrix().concat(), &k.matrix().concat(), 1e-13);
     }
 
     #[test]

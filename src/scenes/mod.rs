@@ -4,18 +4,23 @@
 //! alone, and the camera of a view on its number alone: the same on every machine and for every number of views.
 //!
 //! World: z up, the ground is z = 0, objects stand near the origin, cameras stand on an arc around them and look at
-//! them. Cameras follow [`crate::geometry`]; depth is measured along the z axis of the camera. The distributions are
-//! those that the small backbone of this repository was trained on.
+//! them. Cameras follow [`crate::geometry`]; depth is measured along the z axis of the camera. [`Scene::sample`] draws
+//! from the distributions that the small backbone of this repository was trained on; [`Draw`] also from wider ones, and
+//! from groups that share no scene.
 
 mod normalise;
 mod primitives;
+mod recipe;
 mod render;
 mod sample;
+mod sensor;
 mod shading;
 mod texture;
 
-pub use normalise::{Normalised, normalise};
+pub use normalise::{Normalised, Posed, normalise, normalise_posed};
 pub use primitives::Shape;
+pub use recipe::{Draw, Recipe};
+pub use sensor::Sensor;
 pub use shading::Lights;
 pub use texture::{Pattern, Texture};
 
@@ -70,7 +75,7 @@ impl Viewpoint {
 /// A world and the views of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scene {
-    /// Four to twelve solids.
+    /// The solids.
     pub objects: Vec<Object>,
     /// What surrounds them.
     pub room: Room,
@@ -78,6 +83,8 @@ pub struct Scene {
     pub lights: Lights,
     /// Where it is seen from.
     pub views: Vec<Viewpoint>,
+    /// What sees it.
+    pub sensor: Sensor,
 }
 
 /// One view as an image.
@@ -93,6 +100,9 @@ pub struct Rendered {
     pub depth: Vec<f32>,
     /// Whether a pixel has a depth.
     pub valid: Vec<bool>,
+    /// The outward normal of what a pixel shows, of length one, in the axes of the camera; zeros where there is only
+    /// sky.
+    pub normals: Vec<[f32; 3]>,
     /// The camera that took it.
     pub camera: Camera,
 }

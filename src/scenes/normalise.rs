@@ -18,10 +18,31 @@ pub struct Normalised {
     pub scale: f64,
 }
 
+/// Depth with its camera.
+#[derive(Clone, Copy, Debug)]
+pub struct Posed<'a> {
+    /// World to camera, and pixels of the depth map.
+    pub camera: Camera,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// By rows; 0 where there is none.
+    pub depth: &'a [f32],
+}
+
 /// Normalises the views of one scene. Every `stride`-th pixel in both directions counts for the mean.
 ///
 /// Errors: `scenes.normalise` without views, without a valid pixel, or with a stride of zero.
 pub fn normalise(views: &[Rendered], stride: usize) -> Result<Normalised> {
+    let posed = views.iter().map(|v| Posed { camera: v.camera, width: v.width, height: v.height, depth: &v.depth });
+    normalise_posed(&posed.collect::<Vec<_>>(), stride)
+}
+
+/// [`normalise`] for depth from anywhere.
+///
+/// Errors: as [`normalise`].
+pub fn normalise_posed(views: &[Posed<'_>], stride: usize) -> Result<Normalised> {
     let refuse = |problem: &str| Err(Error::usage("scenes.normalise", problem));
     let (Some(first), true) = (views.first(), stride > 0) else {
         return refuse("needs at least one view and a positive stride");

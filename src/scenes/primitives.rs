@@ -17,6 +17,8 @@ pub enum Shape {
     Cuboid,
     /// Upright, with flat caps.
     Cylinder,
+    /// A sphere stretched along its own axes.
+    Ellipsoid,
 }
 
 /// A half-line: points `origin + t·direction`, t > 0.
@@ -37,6 +39,11 @@ impl Shape {
     pub(super) fn hit(self, half: Vec3, ray: &Ray) -> Option<f64> {
         let t = match self {
             Self::Sphere => sphere(half[0], ray)?,
+            Self::Ellipsoid => {
+                // In units of the half axes it is the unit sphere; t stays what it is.
+                let unscaled = |v: Vec3| std::array::from_fn(|i| v[i] / half[i]);
+                sphere(1.0, &Ray { origin: unscaled(ray.origin), direction: unscaled(ray.direction) })?
+            }
             Self::Cuboid => interval(&[slab(half, ray, 0), slab(half, ray, 1), slab(half, ray, 2)])?,
             Self::Cylinder => interval(&[tube(half[0], ray)?, slab(half, ray, 2)])?,
         };
@@ -47,6 +54,7 @@ impl Shape {
     pub(super) fn normal(self, half: Vec3, p: Vec3) -> Vec3 {
         match self {
             Self::Sphere => unit(p),
+            Self::Ellipsoid => unit(std::array::from_fn(|i| p[i] / (half[i] * half[i]))),
             Self::Cuboid => {
                 let q: Vec3 = std::array::from_fn(|i| p[i] / half[i]);
                 let face = (1..3).fold(0, |best, i| if q[i].abs() > q[best].abs() { i } else { best });
@@ -159,6 +167,28 @@ mod tests {
         assert!((Shape::Sphere.hit([0.5; 3], &high).unwrap() - (3.0 - 0.4) / 2.0).abs() < 1e-12);
         assert_eq!(Shape::Sphere.hit([0.5; 3], &ray([-3.0, 0.0, 0.51], [1.0, 0.0, 0.0])), None);
         assert_eq!(Shape::Sphere.hit([0.5; 3], &ray([3.0, 0.0, 0.0], [1.0, 0.0, 0.0])), None, "behind");
+    }
+
+    #[test]
+    fn an_ellipsoid_is_a_stretched_sphere() {
+        let along = |axis: usize| {
+            let mut origin = [0.0; 3];
+            origin[axis] = -4.0;
+            let mut direction = [0.0; 3];
+            direction[axis] = 1.0;
+            ray(origin, direction)
+        };
+        for axis in 0..3 {
+            let t = Shape::Ellipsoid.hit(HALF, &along(axis)).unwrap();
+            assert!((t - (4.0 - HALF[axis])).abs() < 1e-12);
+            assert_eq!(Shape::Ellipsoid.normal(HALF, along(axis).at(t))[axis], -1.0);
+        }
+        // (x / a)² + (y / b)² = 1 at y = 0.2, b = 0.25: x = −a · 0.6; the gradient is (x / a², y / b²).
+        let side = ray([-4.0, 0.2, 0.0], [1.0, 0.0, 0.0]);
+        let t = Shape::Ellipsoid.hit(HALF, &side).unwrap();
+        assert!((t - (4.0 - 0.3)).abs() < 1e-12);
+        let (normal, gradient) = (Shape::Ellipsoid.normal(HALF, side.at(t)), unit([-0.3 / 0.25, 0.2 / 0.0625, 0.0]));
+        assert!(normal.iter().zip(gradient).all(|(a, b)| (a - b).abs() < 1e-12));
     }
 
     #[test]

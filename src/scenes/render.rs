@@ -7,7 +7,7 @@ use super::{
     primitives::{self, Placed, Ray},
     shading::sky,
 };
-use crate::geometry::{Mat4, Vec3, inverse, translation};
+use crate::geometry::{Mat4, Vec3, dot, inverse, rotation, translation};
 
 /// What lies farther than this is sky.
 const FAR: f64 = 30.0;
@@ -30,25 +30,31 @@ impl Scene {
         let objects: Vec<Placed<'_>> = self.objects.iter().map(Placed::new).collect();
         let mut rgb = vec![0; width * height * 3];
         let mut depth = vec![0.0; width * height];
-        rgb.par_chunks_mut((width * 3).max(1)).zip(depth.par_chunks_mut(width.max(1))).enumerate().for_each(
-            |(row, (rgb, depth))| {
-                for (column, (rgb, depth)) in rgb.chunks_exact_mut(3).zip(depth).enumerate() {
-                    let x = (column as f64 + 0.5 - width as f64 / 2.0) / focal;
-                    let y = (row as f64 + 0.5 - height as f64 / 2.0) / focal;
-                    let (colour, t) = self.look(&objects, &through(&pose, x, y));
-                    rgb.iter_mut().zip(colour).for_each(|(to, c)| *to = (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
-                    *depth = t.map_or(0.0, |t| t as f32);
+        let mut normals = vec![[0.0; 3]; width * height];
+        let turn = rotation(&camera.extrinsic);
+        let shot = self.sensor.shot(&self.views[view].extrinsic);
+        let rows = rgb.par_chunks_mut((width * 3).max(1)).zip(depth.par_chunks_mut(width.max(1)));
+        rows.zip(normals.par_chunks_mut(width.max(1))).enumerate().for_each(|(row, ((rgb, depth), normals))| {
+            for (column, ((rgb, depth), normal)) in rgb.chunks_exact_mut(3).zip(depth).zip(normals).enumerate() {
+                let x = (column as f64 + 0.5 - width as f64 / 2.0) / focal;
+                let y = (row as f64 + 0.5 - height as f64 / 2.0) / focal;
+                let (colour, hit) = self.look(&objects, &through(&pose, x, y));
+                let colour = shot.expose(colour, row * width + column);
+                rgb.iter_mut().zip(colour).for_each(|(to, c)| *to = (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
+                if let Some((t, outward)) = hit {
+                    *depth = t as f32;
+                    *normal = std::array::from_fn(|i| dot(turn[i], outward) as f32);
                 }
-            },
-        );
+            }
+        });
         let valid = depth.iter().map(|d| *d > 0.0).collect();
-        Rendered { width, height, rgb, depth, valid, camera }
+        Rendered { width, height, rgb, depth, valid, normals, camera }
     }
 
-    /// The lit colour along a ray, and the depth unless it is sky.
-    fn look(&self, objects: &[Placed<'_>], ray: &Ray) -> ([f64; 3], Option<f64>) {
+    /// The lit colour along a ray, and depth and normal unless it is sky.
+    fn look(&self, objects: &[Placed<'_>], ray: &Ray) -> ([f64; 3], Option<(f64, Vec3)>) {
         match self.hit(objects, ray).filter(|hit| hit.t < FAR) {
-            Some(hit) => (self.lights.shade(hit.colour, ray.at(hit.t), hit.normal), Some(hit.t)),
+            Some(hit) => (self.lights.shade(hit.colour, ray.at(hit.t), hit.normal), Some((hit.t, hit.normal))),
             None => (sky(ray.direction), None),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::f64::consts::{PI, TAU};
 
-use super::{Lights, Object, Pattern, Room, Scene, Shape, Texture, Viewpoint};
+use super::{Lights, Object, Pattern, Room, Scene, Sensor, Shape, Texture, Viewpoint};
 use crate::{
     geometry::{Mat3, Vec3, add, cross, rigid, scale, sub, transform, unit},
     rng::Stream,
@@ -17,26 +17,37 @@ const FEWEST_OBJECTS: usize = 4;
 
 /// What a random stream is for. Each has its own, so that one distribution can change without moving the others.
 #[derive(Clone, Copy)]
-enum Purpose {
+pub(super) enum Purpose {
     Objects = 1,
     Room = 2,
     Lights = 3,
     Arc = 4,
     View = 5,
+    Sensor = 6,
 }
 
 impl Scene {
     /// Scene number `index` of `seed`, seen from `views` viewpoints.
     pub fn sample(seed: u64, index: u64, views: usize) -> Self {
         let stream = |purpose: Purpose| Stream::new(&[seed, index, purpose as u64]);
-        let arc = Arc::sample(&mut stream(Purpose::Arc));
-        let view = |v: usize| arc.viewpoint(&mut Stream::new(&[seed, index, Purpose::View as u64, v as u64]));
-        Self {
-            objects: objects(&mut stream(Purpose::Objects)),
-            room: room(&mut stream(Purpose::Room)),
-            lights: lights(&mut stream(Purpose::Lights)),
-            views: (0..views).map(view).collect(),
-        }
+        let view = |v: u64| Stream::new(&[seed, index, Purpose::View as u64, v]);
+        on_arc(stream, view, 0..views as u64)
+    }
+}
+
+/// A scene of the distributions of this file, from streams for its parts and its views.
+pub(super) fn on_arc(
+    stream: impl Fn(Purpose) -> Stream,
+    view: impl Fn(u64) -> Stream,
+    views: std::ops::Range<u64>,
+) -> Scene {
+    let arc = Arc::sample(&mut stream(Purpose::Arc));
+    Scene {
+        objects: objects(&mut stream(Purpose::Objects)),
+        room: room(&mut stream(Purpose::Room)),
+        lights: lights(&mut stream(Purpose::Lights)),
+        views: views.map(|v| arc.viewpoint(&mut view(v))).collect(),
+        sensor: Sensor::IDEAL,
     }
 }
 
@@ -53,7 +64,7 @@ fn object(r: &mut Stream, shape: Shape) -> Object {
     let [a, b, c] = [r.uniform(0.22, 0.65), r.uniform(0.22, 0.65), r.uniform(0.2, 0.8)];
     let half = match shape {
         Shape::Sphere => [a, a, a],
-        Shape::Cuboid => [a, b, c],
+        Shape::Cuboid | Shape::Ellipsoid => [a, b, c],
         Shape::Cylinder => [0.8 * a, 0.8 * a, c],
     };
     let lift = if r.unit() < 0.3 { r.uniform(0.0, 1.1) } else { 0.0 };
@@ -79,6 +90,11 @@ fn room(r: &mut Stream) -> Room {
 fn texture(r: &mut Stream, frequency: (f64, f64), cells: f64) -> Texture {
     let pattern = [Pattern::Checker, Pattern::Stripes, Pattern::Waves, Pattern::Cells][r.below(4)];
     let pattern = if r.unit() < cells { Pattern::Cells } else { pattern };
+    textured(r, pattern, frequency)
+}
+
+/// A texture of that pattern.
+pub(super) fn textured(r: &mut Stream, pattern: Pattern, frequency: (f64, f64)) -> Texture {
     let frequency = r.uniform(frequency.0, frequency.1);
     let mut colour = || std::array::from_fn(|_| r.uniform(0.05, 1.0));
     let colours = [colour(), colour()];
@@ -105,7 +121,7 @@ fn lights(r: &mut Stream) -> Lights {
     }
 }
 
-fn normals(r: &mut Stream) -> Vec3 {
+pub(super) fn normals(r: &mut Stream) -> Vec3 {
     std::array::from_fn(|_| r.normal())
 }
 
@@ -137,10 +153,16 @@ impl Arc {
         let height = (self.height + r.uniform(-0.5, 0.5)).clamp(0.5, 3.0);
         let position = [radius * libm::cos(angle), radius * libm::sin(angle), height];
         let target = add(self.target, std::array::from_fn(|_| r.uniform(-0.35, 0.35)));
-        let axes = axes(unit(sub(target, position)), r.uniform(-6.0, 6.0).to_radians());
-        let translation = transform(&rigid(&axes, [0.0; 3]), scale(position, -1.0));
-        Viewpoint { extrinsic: rigid(&axes, translation), fov: (self.fov + r.uniform(-3.0, 3.0)).to_radians() }
+        let roll = r.uniform(-6.0, 6.0).to_radians();
+        looking(position, target, roll, (self.fov + r.uniform(-3.0, 3.0)).to_radians())
     }
+}
+
+/// A view from `position` towards `target`, upright but for `roll`.
+pub(super) fn looking(position: Vec3, target: Vec3, roll: f64, fov: f64) -> Viewpoint {
+    let axes = axes(unit(sub(target, position)), roll);
+    let translation = transform(&rigid(&axes, [0.0; 3]), scale(position, -1.0));
+    Viewpoint { extrinsic: rigid(&axes, translation), fov }
 }
 
 /// The axes of a camera that looks along `forward`, upright but for `roll`.

@@ -13,6 +13,10 @@ pub enum Pattern {
     Waves,
     /// Mixed at random in every cube, each with a brightness of its own.
     Cells,
+    /// Mixed by noise that is smooth from cube to cube, in three octaves.
+    Noise,
+    /// The first colour alone.
+    Plain,
 }
 
 /// A solid texture.
@@ -58,7 +62,28 @@ impl Texture {
                 let (share, brightness) = hash(self.cell(p), self.seed);
                 (share, 0.55 + 0.6 * brightness)
             }
+            Pattern::Noise => {
+                let octave = |i: i32| self.smooth(p, f64::from(1 << i), i64::from(i)) / f64::from(1 << i);
+                let sum = (octave(0) + octave(1) + octave(2)) / 1.75;
+                // A sum of uniform numbers keeps to the middle; spread, both colours appear.
+                ((2.2 * (sum - 0.5) + 0.5).clamp(0.0, 1.0), 0.85 + 0.3 * sum)
+            }
+            Pattern::Plain => (0.0, 1.0),
         }
+    }
+
+    /// Random numbers at the corners of cubes of 1 / `finer` of the size, interpolated by 3 t² − 2 t³ on every axis.
+    fn smooth(&self, p: Vec3, finer: f64, octave: i64) -> f64 {
+        let at = p.map(|x| x * self.frequency * finer + self.phase);
+        let ease = at.map(|x| (x - x.floor()).powi(2) * (3.0 - 2.0 * (x - x.floor())));
+        (0..8)
+            .map(|corner: i64| {
+                let side = |axis: usize| corner >> axis & 1;
+                let cube = std::array::from_fn(|axis| at[axis].floor() as i64 + side(axis));
+                let weight = |axis: usize| if side(axis) == 1 { ease[axis] } else { 1.0 - ease[axis] };
+                weight(0) * weight(1) * weight(2) * hash(cube, self.seed + 977 * octave).0
+            })
+            .sum()
     }
 
     fn cell(&self, p: Vec3) -> [i64; 3] {
@@ -105,6 +130,16 @@ mod tests {
         let waves = texture(Pattern::Waves).colour([0.1, 0.2, 0.3])[0];
         let sum = 0.1f64.sin() + 0.2f64.sin() + 0.3f64.sin();
         assert!((waves - (0.5 + 0.5 * sum.tanh())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn noise_is_smooth_and_reaches_both_colours() {
+        let noise = texture(Pattern::Noise);
+        let along: Vec<f64> = (0..4000).map(|i| noise.colour([f64::from(i) / 400.0, 0.31, -0.2])[0]).collect();
+        assert!(along.windows(2).all(|w| (w[0] - w[1]).abs() < 0.06));
+        let (low, high) = along.iter().fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
+        assert!(low < 0.2 && high > 0.75, "{low} to {high}");
+        assert_eq!(texture(Pattern::Plain).colour([0.3, 0.2, 0.1]), [0.0; 3]);
     }
 
     #[test]

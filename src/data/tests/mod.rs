@@ -2,6 +2,7 @@
 
 mod blendedmvs;
 mod dtu;
+mod synthetic;
 
 use std::{fs, path::Path};
 
