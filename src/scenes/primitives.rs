@@ -102,7 +102,13 @@ fn interval(parts: &[(f64, f64)]) -> Option<f64> {
 }
 
 fn steep(d: f64) -> f64 {
-    if d.abs() < STEEP { STEEP } else { d }
+    if d.abs() >= STEEP {
+        d
+    } else if d < 0.0 {
+        -STEEP
+    } else {
+        STEEP
+    }
 }
 
 /// An object with what its rays need, computed once a view.
@@ -220,6 +226,18 @@ mod tests {
         let t = Shape::Cylinder.hit([0.5, 0.5, 0.75], &cap).unwrap();
         assert!((t - (4.0 - 0.75) / 2.0).abs() < 1e-6);
         assert_eq!(Shape::Cylinder.normal([0.5, 0.5, 0.75], cap.at(t)), [0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn rays_that_hardly_fall_meet_the_ground_ahead() {
+        let mut room = super::super::Scene::sample(0, 0, 0).room;
+        for closed in [false, true] {
+            room.closed = closed;
+            for down in [-1e-9, -1e-7, -1e-3] {
+                let (t, side, _) = super::room(&room, &ray([0.0, 0.0, 1.5], [1.0, 0.2, down])).unwrap();
+                assert!(t > 0.0 && (closed || side == 0), "{t} at {side}");
+            }
+        }
     }
 
     #[test]
