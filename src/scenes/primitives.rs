@@ -184,9 +184,9 @@ mod tests {
             direction[axis] = 1.0;
             ray(origin, direction)
         };
-        for axis in 0..3 {
+        for (axis, half) in HALF.into_iter().enumerate() {
             let t = Shape::Ellipsoid.hit(HALF, &along(axis)).unwrap();
-            assert!((t - (4.0 - HALF[axis])).abs() < 1e-12);
+            assert!((t - (4.0 - half)).abs() < 1e-12);
             assert_eq!(Shape::Ellipsoid.normal(HALF, along(axis).at(t))[axis], -1.0);
         }
         // (x / a)² + (y / b)² = 1 at y = 0.2, b = 0.25: x = −a · 0.6; the gradient is (x / a², y / b²).
