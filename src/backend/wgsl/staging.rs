@@ -51,9 +51,16 @@ impl Staging {
     /// Writes parts, mapped as it is, and hands it to the device.
     pub fn fill(&self, gpu: &Gpu, parts: &[&[u8]]) -> Result<()> {
         for (bytes, start) in parts.iter().zip(&self.starts).filter(|(bytes, _)| !bytes.is_empty()) {
-            let range = *start..start + bytes.len() as u64;
+            let words = padded(bytes.len() as u64);
+            let range = *start..start + words;
             let mut view = self.buffer.get_mapped_range_mut(range).map_err(|e| gpu.failed(&format!("inputs: {e}")))?;
-            view.copy_from_slice(bytes);
+            // A view is of whole words.
+            let mut whole = Vec::new();
+            if bytes.len() as u64 != words {
+                whole = bytes.to_vec();
+                whole.resize(words as usize, 0);
+            }
+            view.copy_from_slice(if whole.is_empty() { bytes } else { &whole });
         }
         self.buffer.unmap();
         Ok(())
