@@ -8,7 +8,7 @@ use super::{
     floats::FLOATS,
     launch::{Binding, Launch, Lowered, THREADS, folded, word},
     shader::{Shader, Tensors},
-    wide::through_f32,
+    wide::{through_f32, widened},
 };
 use crate::backend::{Request, gpu::walk::join};
 
@@ -18,11 +18,11 @@ const fn row(name: &'static str, op: &'static str, lower: fn(&Request<'_>) -> Re
 
 /// The rows of this file.
 pub const KERNELS: &[Kernel] = &[
-    row("gather.slices", "gather", gather),
-    row("gather_nd.slices", "gather_nd", gather),
-    row("gather_elements.elements", "gather_elements", gather_elements),
-    row("scatter_elements.last", "scatter_elements", scatter),
-    row("scatter_nd.last", "scatter_nd", scatter),
+    row("gather.slices", "gather", |request| widened(request, gather)),
+    row("gather_nd.slices", "gather_nd", |request| widened(request, gather)),
+    row("gather_elements.elements", "gather_elements", |request| widened(request, gather_elements)),
+    row("scatter_elements.last", "scatter_elements", |request| widened(request, scatter)),
+    row("scatter_nd.last", "scatter_nd", |request| widened(request, scatter)),
     Kernel::plain("scatter_add.elements", "scatter_add", FLOATS, |request| through_f32(request, scatter_add)),
     Kernel::plain("range.steps", "range", &[DType::I64], range),
 ];

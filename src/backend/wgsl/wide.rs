@@ -1,9 +1,9 @@
-//! Results of 8 and 16 bits by way of f32: several of them share a word, which one thread must write whole.
+//! Elements of 8 and 16 bits by way of f32: several of them share a word, which one thread must write whole.
 
 use lite3r_ir::{DType, Op, ValueType, ops::Cast};
 
 use super::{
-    launch::{Base, Binding, Lowered},
+    launch::{Base, Binding, Lowered, Placed},
     within,
 };
 use crate::backend::Request;
@@ -46,4 +46,41 @@ pub fn through_f32(
     }
     lowered.launches.extend(casts);
     Ok(lowered)
+}
+
+/// Lowers a request as `lower` does or, where it refuses narrow elements that it would move, on copies of f32.
+pub fn widened(
+    request: &Request<'_>,
+    lower: impl Fn(&Request<'_>) -> Result<Lowered, String>,
+) -> Result<Lowered, String> {
+    let narrow = |ty: &ValueType| ty.dtype.is_float() && ty.dtype.size() < 4;
+    let refused = match lower(request) {
+        Err(clause) if request.results.iter().any(narrow) => clause,
+        done => return done,
+    };
+    let mut inner = 0usize;
+    let mut wide = |(ty, own): Placed| -> Result<Placed, String> {
+        if !narrow(&ty) {
+            return Ok((ty, own));
+        }
+        let (ty, at) = (ty.with_dtype(DType::F32), inner.next_multiple_of(256));
+        let bytes = ty.bytes().ok_or_else(|| refused.clone())?;
+        inner = at + bytes;
+        Ok((ty, Binding::scratch(at, bytes)))
+    };
+    let operand = |i: usize| (request.operands[i].clone(), Binding::operand(request, i));
+    let result = |i: usize| (request.results[i].clone(), Binding::result(request, i));
+    let taken: Vec<Placed> = (0..request.operands.len()).map(|i| wide(operand(i))).collect::<Result<_, _>>()?;
+    let given: Vec<Placed> = (0..request.results.len()).map(|i| wide(result(i))).collect::<Result<_, _>>()?;
+    let mut all = Lowered::default();
+    for (i, placed) in taken.iter().enumerate().filter(|(i, _)| narrow(&request.operands[*i])) {
+        let cast: Op = Cast { to: DType::F32 }.into();
+        all.then(within(&cast, &[operand(i)], std::slice::from_ref(placed), inner)?);
+    }
+    all.then(within(request.op, &taken, &given, inner)?);
+    for (i, placed) in given.iter().enumerate().filter(|(i, _)| narrow(&request.results[*i])) {
+        let cast: Op = Cast { to: request.results[i].dtype }.into();
+        all.then(within(&cast, std::slice::from_ref(placed), &[result(i)], inner)?);
+    }
+    Ok(all)
 }
