@@ -1,4 +1,4 @@
-//! Gradients of attentions as plans: what a device computes of a case and its gradient against the evaluation in f64, and a
+//! Gradients as plans: what a device computes of a case and its gradient against the evaluation in f64, and a
 //! kernel of every backend for every operation on the way.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,21 @@ use lite3r_ir::{
 };
 
 /// What is differentiated here.
-const FAMILY: &[&str] = &["attention", "block_attention", "block_mean", "linear_attention"];
+const FAMILY: &[&str] = &[
+    "attention",
+    "block_attention",
+    "block_mean",
+    "linear_attention",
+    "layer_norm",
+    "conv2d",
+    "conv_transpose2d",
+    "resize",
+    "gather",
+    "gather_nd",
+    "gather_elements",
+    "scatter_elements",
+    "scatter_nd",
+];
 
 /// A case with Σ w·y as its loss and the gradients of all floating-point operands as outputs, and the operands.
 fn graph_of(case: &Case) -> (Graph, BTreeMap<String, Tensor>) {
