@@ -8,7 +8,11 @@ use lite3r::backend::{
 };
 use lite3r_ir::{
     DType, Op, Tensor, ValueType,
-    ops::{Attention, AttentionGrad, Conv2d, Linear, activation::Activation},
+    ops::{
+        Attention, AttentionGrad, Conv2d, Conv2dWeightGrad, LayerNormGrad, Linear, Resize, ResizeGrad,
+        activation::Activation,
+        resize::{Coordinates, ResizeMode},
+    },
 };
 
 /// Memory aligned as the executor aligns it.
@@ -62,6 +66,14 @@ fn kernels(c: &mut Criterion) {
     bench(c, "its gradient", back.into(), &[&[heads; 3][..], &results].concat());
     let conv = Conv2d::same(1, true);
     bench(c, "conv2d 3x3 256->256 at 108x144", conv.into(), &[&[1, 256, 108, 144], &[256, 256, 3, 3], &[256]]);
+    let weights = Conv2dWeightGrad::of(&Conv2d::same(1, false), [3, 3]);
+    let image: &[usize] = &[1, 256, 108, 144];
+    bench(c, "the gradient of its weights", weights.into(), &[image, image]);
+    let rows: &[usize] = &[2919, 1024];
+    bench(c, "the gradient of layer_norm 2919x1024", LayerNormGrad { eps: 1e-6 }.into(), &[rows, rows]);
+    let up = Resize::new(ResizeMode::Linear, Coordinates::AlignCorners, []);
+    let half = ResizeGrad::of(&up, [54.into(), 72.into()]);
+    bench(c, "the gradient of resize 54x72->108x144, 256 planes", half.into(), &[image]);
 }
 
 criterion_group!(benches, kernels);
