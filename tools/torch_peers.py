@@ -74,6 +74,9 @@ def convolutions() -> Iterator[Peer]:
         x = rand(2, i, size, size).to(memory_format=torch.channels_last)
         w, b = rand(o, i, 3, 3).to(memory_format=torch.channels_last), rand(o)
         yield f"conv bf16 3x3 {i}->{o} 2x{size}x{size}", lambda: F.conv2d(x, w, b, padding=1)
+        g = rand(2, o, size, size).to(memory_format=torch.channels_last)
+        name = f"conv bf16 3x3 weights {i}->{o} 2x{size}x{size}"
+        yield name, lambda: torch.nn.grad.conv2d_weight(x, w.shape, g, padding=1)
 
 
 def main() -> None:

@@ -157,6 +157,8 @@ fn cases() -> Vec<Case> {
         add("bf16 3x3", "conv2d {pads=[1,1,1,1],layout=nhwc,bias=true}", wide);
         add("e4m3 3x3", "scaled_conv2d {pads=[1,1,1,1],bias=true,out=bf16}", codes());
         add("e4m3 to e4m3 3x3", "scaled_conv2d {pads=[1,1,1,1],bias=true,out=bf16,quantize=true}", codes());
+        let back = "conv2d_weight_grad {kernel=[3,3],pads=[1,1,1,1],layout=nhwc}";
+        add("bf16 3x3 weights", back, vec![of(b, &x), of(b, &[2, size, size, output])]);
         add("codes of ReLU", "quantize_items {activation=relu}", vec![of(b, &x)]);
     }
     cases
