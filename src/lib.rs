@@ -44,6 +44,7 @@ pub mod recon;
 pub mod rng;
 pub mod scenes;
 pub mod session;
+pub mod train;
 pub mod weights;
 
 pub use error::{Error, Kind, Result};

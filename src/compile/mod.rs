@@ -73,6 +73,25 @@ pub type Watch<'a> = dyn FnMut(&Bindings, &Step, &Graph) -> bool + 'a;
 /// Those of [`crate::onnx`] and [`crate::backbones`]; `compile.options` for options that contradict each other,
 /// `compile.pass` for a pass that refuses the model, `compile.require` for recognitions that miss their count.
 pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Result<Compiled> {
+    let mut compiled = bound(model, options, watch)?;
+    for entry in &mut compiled.entries {
+        if compiled.stopped {
+            return Ok(compiled);
+        }
+        let passes = pipeline::rewriting(options)?;
+        entry.steps.extend(drive(&mut entry.graph, &passes, &entry.bindings, watch, &mut compiled.stopped)?);
+    }
+    if !compiled.stopped {
+        report::require(&compiled, &options.require)?;
+    }
+    Ok(compiled)
+}
+
+/// Imports or builds a model, recognises it and binds its symbols, and rewrites nothing: what training starts from.
+///
+/// # Errors
+/// As [`compile`].
+pub fn bound(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Result<Compiled> {
     options::check(options)?;
     let bindings = options.entries();
     let mut source = source::open(model, options, &bindings)?;
@@ -107,19 +126,13 @@ pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Resul
         let symbols = free_symbols(&graph);
         let used: Bindings =
             bindings.iter().filter(|(s, _)| symbols.contains(s)).map(|(s, n)| (s.clone(), *n)).collect();
-        let mut steps =
-            drive(&mut graph, &pipeline::binding(&used, options)?, &bindings, watch, &mut compiled.stopped)?;
+        let steps = drive(&mut graph, &pipeline::binding(&used, options)?, &bindings, watch, &mut compiled.stopped)?;
         let inventory = inventory(&graph);
-        if !compiled.stopped {
-            let passes = pipeline::rewriting(options)?;
-            steps.extend(drive(&mut graph, &passes, &bindings, watch, &mut compiled.stopped)?);
-        }
         compiled.entries.push(Entry { bindings, graph, steps, inventory });
         if compiled.stopped {
             return Ok(compiled);
         }
     }
-    report::require(&compiled, &options.require)?;
     Ok(compiled)
 }
 

@@ -1,0 +1,32 @@
+//! Losses as graphs: each appends operations that end in one number.
+//!
+//! - [`camera`]: pose encodings against the truth, over the rounds of refinement
+//! - [`dense`]: depth or world points with confidence, and their differences at several scales
+//! - [`attention`]: what attention modules of a student give against those of its teacher
+//!
+//! Values are f32. Masks are 1 where the truth is known and 0 elsewhere; what they cut off gives no gradient.
+
+pub mod attention;
+pub mod camera;
+pub mod dense;
+
+use lite3r_ir::{Builder, OpError, Value, ops::Abs};
+
+/// A value, or an operation that does not fit: a model whose outputs have other shapes than its family says.
+pub type Built<T = Value> = std::result::Result<T, OpError>;
+
+/// The mean of |x| over all elements.
+fn mean_magnitude(b: &mut Builder<'_>, x: Value) -> Built {
+    let count = b.ty(x).elements().unwrap_or(1).max(1);
+    let x = b.op(Abs {}, &[x])?;
+    let sum = b.total(x)?;
+    b.times(sum, 1.0 / count as f64)
+}
+
+/// The sum of some numbers; zero of none.
+pub fn sum(b: &mut Builder<'_>, terms: &[Value]) -> Built {
+    let Some((first, rest)) = terms.split_first() else {
+        return Ok(b.constant(lite3r_ir::Tensor::scalar(lite3r_ir::DType::F32, 0.0)));
+    };
+    rest.iter().try_fold(*first, |sum, term| b.add(sum, *term))
+}

@@ -1,0 +1,14 @@
+//! Training: the same graphs, differentiated.
+//!
+//! ```text
+//! model ─ bound ─ rewritten (student) ─┐
+//!   └──── dense (teacher) ─────────────┼─▶ losses ─▶ grad ─▶ gradients entry, one a number of views ─┐
+//!                          targets ────┘                                                              ├─▶ plan ─▶ session
+//!                                                     AdamW ─────────▶ update entry ──────────────────┘
+//! ```
+//!
+//! A gradients entry adds the gradient of one scene to states; the update entry moves the weights by what was gathered.
+//! Everything on the device is a graph ([`losses`], [`adamw`]), so every backend that has the kernels trains.
+
+pub mod adamw;
+pub mod losses;
