@@ -11,12 +11,12 @@ use super::{
     vit::{Block, mlp},
 };
 
-const REFINEMENTS: usize = 4;
+pub(super) const REFINEMENTS: usize = 4;
 
 /// Refines (translation, quaternion xyzw, vertical and horizontal field of view) of every view: tokens [1, S, 2C] to
-/// [1, S, 9]. Each round modulates the tokens by the last estimate; only the result has its fields of view made
-/// positive.
-pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim) -> Built {
+/// [1, S, 9] after every round. Each round modulates the tokens by the last estimate; only what is returned has its
+/// fields of view made positive.
+pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim) -> Built<Vec<Value>> {
     let dim = 2 * config.dim;
     let block = Block {
         heads: config.camera_heads,
@@ -30,6 +30,7 @@ pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim)
     s.at("camera_head.adaln_norm");
     let bare = s.op(LayerNorm { eps: config.camera_norm_eps, out: None }, &[tokens])?;
     let mut pose: Option<Value> = None;
+    let mut rounds = Vec::with_capacity(REFINEMENTS);
     for _ in 0..REFINEMENTS {
         let given = match pose {
             Some(pose) => pose,
@@ -56,16 +57,17 @@ pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim)
         }
         let x = s.layer_norm("camera_head.trunk_norm", x, 1e-5)?;
         let change = mlp(s, "camera_head.pose_branch", x, dim / 2, 9)?;
-        pose = Some(match pose {
+        let sum = match pose {
             Some(pose) => s.op(Add {}, &[pose, change])?,
             None => change,
-        });
+        };
+        pose = Some(sum);
+        s.at("camera_head");
+        let parts = s.ops(Split { axis: 2, sizes: vec![7.into(), 2.into()] }, &[sum])?;
+        let fov = s.relu(parts[1])?;
+        rounds.push(s.op(Concat { axis: 2 }, &[parts[0], fov])?);
     }
-    let pose = pose.expect("there is at least one refinement");
-    s.at("camera_head");
-    let parts = s.ops(Split { axis: 2, sizes: vec![7.into(), 2.into()] }, &[pose])?;
-    let fov = s.relu(parts[1])?;
-    s.op(Concat { axis: 2 }, &[parts[0], fov])
+    Ok(rounds)
 }
 
 /// Camera tokens [S, D] to (translation [S, 3], quaternion xyzw [S, 4], vertical and horizontal field of view [S, 2]),

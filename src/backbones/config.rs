@@ -114,6 +114,14 @@ impl Config {
         }
     }
 
+    /// Outputs that a graph has only if they are named: the estimates of early rounds of camera refinement, for training.
+    pub fn rounds(&self) -> Vec<String> {
+        match self {
+            Self::Vggt(_) => (0..super::camera::REFINEMENTS - 1).map(|round| format!("pose_enc.{round}")).collect(),
+            Self::Da3(_) => Vec::new(),
+        }
+    }
+
     /// What published checkpoints store and the graph does not read: name and type. A LayerNorm that several levels of
     /// DA3 share is stored under the name of each; it counts once, under the name that the graph reads.
     pub fn unread(&self) -> Vec<(String, ValueType)> {

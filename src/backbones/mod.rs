@@ -6,7 +6,7 @@
 //!
 //! | model | input | outputs |
 //! | --- | --- | --- |
-//! | VGGT | `images`, RGB in 0..=1 | `pose_enc` [1,S,9], `depth` [1,S,H,W,1], `depth_conf` [1,S,H,W], `world_points` [1,S,H,W,3], `world_points_conf` |
+//! | VGGT | `images`, RGB in 0..=1 | `pose_enc` [1,S,9] (if named also `pose_enc.0`, … of early rounds), `depth` [1,S,H,W,1], `depth_conf` [1,S,H,W], `world_points` [1,S,H,W,3], `world_points_conf` |
 //! | DA3 | `image`, RGB after ImageNet normalisation | `depth`, `depth_conf` [1,S,H,W], `ray` [1,S,H·4/7,W·4/7,6], `ray_conf`, `extrinsics` [1,S,3,4] (world to camera), `intrinsics` [1,S,3,3] |
 //!
 //! Laws: Wang et al., "VGGT: Visual Geometry Grounded Transformer", 2025; Lin et al., "Depth Anything 3", 2025; Oquab
@@ -105,9 +105,11 @@ pub fn build(config: &Config, options: &BuildOptions) -> Result<Graph> {
         Config::Da3(da3) => da3::build(da3, options),
     }
     .map_err(|e| Error::unsupported("backbones.build", e.to_string()))?;
-    if !options.outputs.is_empty() {
-        graph.retain_outputs(|name| options.outputs.iter().any(|wanted| wanted == name));
-    }
+    let usual = config.outputs();
+    graph.retain_outputs(|name| match options.outputs.is_empty() {
+        true => usual.contains(&name),
+        false => options.outputs.iter().any(|wanted| wanted == name),
+    });
     passes::run(&DCE, &mut graph, &Options::default())
         .map_err(|e: PassError| Error::unsupported("backbones.build", e.to_string()))?;
     Ok(graph)
@@ -125,8 +127,8 @@ fn check(config: &Config, options: &BuildOptions) -> Result<()> {
     if views.constant().is_some_and(|n| n < 1) {
         problems.push(format!("there must be at least one view, not {views}"));
     }
-    let known = config.outputs();
-    for name in options.outputs.iter().filter(|name| !known.contains(&name.as_str())) {
+    let (known, rounds) = (config.outputs(), config.rounds());
+    for name in options.outputs.iter().filter(|name| !known.contains(&name.as_str()) && !rounds.contains(name)) {
         problems.push(format!("there is no output `{name}`; known: {}", known.join(", ")));
     }
     match (config, options.reference_view) {

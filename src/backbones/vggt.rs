@@ -29,8 +29,12 @@ pub(super) fn build(config: &Vggt, options: &BuildOptions) -> Built<Graph> {
     let patches = encode(s, config, options, images)?;
     let taps = aggregate(s, config, options, patches)?;
     let (camera, taps) = separate(s, config, views, taps)?;
-    let pose = camera::head(s, config, camera, views)?;
+    let mut rounds = camera::head(s, config, camera, views)?;
+    let pose = rounds.pop().expect("there is at least one refinement");
     s.graph().output("pose_enc", pose);
+    for (round, early) in rounds.into_iter().enumerate() {
+        s.graph().output(format!("pose_enc.{round}"), early);
+    }
 
     let dense = |outputs| Dpt {
         features: config.features,

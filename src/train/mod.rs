@@ -11,4 +11,6 @@
 //! Everything on the device is a graph ([`losses`], [`adamw`]), so every backend that has the kernels trains.
 
 pub mod adamw;
+pub mod join;
 pub mod losses;
+pub mod step;

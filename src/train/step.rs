@@ -1,0 +1,278 @@
+//! What one scene adds to the gradient: model, losses and their reverse, as the graph of one entry.
+
+use std::collections::BTreeMap;
+
+use lite3r_ir::{
+    Builder, DType, Graph, Op, Value, ValueType,
+    attr::{Attr, AttrMap},
+    ops::{Add, Less, Where},
+    passes::{
+        self, Options, PassError,
+        chosen_attentions::choose,
+        grad::grad,
+        pipeline::{execute, select},
+        states::STATES,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    adamw::{Trained, gradient_name, state},
+    join::join,
+    losses::{self, Built},
+};
+use crate::{Error, Kind, Result};
+
+/// After the reverse pass: what every graph gets, then epilogues and chains of elementwise operations.
+pub const FINISH: &str =
+    "fold,canonicalize,cse,dce,fuse,layout,canonicalize,cse,dce,fuse_pointwise,join_slices,cse,dce";
+
+/// A loss that a model can be trained by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loss {
+    /// [`losses::camera`]: takes `target.pose_enc` [1, S, 9].
+    Camera,
+    /// [`losses::dense`] of depth: takes `target.depth` [1, S, H, W, 1] and `target.mask` [1, S, H, W].
+    Depth,
+    /// [`losses::dense`] of world points: takes `target.points` [1, S, H, W, 3] and `target.mask`.
+    Points,
+    /// [`losses::attention`]: needs a teacher.
+    Attention,
+}
+
+impl Loss {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Camera, Self::Depth, Self::Points, Self::Attention];
+
+    /// As configurations and outputs name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Camera => "camera",
+            Self::Depth => "depth",
+            Self::Points => "points",
+            Self::Attention => "attention",
+        }
+    }
+
+    /// The input that says how much it counts.
+    pub fn weight(self) -> String {
+        format!("weight.{}", self.name())
+    }
+
+    /// The output that says what it is.
+    pub fn output(self) -> String {
+        format!("loss.{}", self.name())
+    }
+}
+
+/// What is trained, and by what.
+#[derive(Clone, Debug, Default)]
+pub struct Recipe {
+    /// Patterns of the weights that change, each with its rate factor; the first that matches decides.
+    pub train: Vec<(String, f64)>,
+    /// The losses, each once.
+    pub losses: Vec<Loss>,
+    /// The passes that make the student; none: the model itself is trained.
+    pub student: Option<String>,
+    /// Which attentions [`Loss::Attention`] compares, as the pass `sla` chooses them.
+    pub attentions: Options,
+}
+
+/// The names of outputs and inputs of a gradients entry.
+pub const TOTAL: &str = "loss";
+/// How much the scene counts in the batch: one over the number of scenes.
+pub const SHARE: &str = "share";
+/// 1 if gradients are added to what is there, 0 if they replace it.
+pub const ADD: &str = "add";
+
+/// The gradients entry of a bound model with outputs as [`crate::backbones`] names them, and what it trains. Its outputs
+/// are [`TOTAL`] and one a loss; the gradients go to states.
+///
+/// # Errors
+/// `train.model` with every output that a loss misses; `train.recipe` for patterns that match no weight, passes that
+/// refuse the model or do not exist, a loss without a teacher; `train.gradient` with every operation without a gradient.
+pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)> {
+    check(model, recipe)?;
+    let mut base = model.clone();
+    let distils = recipe.losses.contains(&Loss::Attention);
+    if distils {
+        tap(&mut base, &recipe.attentions)?;
+    }
+    let mut graph = base.clone();
+    if let Some(text) = &recipe.student {
+        run(&mut graph, text)?;
+    }
+    let names: Vec<Attr> = recipe.train.iter().map(|(pattern, _)| Attr::Text(pattern.clone())).collect();
+    let options = Options(AttrMap::from([("names".to_string(), Attr::List(names))]));
+    passes::run(&STATES, &mut graph, &options).map_err(|e| wrong("train.recipe", e))?;
+    let trained = trained(&graph, recipe)?;
+    let teacher = match distils {
+        true => join(&mut graph, &base).map_err(|e| wrong("train.model", PassError::Op(e)))?,
+        false => BTreeMap::new(),
+    };
+    let total = objective(&mut graph, recipe, &teacher).map_err(|e| wrong("train.model", PassError::Op(e)))?;
+    let states: Vec<Value> = trained.iter().map(|t| param(&graph, &t.name)).collect();
+    let gradients = grad(&mut graph, total, &states).map_err(|e| wrong("train.gradient", e))?;
+    let idle: Vec<String> = trained
+        .iter()
+        .zip(&gradients)
+        .filter(|(_, gradient)| gradient.is_none())
+        .map(|(t, _)| format!("no loss depends on `{}`", t.name))
+        .collect();
+    if !idle.is_empty() {
+        return Err(Error::all(Kind::Usage, "train.recipe", idle));
+    }
+    gather(&mut graph, &trained, &gradients).map_err(|e| wrong("train.gradient", PassError::Op(e)))?;
+    run(&mut graph, FINISH)?;
+    Ok((graph, trained))
+}
+
+/// What a loss reads of a model.
+fn reads(loss: Loss) -> &'static [&'static str] {
+    match loss {
+        Loss::Camera => &["pose_enc"],
+        Loss::Depth => &["depth", "depth_conf"],
+        Loss::Points => &["world_points", "world_points_conf"],
+        Loss::Attention => &[],
+    }
+}
+
+fn check(model: &Graph, recipe: &Recipe) -> Result<()> {
+    let has = |name: &str| model.outputs().iter().any(|(n, _)| n == name);
+    let missing = recipe.losses.iter().flat_map(|loss| {
+        let missing = reads(*loss).iter().filter(|name| !has(name));
+        missing.map(|name| format!("loss `{}` needs the output `{name}`, which the model lacks", loss.name()))
+    });
+    let missing: Vec<String> = missing.collect();
+    if !missing.is_empty() {
+        return Err(Error::all(Kind::Unsupported, "train.model", missing));
+    }
+    let mut problems = Vec::new();
+    if recipe.losses.is_empty() {
+        problems.push("there is no loss".to_string());
+    }
+    if recipe.train.is_empty() {
+        problems.push("there is nothing to train: name weights, such as `proj_lin`".to_string());
+    }
+    if recipe.losses.contains(&Loss::Attention) && recipe.student.is_none() {
+        problems
+            .push("loss `attention` compares a student with its teacher: say by which passes a student is made".into());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "train.recipe", problems)) }
+}
+
+/// Names what chosen attentions give as outputs, which rewrites follow.
+fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
+    let attentions = choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?;
+    for (number, id) in attentions.into_iter().enumerate() {
+        graph.output(format!("{TAP}{number}"), Value { node: id, slot: 0 });
+    }
+    Ok(())
+}
+
+const TAP: &str = "tap.";
+
+/// Runs passes by name.
+fn run(graph: &mut Graph, text: &str) -> Result<()> {
+    let selected = select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))?;
+    let done = execute(graph, &selected, cfg!(debug_assertions), &mut |_, _| true);
+    done.map(drop).map_err(|e| Error::unsupported("train.recipe", e.to_string()))
+}
+
+/// The states of a graph by name, with the rate of the first pattern that means them.
+fn trained(graph: &Graph, recipe: &Recipe) -> Result<Vec<Trained>> {
+    let (mut all, mut problems) = (Vec::new(), Vec::new());
+    for id in graph.node_ids() {
+        let Op::Param(op) = graph.op(id) else { continue };
+        if !op.state {
+            continue;
+        }
+        if op.ty.dtype != DType::F32 {
+            problems.push(format!("weight `{}` is {}: only f32 is trained", op.name, op.ty));
+        }
+        let rate = recipe.train.iter().find(|(pattern, _)| passes::glob::matches(pattern, &op.name));
+        let rate = rate.map_or(1.0, |(_, rate)| *rate);
+        all.push(Trained { name: op.name.clone(), ty: op.ty.clone(), init: op.init.clone(), rate });
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    if problems.is_empty() { Ok(all) } else { Err(Error::all(Kind::Unsupported, "train.recipe", problems)) }
+}
+
+fn param(graph: &Graph, name: &str) -> Value {
+    let found = graph.node_ids().find(|id| matches!(graph.op(*id), Op::Param(op) if op.name == name));
+    Value { node: found.expect("what is trained was found in the graph"), slot: 0 }
+}
+
+/// The weighted sum of all losses times the share of the scene; outputs are the losses alone.
+fn objective(graph: &mut Graph, recipe: &Recipe, teacher: &BTreeMap<String, Value>) -> Built {
+    let outputs: BTreeMap<String, Value> = graph.outputs().iter().cloned().collect();
+    graph.retain_outputs(|_| false);
+    let scalar = ValueType::new(DType::F32, [0usize; 0]);
+    let mut known: BTreeMap<&str, Value> = BTreeMap::new();
+    let mut target = |graph: &mut Graph, name: &'static str, like: Value| {
+        let ty = graph.ty(like).clone();
+        *known.entry(name).or_insert_with(|| graph.input(name, ty))
+    };
+    let mut terms = Vec::with_capacity(recipe.losses.len());
+    for loss in &recipe.losses {
+        let value = match loss {
+            Loss::Camera => {
+                let last = outputs["pose_enc"];
+                let early = (0..).map_while(|round| outputs.get(&format!("pose_enc.{round}"))).copied();
+                let rounds: Vec<Value> = early.chain([last]).collect();
+                let truth = target(graph, "target.pose_enc", last);
+                losses::camera::loss(&mut Builder::new(graph, "loss.camera"), &rounds, truth)?
+            }
+            Loss::Depth | Loss::Points => {
+                let names = reads(*loss);
+                let (predicted, confidence) = (outputs[names[0]], outputs[names[1]]);
+                let truth = match loss {
+                    Loss::Depth => target(graph, "target.depth", predicted),
+                    _ => target(graph, "target.points", predicted),
+                };
+                let mask = target(graph, "target.mask", confidence);
+                losses::dense::loss(&mut Builder::new(graph, loss.output()), predicted, confidence, truth, mask)?
+            }
+            Loss::Attention => {
+                let taps = outputs.iter().filter(|(name, _)| name.starts_with(TAP));
+                let pairs: Vec<(Value, Value)> = taps.map(|(name, student)| (teacher[name], *student)).collect();
+                losses::attention::loss(&mut Builder::new(graph, "loss.attention"), &pairs)?
+            }
+        };
+        let weight = graph.input(loss.weight(), scalar.clone());
+        graph.output(loss.output(), value);
+        terms.push(Builder::new(graph, loss.output()).mul(value, weight)?);
+    }
+    let mut b = Builder::new(graph, TOTAL);
+    let sum = losses::sum(&mut b, &terms)?;
+    graph.output(TOTAL, sum);
+    let share = graph.input(SHARE, scalar);
+    Builder::new(graph, TOTAL).mul(sum, share)
+}
+
+/// Adds gradients to their states, or puts them there.
+fn gather(graph: &mut Graph, trained: &[Trained], gradients: &[Option<Value>]) -> Built<()> {
+    let add = graph.input(ADD, ValueType::new(DType::F32, [0usize; 0]));
+    let mut b = Builder::new(graph, "gradients");
+    let half = b.number(add, 0.5);
+    let adds = b.op(Less {}, &[half, add])?;
+    for (weight, gradient) in trained.iter().zip(gradients) {
+        let Some(gradient) = *gradient else { continue };
+        let name = gradient_name(&weight.name);
+        b.set_origin(name.as_str());
+        let before = state(&mut b, name.clone(), &weight.ty)?;
+        let sum = b.op(Add {}, &[before, gradient])?;
+        let new = b.op(Where {}, &[adds, sum, gradient])?;
+        b.graph.update(&name, new);
+    }
+    Ok(())
+}
+
+fn wrong(code: &'static str, error: PassError) -> Error {
+    match error {
+        PassError::Refused(problems) => Error::all(Kind::Unsupported, code, problems),
+        PassError::Option(problem) => Error::usage(code, problem),
+        other => Error::unsupported(code, other.to_string()),
+    }
+}
