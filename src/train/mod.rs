@@ -11,6 +11,12 @@
 //! Everything on the device is a graph ([`losses`], [`adamw`]), so every backend that has the kernels trains.
 
 pub mod adamw;
+pub mod checkpoint;
+pub mod config;
+pub mod init;
 pub mod join;
 pub mod losses;
+pub mod sample;
+pub mod schedule;
 pub mod step;
+pub mod trainer;

@@ -69,8 +69,10 @@ impl Loss {
 /// What is trained, and by what.
 #[derive(Clone, Debug, Default)]
 pub struct Recipe {
-    /// Patterns of the weights that change, each with its rate factor; the first that matches decides.
-    pub train: Vec<(String, f64)>,
+    /// Patterns of the weights that change.
+    pub train: Vec<String>,
+    /// Factors of the learning rate by pattern; the first that matches counts, 1 otherwise.
+    pub rates: Vec<(String, f64)>,
     /// The losses, each once.
     pub losses: Vec<Loss>,
     /// The passes that make the student; none: the model itself is trained.
@@ -103,7 +105,7 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)
     if let Some(text) = &recipe.student {
         run(&mut graph, text)?;
     }
-    let names: Vec<Attr> = recipe.train.iter().map(|(pattern, _)| Attr::Text(pattern.clone())).collect();
+    let names: Vec<Attr> = recipe.train.iter().map(|pattern| Attr::Text(pattern.clone())).collect();
     let options = Options(AttrMap::from([("names".to_string(), Attr::List(names))]));
     passes::run(&STATES, &mut graph, &options).map_err(|e| wrong("train.recipe", e))?;
     let trained = trained(&graph, recipe)?;
@@ -129,7 +131,7 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)
 }
 
 /// What a loss reads of a model.
-fn reads(loss: Loss) -> &'static [&'static str] {
+pub(super) fn reads(loss: Loss) -> &'static [&'static str] {
     match loss {
         Loss::Camera => &["pose_enc"],
         Loss::Depth => &["depth", "depth_conf"],
@@ -191,7 +193,7 @@ fn trained(graph: &Graph, recipe: &Recipe) -> Result<Vec<Trained>> {
         if op.ty.dtype != DType::F32 {
             problems.push(format!("weight `{}` is {}: only f32 is trained", op.name, op.ty));
         }
-        let rate = recipe.train.iter().find(|(pattern, _)| passes::glob::matches(pattern, &op.name));
+        let rate = recipe.rates.iter().find(|(pattern, _)| passes::glob::matches(pattern, &op.name));
         let rate = rate.map_or(1.0, |(_, rate)| *rate);
         all.push(Trained { name: op.name.clone(), ty: op.ty.clone(), init: op.init.clone(), rate });
     }

@@ -1,0 +1,246 @@
+//! What a training run is told, as TOML: every default stands in the copy that a run keeps.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{adamw::AdamW, schedule::Scheduled, step::Loss};
+use crate::{Error, Kind, Result};
+
+/// A training run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What is trained.
+    pub model: Model,
+    /// What it learns from.
+    pub data: Data,
+    /// How long and how fast.
+    pub run: Run,
+    /// What it is measured by while it learns; weights of losses that are zero throughout leave them out.
+    pub loss: Losses,
+    /// How weights follow gradients.
+    pub optimizer: AdamW,
+    /// How a student is made of the model; none: the model itself learns.
+    pub student: Option<Student>,
+}
+
+/// What is trained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Model {
+    /// The name of an architecture: `vggt-small`. Empty where `onnx` is given.
+    pub arch: String,
+    /// A file to import instead.
+    pub onnx: Option<PathBuf>,
+    /// Weights to begin with, safetensors; none: random ones of `seed` for an architecture, its own for a file.
+    pub weights: Option<PathBuf>,
+    /// Of random weights.
+    pub seed: u64,
+    /// Rows and columns of the images, for an architecture.
+    pub size: [usize; 2],
+    /// Patterns of the names of weights that change: `["proj_lin"]`, `["*"]`.
+    pub train: Vec<String>,
+    /// Factors of the learning rate by pattern; the first that matches counts, 1 otherwise.
+    pub rates: Vec<(String, f64)>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self {
+            arch: String::new(),
+            onnx: None,
+            weights: None,
+            seed: 0,
+            size: [224, 224],
+            train: vec!["*".into()],
+            rates: Vec::new(),
+        }
+    }
+}
+
+/// What a model learns from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Data {
+    /// `synthetic`: rendered scenes; otherwise where a data set lies, such as `blendedmvs:DIR`.
+    pub source: String,
+    /// The numbers of views that scenes are seen from, one drawn a scene.
+    pub views: Vec<usize>,
+    /// Of what is drawn.
+    pub seed: u64,
+    /// Threads that prepare scenes.
+    pub threads: usize,
+    /// Scenes that the loss is measured on without learning from them.
+    pub validation: usize,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self { source: "synthetic".into(), views: vec![2, 4, 8], seed: 0, threads: 2, validation: 8 }
+    }
+}
+
+/// How long and how fast.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Run {
+    /// Steps of the optimiser.
+    pub steps: u64,
+    /// Scenes a step, whose gradients are gathered.
+    pub scenes: usize,
+    /// The highest learning rate.
+    pub rate: f64,
+    /// Steps of its rise.
+    pub warmup: u64,
+    /// What is left of it at the end.
+    pub last: f64,
+    /// Steps between checkpoints.
+    pub checkpoint: u64,
+    /// Steps between measurements of validation scenes.
+    pub validate: u64,
+    /// Steps in a row without a finite gradient after which the run stops.
+    pub patience: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            scenes: 4,
+            rate: 1e-3,
+            warmup: 30,
+            last: 0.01,
+            checkpoint: 100,
+            validate: 100,
+            patience: 20,
+        }
+    }
+}
+
+/// What losses count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Losses {
+    /// Of cameras.
+    pub camera: Scheduled,
+    /// Of depth.
+    pub depth: Scheduled,
+    /// Of world points.
+    pub points: Scheduled,
+    /// Of attention modules against those of the teacher.
+    pub attention: Scheduled,
+}
+
+impl Default for Losses {
+    fn default() -> Self {
+        let one = Scheduled::Constant;
+        Self { camera: one(5.0), depth: one(1.0), points: one(0.0), attention: one(0.0) }
+    }
+}
+
+impl Losses {
+    /// The weight of a loss.
+    pub fn of(&self, loss: Loss) -> Scheduled {
+        match loss {
+            Loss::Camera => self.camera,
+            Loss::Depth => self.depth,
+            Loss::Points => self.points,
+            Loss::Attention => self.attention,
+        }
+    }
+
+    /// Those that count.
+    pub fn used(&self) -> Vec<Loss> {
+        Loss::ALL.into_iter().filter(|loss| !self.of(*loss).is_zero()).collect()
+    }
+}
+
+/// How a student is made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Student {
+    /// Passes over the recognised model: `token_layout{kind=global};sla{kind=global,keep=0.1};fp8{mode=fake}`.
+    pub passes: String,
+    /// Which attentions are compared with the teacher's, as the pass `sla` chooses them: `kind=global`.
+    #[serde(default = "global")]
+    pub attentions: String,
+}
+
+fn global() -> String {
+    "kind=global".into()
+}
+
+impl Config {
+    /// Reads a file. Errors: `file.io`; `train.config` for text that is no configuration, and with everything that is
+    /// wrong with one.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", &e))?;
+        let wrong = |e: toml::de::Error| Error::usage("train.config", format!("{}: {e}", path.display()));
+        let config: Self = toml::from_str(&text).map_err(wrong)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// As TOML, with everything written out.
+    pub fn text(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::usage("train.config", e.to_string()))
+    }
+
+    /// Errors: `train.config`, with everything that is wrong.
+    pub fn check(&self) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut require = |fits: bool, what: &str| {
+            if !fits {
+                problems.push(what.to_string());
+            }
+        };
+        let Self { model, data, run, loss, optimizer, student } = self;
+        let named = usize::from(!model.arch.is_empty()) + usize::from(model.onnx.is_some());
+        require(named == 1, "`model` names either `arch` or `onnx`");
+        require(!model.train.is_empty(), "`model.train` names no weight");
+        require(model.rates.iter().all(|(_, r)| r.is_finite() && *r >= 0.0), "`model.rates` are finite, from 0");
+        require(!data.views.is_empty() && !data.views.contains(&0), "`data.views` are numbers from 1");
+        require(data.threads > 0, "`data.threads` must be at least 1");
+        require(run.steps > 0 && run.scenes > 0, "`run.steps` and `run.scenes` must be at least 1");
+        require(run.checkpoint > 0 && run.validate > 0 && run.patience > 0, "intervals must be at least 1 step");
+        require(run.rate.is_finite() && run.rate > 0.0, "`run.rate` must be above 0");
+        require((0.0..=1.0).contains(&run.last), "`run.last` must be between 0 and 1");
+        let betas = [optimizer.beta1, optimizer.beta2].iter().all(|b| (0.0..1.0).contains(b));
+        require(betas, "`optimizer.beta1` and `beta2` must be from 0 and below 1");
+        require(optimizer.epsilon > 0.0 && optimizer.clip > 0.0, "`optimizer.epsilon` and `clip` must be above 0");
+        require(optimizer.weight_decay >= 0.0, "`optimizer.weight_decay` must be at least 0");
+        require(Loss::ALL.iter().all(|l| loss.of(*l).is_sound()), "weights in `loss` are finite, from 0");
+        require(!loss.used().is_empty(), "every weight in `loss` is 0");
+        let distils = !loss.attention.is_zero();
+        require(!distils || student.is_some(), "`loss.attention` needs a `student` to compare with its teacher");
+        if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "train.config", problems)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_visible_and_read_back() {
+        let config = Config { model: Model { arch: "vggt-tiny".into(), ..Model::default() }, ..Config::default() };
+        let text = config.text().unwrap();
+        for line in ["rate = 0.001", "clip = 1.0", "views = [2, 4, 8]", "weight_decay = 0.05"] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), config);
+        config.check().unwrap();
+    }
+
+    #[test]
+    fn everything_wrong_is_told_at_once() {
+        let source =
+            "[model]\ntrain = []\n[run]\nsteps = 0\nrate = -1.0\n[loss]\nattention = { from = 0.1, to = 0.01 }\n";
+        let error = toml::from_str::<Config>(source).unwrap().check().unwrap_err();
+        assert_eq!((error.code, error.problems.len()), ("train.config", 5), "{error}");
+        assert!(
+            toml::from_str::<Config>("[run]\nstep = 1\n").unwrap_err().to_string().contains("unknown field `step`")
+        );
+    }
+}

@@ -1,0 +1,71 @@
+//! What the weights of a backbone start as before they have learnt anything.
+//!
+//! Matrices are normal with deviation 0.02, convolutions with 1/√(values that one output sums), position tables with
+//! 0.02, tokens with 1e-6 about nothing; norms begin as the identity, LayerScale at 0.01, the encoding that camera
+//! refinement begins with and all biases at zero, as the published code has it. Every weight is named by the seed and its
+//! own name alone.
+
+use lite3r_ir::{Graph, Op, Tensor};
+
+use crate::{
+    rng::Stream,
+    weights::{Weight, Weights},
+};
+
+const MATRIX: f64 = 0.02;
+const TOKEN: f64 = 1e-6;
+const LAYER_SCALE: f64 = 0.01;
+
+/// The weights of a graph that has none, as [`crate::backbones`] names them.
+pub fn weights(graph: &Graph, seed: u64) -> Weights {
+    let mut weights = Weights::default();
+    for id in graph.node_ids() {
+        let Op::Param(op) = graph.op(id) else { continue };
+        let (Some(shape), true) = (op.ty.dims(), op.init.is_empty()) else { continue };
+        let (mean, deviation) = distribution(&op.name, &shape);
+        let words: Vec<u64> = std::iter::once(seed).chain(op.name.bytes().map(u64::from)).collect();
+        let mut stream = Stream::new(&words);
+        let values: Vec<f64> = (0..shape.iter().product()).map(|_| mean + deviation * stream.normal()).collect();
+        weights.insert(op.name.clone(), Weight::owned(Tensor::from_f64(op.ty.dtype, &shape, &values)));
+    }
+    weights
+}
+
+/// Mean and deviation.
+fn distribution(name: &str, shape: &[usize]) -> (f64, f64) {
+    let norm = name.contains("norm") || name.ends_with("trunk_norm.weight");
+    match shape {
+        _ if name.contains("pos_embed") => (0.0, MATRIX),
+        _ if name.contains("empty_pose") => (0.0, 0.0),
+        _ if name.ends_with("token") || name.ends_with("tokens") => (0.0, TOKEN),
+        [_] if name.ends_with("gamma") => (LAYER_SCALE, 0.0),
+        [_] if norm && name.ends_with("weight") => (1.0, 0.0),
+        [_] => (0.0, 0.0),
+        [_, rest @ ..] if shape.len() == 4 => (0.0, (rest.iter().product::<usize>().max(1) as f64).sqrt().recip()),
+        _ => (0.0, MATRIX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbones::{BuildOptions, Config, build};
+
+    #[test]
+    fn norms_are_identities_and_the_same_seed_gives_the_same() {
+        let graph = build(&Config::named("vggt-tiny").unwrap(), &BuildOptions::new(2, 28, 28)).unwrap();
+        let first = weights(&graph, 3);
+        let (all, values) = (first.len(), |name: &str| first.get(name).unwrap().tensor().to_f64());
+        assert!(all > 100);
+        assert!(values("aggregator.frame_blocks.0.norm1.weight").iter().all(|v| *v == 1.0));
+        assert!(values("aggregator.frame_blocks.0.attn.q_norm.weight").iter().all(|v| *v == 1.0));
+        assert!(values("aggregator.frame_blocks.0.ls1.gamma").iter().all(|v| (*v - 0.01).abs() < 1e-9));
+        assert!(values("aggregator.frame_blocks.0.attn.qkv.bias").iter().all(|v| *v == 0.0));
+        let w = values("aggregator.frame_blocks.0.attn.qkv.weight");
+        let deviation = (w.iter().map(|v| v * v).sum::<f64>() / w.len() as f64).sqrt();
+        assert!((deviation - 0.02).abs() < 2e-3, "{deviation}");
+        let name = "aggregator.camera_token";
+        assert_eq!(weights(&graph, 3).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
+        assert_ne!(weights(&graph, 4).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
+    }
+}
