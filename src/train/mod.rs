@@ -13,9 +13,11 @@
 pub mod adamw;
 pub mod checkpoint;
 pub mod config;
+pub mod curves;
 pub mod init;
 pub mod join;
 pub mod losses;
+pub mod run;
 pub mod sample;
 pub mod schedule;
 pub mod step;
