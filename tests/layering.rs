@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("predict", &["plan", "recon"]),
     ("benchmark", &["plan", "session", "predict", "recon", "scenes", "data", "eval"]),
     ("demo", &["compile", "plan", "backend", "session", "recon", "scenes", "eval"]),
+    ("train", &["compile", "backbones", "weights", "plan", "backend", "session", "recon", "scenes", "data"]),
     (
         "cli",
         &[
@@ -38,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "weights",
             "predict",
             "benchmark",
+            "train",
         ],
     ),
 ];

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use lite3r::cli::{self, Common, bench, compare, data, demo, devices, eval, inspect, run};
+use lite3r::cli::{self, Common, bench, compare, data, demo, devices, eval, fit, inspect, run, train};
 
 /// Depth, cameras and point clouds from pictures, by compiled plans
 #[derive(Parser, Debug)]
@@ -25,6 +25,9 @@ enum Command {
     Devices(devices::Args),
     Demo(demo::Args),
     Eval(eval::Args),
+    Train(train::Args),
+    Distill(train::DistillArgs),
+    Fit(fit::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,9 @@ fn main() -> ExitCode {
             Command::Devices(_) => devices::main(&common),
             Command::Demo(args) => demo::main(&args, &common),
             Command::Eval(args) => eval::main(&args, &common),
+            Command::Train(args) => train::main(&args, &common),
+            Command::Distill(args) => train::distill(&args, &common),
+            Command::Fit(args) => fit::main(&args, &common),
         },
     )
 }

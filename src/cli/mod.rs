@@ -11,9 +11,11 @@ pub mod data;
 pub mod demo;
 pub mod devices;
 pub mod eval;
+pub mod fit;
 pub mod inspect;
 pub mod progress;
 pub mod run;
+pub mod train;
 
 use std::process::{Command, ExitCode};
 

@@ -13,7 +13,7 @@ pub mod build;
 pub mod check;
 pub mod fit;
 pub mod format;
-mod init;
+pub(crate) mod init;
 pub mod inspect;
 pub mod memory;
 pub mod schedule;

@@ -1,6 +1,6 @@
 //! What the weights of a backbone start as before they have learnt anything.
 //!
-//! Matrices are normal with deviation 0.02, convolutions with 1/√(values that one output sums), position tables with
+//! Matrices are normal with deviation 0.02, convolutions with 1/√(3·values that one output sums), position tables with
 //! 0.02, tokens with 1e-6 about nothing; norms begin as the identity, LayerScale at 0.01, the encoding that camera
 //! refinement begins with and all biases at zero, as the published code has it. Every weight is named by the seed and its
 //! own name alone.
@@ -41,7 +41,9 @@ fn distribution(name: &str, shape: &[usize]) -> (f64, f64) {
         [_] if name.ends_with("gamma") => (LAYER_SCALE, 0.0),
         [_] if norm && name.ends_with("weight") => (1.0, 0.0),
         [_] => (0.0, 0.0),
-        [_, rest @ ..] if shape.len() == 4 => (0.0, (rest.iter().product::<usize>().max(1) as f64).sqrt().recip()),
+        [_, rest @ ..] if shape.len() == 4 => {
+            (0.0, (3.0 * rest.iter().product::<usize>().max(1) as f64).sqrt().recip())
+        }
         _ => (0.0, MATRIX),
     }
 }

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use lite3r_ir::Tensor;
+use lite3r_ir::{Tensor, ValueType};
 
-use crate::{geometry::Camera, recon::Pose};
+use crate::{
+    geometry::Camera,
+    recon::{IMAGENET_MEAN, IMAGENET_STD, Pose},
+};
 
 /// Images and targets by the names of the inputs of a gradients entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +48,23 @@ impl Sample {
     }
 }
 
+impl Sample {
+    /// What an input of that name and type takes of the scene: as it is, in the shape that is asked for, or, for `image`,
+    /// the images after ImageNet normalisation. None where the scene has nothing of the kind.
+    pub fn input(&self, name: &str, ty: &ValueType) -> Option<Tensor> {
+        if name == "image" {
+            let images = self.tensors.get("images")?;
+            let plane: usize = images.shape()[3..].iter().product();
+            let normal = |(i, v): (usize, f32)| (v - IMAGENET_MEAN[i / plane % 3]) / IMAGENET_STD[i / plane % 3];
+            let values: Vec<f32> = images.to_f32().into_iter().enumerate().map(normal).collect();
+            return Some(Tensor::from_f32(images.shape(), values));
+        }
+        let tensor = self.tensors.get(name)?;
+        let shape = ty.dims()?;
+        if tensor.shape() == shape { Some(tensor.clone()) } else { tensor.reshaped(&shape) }
+    }
+}
+
 /// Translation, quaternion x y z w, vertical and horizontal field of view, camera from world.
 fn encode(camera: &Camera, height: usize, width: usize) -> [f32; 9] {
     let e = &camera.extrinsic;
@@ -60,7 +80,7 @@ fn encode(camera: &Camera, height: usize, width: usize) -> [f32; 9] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{recon::decode_vggt, scenes};
+    use crate::{recon::pose::decode_vggt, scenes};
 
     #[test]
     fn encodings_are_decoded_to_the_cameras_and_points_project_back() {

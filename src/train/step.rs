@@ -95,6 +95,16 @@ pub const ADD: &str = "add";
 /// `train.model` with every output that a loss misses; `train.recipe` for patterns that match no weight, passes that
 /// refuse the model or do not exist, a loss without a teacher; `train.gradient` with every operation without a gradient.
 pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)> {
+    let (mut graph, trained) = differentiated(model, recipe)?;
+    run(&mut graph, FINISH)?;
+    Ok((graph, trained))
+}
+
+/// As [`gradients`], before anything is fused: in terms of operations that stand for themselves.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)> {
     check(model, recipe)?;
     let mut base = model.clone();
     let distils = recipe.losses.contains(&Loss::Attention);
@@ -126,7 +136,7 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)
         return Err(Error::all(Kind::Usage, "train.recipe", idle));
     }
     gather(&mut graph, &trained, &gradients).map_err(|e| wrong("train.gradient", PassError::Op(e)))?;
-    run(&mut graph, FINISH)?;
+    run(&mut graph, "dce")?;
     Ok((graph, trained))
 }
 
@@ -165,7 +175,7 @@ fn check(model: &Graph, recipe: &Recipe) -> Result<()> {
 }
 
 /// Names what chosen attentions give as outputs, which rewrites follow.
-fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
+pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
     let attentions = choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?;
     for (number, id) in attentions.into_iter().enumerate() {
         graph.output(format!("{TAP}{number}"), Value { node: id, slot: 0 });
@@ -173,7 +183,8 @@ fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
     Ok(())
 }
 
-const TAP: &str = "tap.";
+/// What such outputs are called, a number behind it.
+pub(super) const TAP: &str = "tap.";
 
 /// Runs passes by name.
 fn run(graph: &mut Graph, text: &str) -> Result<()> {

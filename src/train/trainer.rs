@@ -161,9 +161,9 @@ impl Trainer {
             let weights = self.losses.iter().map(|loss| (loss.weight(), self.config.loss.of(*loss).at(step, steps)));
             let mut inputs = numbers([(SHARE, share), (ADD, f64::from(u8::from(number > 0)))]);
             inputs.extend(weights.map(|(name, value)| (name, Tensor::scalar(DType::F32, value))));
-            let ports = &self.session.plan().entries()[entry].inputs;
-            let given =
-                ports.iter().filter_map(|port| Some((port.name.clone(), scene.tensors.get(&port.name)?.clone())));
+            let own = &self.session.plan().entries()[entry];
+            let ty = |port: &plan::Port| &own.buffers[port.buffer as usize].ty;
+            let given = own.inputs.iter().filter_map(|p| Some((p.name.clone(), scene.input(&p.name, ty(p))?)));
             inputs.extend(given.collect::<Vec<_>>());
             let outputs = self.session.run(entry, &inputs)?;
             let number = |name: &str| outputs.get(name).and_then(Tensor::item).unwrap_or(f64::NAN);
@@ -227,9 +227,36 @@ impl Trainer {
         checkpoint::write(path, &narrow.collect(), HashMap::new())
     }
 
+    /// Rows and columns of the images. Errors: as [`image_size`].
+    pub fn image_size(&self) -> Result<(usize, usize)> {
+        let entries = self.plan().entries();
+        let of = |port: &plan::Port, entry: &plan::Entry| entry.buffers[port.buffer as usize].ty.clone();
+        let images = entries[0].inputs.iter().find(|p| IMAGES.contains(&p.name.as_str())).map(|p| of(p, &entries[0]));
+        rows_and_columns(images)
+    }
+
     /// The gathered gradient of a weight. Errors: those of [`Session::state`].
     pub fn gradient(&mut self, weight: &str) -> Result<Tensor> {
         self.session.state(&gradient_name(weight))
+    }
+}
+
+/// Inputs that take pictures.
+const IMAGES: [&str; 2] = ["images", "image"];
+
+/// Rows and columns of the images of a model. Errors: `train.model` where it takes no `images` or `image` [1, S, 3, H, W].
+pub fn image_size(model: &lite3r_ir::Graph) -> Result<(usize, usize)> {
+    let images = model.inputs().iter().find_map(|id| match model.op(*id) {
+        lite3r_ir::Op::Input(op) if IMAGES.contains(&op.name.as_str()) => Some(op.ty.clone()),
+        _ => None,
+    });
+    rows_and_columns(images)
+}
+
+fn rows_and_columns(images: Option<ValueType>) -> Result<(usize, usize)> {
+    match images.as_ref().and_then(ValueType::dims).as_deref() {
+        Some(&[1, _, 3, height, width]) => Ok((height, width)),
+        _ => Err(Error::unsupported("train.model", "the model takes no `images` [1,S,3,H,W]")),
     }
 }
 
@@ -255,8 +282,8 @@ fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
     })
 }
 
-/// The bound model for every number of views, and its weights.
-fn models(config: &Config) -> Result<(Vec<(usize, Arc<lite3r_ir::Graph>)>, Weights)> {
+/// The bound model for every number of views, and its weights. Errors: those of [`compile::bound`].
+pub fn models(config: &Config) -> Result<(Vec<(usize, Arc<lite3r_ir::Graph>)>, Weights)> {
     let mut views = config.data.views.clone();
     views.sort_unstable();
     views.dedup();

@@ -26,11 +26,16 @@ const SCALES: [usize; 4] = [1, 2, 4, 8];
 /// Added under the root, whose slope has no end at zero.
 const SMALLEST: f64 = 1e-12;
 
-/// The loss of a prediction [1, S, H, W, C] with its confidence [1, S, H, W] against a truth like the prediction, under
-/// a mask [1, S, H, W].
+/// The loss of a prediction [1, S, H, W, C], or [1, S, H, W] of one channel, with its confidence [1, S, H, W] against a
+/// truth like the prediction, under a mask [1, S, H, W].
 pub fn loss(b: &mut Builder<'_>, predicted: Value, confidence: Value, truth: Value, mask: Value) -> Built {
-    let shape = b.ty(predicted).shape.clone();
-    let spread = b.reshape(mask, &[&shape[..4], &[Dim::from(1)]].concat())?;
+    let image = b.ty(mask).shape.clone();
+    let pixel = [&image[..], &[Dim::from(1)]].concat();
+    let spread = b.reshape(mask, &pixel)?;
+    let (predicted, truth) = match b.ty(predicted).rank() {
+        4 => (b.reshape(predicted, &pixel)?, b.reshape(truth, &pixel)?),
+        _ => (predicted, truth),
+    };
     let difference = b.sub(predicted, truth)?;
     let difference = b.mul(difference, spread)?;
     let distance = distance(b, difference)?;

@@ -1,0 +1,378 @@
+//! Training from end to end: gradients of whole models against differences in f64, on every backend against the
+//! reference, losses that fall, runs that go on where they stood.
+
+use std::collections::{BTreeMap, HashMap};
+
+use lite3r::{
+    backbones::{BuildOptions, Config, build},
+    backend::{Target, cpu::Cpu},
+    scenes::{Rendered, Scene, normalise},
+    session,
+    train::{
+        config::{self, Losses, Student},
+        init,
+        run::{self, Folder, Scenes},
+        sample::Sample,
+        schedule::Scheduled,
+        step::{Loss, Recipe, differentiated, gradients},
+        trainer::Trainer,
+    },
+};
+use lite3r_ir::{
+    DType, Graph, NodeId, Op, Tensor, Value,
+    interpret::interpret,
+    ops::{Cast, Constant, Input, LayerNorm, Linear, Param, attention::AttentionKind},
+    passes::Options,
+};
+
+const SIZE: usize = 28;
+
+/// A rendered scene of some views.
+fn scene(index: u64, views: usize) -> Sample {
+    let scene = Scene::sample(11, index, views);
+    let rendered: Vec<Rendered> = (0..views).map(|v| scene.render(v, SIZE, SIZE)).collect();
+    let truth = normalise(&rendered, 1).unwrap();
+    let depths: Vec<&[f32]> = truth.depths.iter().map(Vec::as_slice).collect();
+    let images = rendered.iter().flat_map(Rendered::planes).collect();
+    Sample::new(images, &truth.cameras, &depths, (SIZE, SIZE))
+}
+
+/// The same graph over f64.
+fn wide(graph: &Graph) -> Graph {
+    let mut out = Graph::new("wide");
+    let mut moved: HashMap<NodeId, NodeId> = HashMap::new();
+    let widen = |dtype: DType| if dtype == DType::F32 { DType::F64 } else { dtype };
+    for id in graph.topological() {
+        let node = graph.node(id);
+        let op: Op = match node.op.clone() {
+            Op::Input(op) => Input { ty: op.ty.with_dtype(widen(op.ty.dtype)), ..op }.into(),
+            Op::Param(op) => Param { ty: op.ty.with_dtype(widen(op.ty.dtype)), ..op }.into(),
+            Op::Constant(op) => Constant { value: op.value.cast(widen(op.value.dtype())) }.into(),
+            Op::Cast(op) => Cast { to: widen(op.to) }.into(),
+            Op::LayerNorm(op) => LayerNorm { out: op.out.map(widen), ..op }.into(),
+            Op::Linear(op) => Linear { out: op.out.map(widen), ..op }.into(),
+            op => op,
+        };
+        let operands: Vec<Value> =
+            graph.operands(id).iter().map(|v| Value { node: moved[&v.node], slot: v.slot }).collect();
+        moved.insert(id, out.add(op, &operands, &node.origin).unwrap());
+    }
+    for (name, value) in graph.outputs() {
+        out.output(name.clone(), Value { node: moved[&value.node], slot: value.slot });
+    }
+    out
+}
+
+/// A tiny VGGT with everything that a loss reads.
+fn tiny(views: usize) -> (Graph, BTreeMap<String, Tensor>) {
+    let config = Config::named("vggt-tiny").unwrap();
+    let names = ["pose_enc", "depth", "depth_conf", "world_points", "world_points_conf"].map(String::from);
+    let outputs = config.rounds().into_iter().chain(names).collect();
+    let graph = build(&config, &BuildOptions { outputs, ..BuildOptions::new(views, SIZE, SIZE) }).unwrap();
+    let weights = init::weights(&graph, 5);
+    // Larger than training begins with: what is nearly zero tells nothing about a gradient.
+    let grown = |(name, w): (&str, &lite3r::weights::Weight)| {
+        let tensor = w.tensor();
+        let noise = Tensor::wave(DType::F32, tensor.shape(), name.len() as u64).to_f64();
+        let values: Vec<f64> = tensor.to_f64().iter().zip(noise).map(|(w, n)| w + 0.2 * n).collect();
+        (name.to_string(), Tensor::from_f64(DType::F32, tensor.shape(), &values))
+    };
+    let weights = weights.iter().map(grown).collect();
+    (graph, weights)
+}
+
+/// Scalars of a gradients entry.
+fn scalars(losses: &[Loss], dtype: DType) -> BTreeMap<String, Tensor> {
+    let weights = losses.iter().enumerate().map(|(i, l)| (l.weight(), 1.0 - 0.25 * i as f64));
+    let all = weights.chain([("share".to_string(), 0.5), ("add".to_string(), 0.0)]);
+    all.map(|(name, x)| (name, Tensor::scalar(dtype, x))).collect()
+}
+
+const FORMS: [(&str, Option<&str>); 5] = [
+    ("dense", None),
+    ("add", Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=4,block_k=4,form=add}")),
+    ("rest", Some("sla{kind=global,kept=2,block_q=4,block_k=4,form=add,map=softmax,scope=rest}")),
+    ("mix", Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=4,block_k=4,form=mix}")),
+    (
+        "centroid",
+        Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=8,block_k=4,form=centroid,router=sub16}"),
+    ),
+];
+
+fn recipe(student: Option<&str>) -> Recipe {
+    let mut losses = vec![Loss::Camera, Loss::Depth, Loss::Points];
+    losses.extend(student.map(|_| Loss::Attention));
+    let attentions = Options::default().with("kind", AttentionKind::Global);
+    Recipe { train: vec!["*".into()], losses, student: student.map(String::from), attentions, ..Recipe::default() }
+}
+
+/// Every block of a model at once: encoder, frame and global blocks, camera head, DPT; dense and in each sparse form.
+#[test]
+fn whole_models_meet_differences_in_f64() {
+    let (model, weights) = tiny(2);
+    let sample = scene(0, 2);
+    for (name, student) in FORMS {
+        let recipe = recipe(student);
+        let (graph, trained) = differentiated(&model, &recipe).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let graph = wide(&graph);
+        let inputs: BTreeMap<String, Tensor> =
+            sample.tensors.iter().map(|(n, t)| (n.clone(), t.cast(DType::F64))).collect();
+        let inputs: BTreeMap<String, Tensor> = inputs.into_iter().chain(scalars(&recipe.losses, DType::F64)).collect();
+        let starts = starts(&graph);
+        let direction = |name: &str, shape: &[usize]| Tensor::wave(DType::F64, shape, 7 + name.len() as u64).to_f64();
+        // Weights moved along a direction; those of a teacher stay.
+        let at = |by: f64| {
+            let param = |p: &str| {
+                let own = weights.get(p.strip_prefix("teacher.").unwrap_or(p)).or_else(|| starts.get(p))?;
+                let moves = trained.iter().any(|t| t.name == p);
+                let d = direction(p, own.shape());
+                let step = if moves { by } else { 0.0 };
+                let values: Vec<f64> = own.to_f64().iter().zip(d).map(|(w, d)| w + step * d).collect();
+                Some(Tensor::from_f64(DType::F64, own.shape(), &values))
+            };
+            interpret(&graph, &inputs, &param).unwrap()
+        };
+        let here = at(0.0);
+        let total = |outputs: &BTreeMap<String, Tensor>| outputs["loss"].item().unwrap();
+        let h = 1e-6;
+        let expect = 0.5 * (total(&at(h)) - total(&at(-h))) / (2.0 * h);
+        let (mut got, mut size) = (0.0, 0.0);
+        for t in &trained {
+            let gradient = &here[&format!("$grad.{}", t.name)];
+            for (g, d) in gradient.to_f64().iter().zip(direction(&t.name, gradient.shape())) {
+                got += g * d;
+                size += (g * d).powi(2);
+            }
+        }
+        let scale = expect.abs().max(size.sqrt());
+        assert!((got - expect).abs() <= 1e-4 * scale, "{name}: {got} for {expect}, scale {scale}");
+    }
+}
+
+/// What states and projections start as.
+fn starts(graph: &Graph) -> BTreeMap<String, Tensor> {
+    let start = |id: NodeId| match graph.op(id) {
+        Op::Param(op) if !op.init.is_empty() => {
+            let shape = op.ty.dims().unwrap();
+            let tensor = match op.init.as_str() {
+                "identity" => {
+                    let n = shape[1];
+                    let values: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
+                    Tensor::from_f64(DType::F32, &shape, &values)
+                }
+                "fill:1" => Tensor::from_f64(DType::F32, &shape, &vec![1.0; shape.iter().product()]),
+                "fill:0" => Tensor::from_f64(DType::F32, &shape, &vec![0.0; shape.iter().product()]),
+                _ => Tensor::wave(DType::F32, &shape, op.name.len() as u64),
+            };
+            Some((op.name.clone(), tensor))
+        }
+        _ => None,
+    };
+    graph.node_ids().filter_map(start).collect()
+}
+
+/// Gradients of a plan on a device against the reference in f64, by weight.
+fn on_device(target: &dyn Target, device: &str, forms: &[(&str, Option<&str>)]) {
+    use lite3r::{
+        plan,
+        weights::{Weight, Weights},
+    };
+    let (model, weights) = tiny(2);
+    let sample = scene(0, 2);
+    for (name, student) in forms {
+        let recipe = recipe(*student);
+        let (graph, trained) = gradients(&model, &recipe).unwrap();
+        let inputs: BTreeMap<String, Tensor> =
+            sample.tensors.clone().into_iter().chain(scalars(&recipe.losses, DType::F32)).collect();
+        let starts = starts(&graph);
+        let param = |p: &str| weights.get(p.strip_prefix("teacher.").unwrap_or(p)).or_else(|| starts.get(p)).cloned();
+        let exact: BTreeMap<String, Tensor> = inputs.iter().map(|(n, t)| (n.clone(), t.cast(DType::F64))).collect();
+        let exact = interpret(&wide(&differentiated(&model, &recipe).unwrap().0), &exact, &|p| {
+            param(p).map(|t| t.cast(DType::F64))
+        })
+        .unwrap();
+        let mut given = Weights::default();
+        for id in graph.node_ids() {
+            if let Op::Param(op) = graph.op(id) {
+                given.insert(op.name.clone(), Weight::owned(param(&op.name).unwrap()));
+            }
+        }
+        let source = plan::EntrySource { bindings: Default::default(), graph };
+        let plan =
+            plan::build(&[source], &given, target, plan::Meta::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let options = session::Options { device: Some(device.into()), ..session::Options::default() };
+        let mut session = session::Session::new(plan, &options).unwrap();
+        let wanted: Vec<String> = session.plan().entries()[0].inputs.iter().map(|p| p.name.clone()).collect();
+        let inputs = inputs.into_iter().filter(|(n, _)| wanted.contains(n)).collect();
+        let outputs = session.run(0, &inputs).unwrap();
+        let (got, want) = (outputs["loss"].item().unwrap(), exact["loss"].item().unwrap());
+        assert!((got - want).abs() < 1e-4 * want.abs(), "{name} on {device}: loss {got} for {want}");
+        // Of all gradients together: small ones are sums that nearly cancel.
+        let largest = trained.iter().map(|t| norm(&exact[&format!("$grad.{}", t.name)])).fold(0.0, f64::max);
+        for t in &trained {
+            let (got, want) =
+                (session.state(&format!("grad.{}", t.name)).unwrap(), &exact[&format!("$grad.{}", t.name)]);
+            let difference: Vec<f64> = got.to_f64().iter().zip(want.to_f64()).map(|(a, b)| a - b).collect();
+            let error = difference.iter().map(|d| d * d).sum::<f64>().sqrt();
+            assert!(
+                error <= 2e-4 * norm(want) + 1e-6 * largest,
+                "{name} on {device}: gradient of `{}` is off by {error} of {}",
+                t.name,
+                norm(want)
+            );
+        }
+    }
+}
+
+fn norm(t: &Tensor) -> f64 {
+    t.to_f64().iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+#[test]
+fn gradients_on_the_cpu_are_those_of_the_reference() {
+    on_device(&Cpu, "cpu", &FORMS);
+}
+
+/// Scenes in the order of their position.
+struct Rendering {
+    next: u64,
+    views: Vec<usize>,
+}
+
+impl Scenes for Rendering {
+    fn next(&mut self) -> lite3r::Result<Sample> {
+        self.next += 1;
+        Ok(scene(100 + self.next % 4, self.views[self.next as usize % self.views.len()]))
+    }
+
+    fn seek(&mut self, position: u64) -> lite3r::Result<()> {
+        self.next = position;
+        Ok(())
+    }
+
+    fn validation(&mut self) -> lite3r::Result<Vec<Sample>> {
+        Ok(vec![scene(500, self.views[0])])
+    }
+}
+
+fn scenes() -> Rendering {
+    Rendering { next: 0, views: vec![2, 3] }
+}
+
+fn settings(steps: u64) -> config::Config {
+    let model = config::Model { arch: "vggt-tiny".into(), size: [SIZE, SIZE], seed: 3, ..config::Model::default() };
+    let data = config::Data { views: vec![2, 3], validation: 1, ..config::Data::default() };
+    let run =
+        config::Run { steps, scenes: 2, rate: 3e-3, warmup: 2, checkpoint: 4, validate: 4, ..config::Run::default() };
+    config::Config { model, data, run, ..config::Config::default() }
+}
+
+fn trainer(config: config::Config) -> Trainer {
+    Trainer::new(config, &Cpu, &session::Options::default()).unwrap()
+}
+
+#[test]
+fn losses_fall_and_a_run_goes_on_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, halves) = (folder.path().join("whole"), folder.path().join("halves"));
+    let config = settings(8);
+    let mut first = trainer(config.clone());
+    let lines = run::run(&mut first, &Folder::new(&whole).unwrap(), &mut scenes(), &mut |_| {}).unwrap();
+    assert!(lines.len() == 8 && lines.iter().all(|l| !l.skipped && l.norm.is_some()));
+    assert!(lines[7].loss < 0.8 * lines[0].loss, "{} after {}", lines[7].loss, lines[0].loss);
+    assert!(lines[3].validation.is_some() && lines[4].validation.is_none());
+    for file in ["config.toml", "metrics.jsonl", "last.safetensors", "curves.svg", "weights.safetensors"] {
+        assert!(whole.join(file).exists(), "{file}");
+    }
+    assert_eq!(Folder::new(&whole).err().unwrap().code, "train.folder");
+
+    // The same schedule, stopped behind the fifth step: the last checkpoint is that of the fourth.
+    struct Stops(Rendering, u64);
+    impl Scenes for Stops {
+        fn next(&mut self) -> lite3r::Result<Sample> {
+            match self.0.next < self.1 {
+                true => self.0.next(),
+                false => Err(lite3r::Error::usage("test.stop", "no more")),
+            }
+        }
+        fn seek(&mut self, position: u64) -> lite3r::Result<()> {
+            self.0.seek(position)
+        }
+        fn validation(&mut self) -> lite3r::Result<Vec<Sample>> {
+            self.0.validation()
+        }
+    }
+    let mut second = trainer(config.clone());
+    let error =
+        run::run(&mut second, &Folder::new(&halves).unwrap(), &mut Stops(scenes(), 10), &mut |_| {}).unwrap_err();
+    assert_eq!(error.code, "test.stop");
+    let mut third = trainer(config);
+    let open = Folder::open(&halves).unwrap();
+    third.resume(&open.checkpoint()).unwrap();
+    assert_eq!(third.made(), (4, 0));
+    let resumed = run::run(&mut third, &open, &mut scenes(), &mut |_| {}).unwrap();
+    assert_eq!(resumed.len(), 8);
+    for (a, b) in lines.iter().zip(&resumed) {
+        assert_eq!((a.loss, a.norm, a.rate), (b.loss, b.norm, b.rate), "step {}", a.step);
+    }
+    assert_eq!(first.weights(false).unwrap(), third.weights(false).unwrap());
+}
+
+#[test]
+fn a_student_learns_its_projections_alone() {
+    let mut config = settings(6);
+    config.model.train = vec!["proj_lin".into()];
+    config.loss = Losses { attention: Scheduled::Cosine { from: 0.1, to: 0.01 }, ..Losses::default() };
+    let passes = "token_layout{kind=global};sla{kind=global,kept=1,block_q=4,block_k=4,form=add};fp8{mode=fake}";
+    config.student = Some(Student { passes: passes.into(), attentions: "kind=global".into() });
+    let mut trainer = trainer(config);
+    assert_eq!(trainer.trained().len(), 2, "{:?}", trainer.trained());
+    let batch = [scene(1, 2), scene(2, 3)];
+    let before = trainer.weights(false).unwrap();
+    let reports: Vec<_> = (0..6).map(|_| trainer.learn(&batch).unwrap()).collect();
+    assert!(reports[5].loss < reports[0].loss, "{reports:?}");
+    assert!(reports[0].losses["attention"] > 0.0);
+    let after = trainer.weights(false).unwrap();
+    assert!(before.iter().all(|(name, w)| *w != after[name]) && after.len() == 2);
+    let states = trainer.plan().header().weights.iter().filter(|w| w.state).count();
+    assert_eq!(states, 4 * 2, "frozen weights have no gradient and no moments");
+}
+
+#[test]
+fn gradients_that_are_not_finite_are_skipped_and_stop_a_run_at_last() {
+    let mut config = settings(10);
+    config.run.patience = 3;
+    let mut trainer = trainer(config);
+    let mut bad = scene(1, 2);
+    let depth = bad.tensors["target.depth"].clone();
+    bad.tensors.insert("target.depth".into(), Tensor::from_f32(depth.shape(), vec![f32::NAN; depth.len()]));
+    let before = trainer.weights(false).unwrap();
+    let report = trainer.learn(&[bad.clone()]).unwrap();
+    assert!(report.skipped && trainer.made() == (1, 1));
+    assert_eq!(trainer.weights(false).unwrap(), before);
+    assert!(!trainer.learn(&[scene(1, 2)]).unwrap().skipped, "a good scene clears what a bad one left");
+    assert!(trainer.learn(&[bad.clone()]).unwrap().skipped && trainer.learn(&[bad.clone()]).unwrap().skipped);
+    let error = trainer.learn(&[bad]).unwrap_err();
+    assert_eq!(error.code, "train.diverged");
+}
+
+#[test]
+fn what_cannot_be_trained_is_told_in_full() {
+    let (model, _) = tiny(2);
+    let code = |recipe: &Recipe| {
+        let error = gradients(&model, recipe).err().unwrap();
+        (error.code, error.problems.join("; "))
+    };
+    let (problem, text) = code(&Recipe { losses: vec![Loss::Attention], ..recipe(None) });
+    assert!(problem == "train.recipe" && text.contains("student"), "{text}");
+    let (problem, text) = code(&Recipe { train: vec!["nothing".into(), "proj_lin".into()], ..recipe(None) });
+    assert!(problem == "train.recipe" && text.contains("`nothing`") && text.contains("`proj_lin`"), "{text}");
+    let names = Recipe { losses: vec![Loss::Camera, Loss::Points], ..recipe(None) };
+    let da3 = build(&Config::named("da3-tiny").unwrap(), &BuildOptions::new(2, SIZE, SIZE)).unwrap();
+    let error = gradients(&da3, &names).err().unwrap();
+    assert_eq!((error.code, error.problems.len()), ("train.model", 3), "{error}");
+    let mut missing = settings(1);
+    missing.data.views = vec![2];
+    let mut trainer = trainer(missing);
+    assert_eq!(trainer.learn(&[scene(0, 3)]).unwrap_err().code, "train.views");
+}
