@@ -245,6 +245,7 @@ ops! {
     Pointwise: pointwise,
     // Shape and movement.
     Reshape: reshape,
+    Again: again,
     Transpose: transpose,
     Concat: concat,
     Slice: slice,

@@ -37,6 +37,7 @@ pub mod pad_products;
 pub mod pipeline;
 pub mod prune_outputs;
 pub mod recognize;
+pub mod recompute;
 pub mod reference_view;
 pub mod resize_after_conv1x1;
 pub mod sla;
@@ -103,6 +104,7 @@ pub const ALL: &[&Pass] = &[
     &recognize::silu::RECOGNIZE_SILU,
     &recognize::split_heads::RECOGNIZE_SPLIT_HEADS,
     &recognize::transposed_conv::TRANSPOSED_CONV,
+    &recompute::RECOMPUTE,
     &reference_view::REFERENCE_VIEW,
     &resize_after_conv1x1::RESIZE_AFTER_CONV1X1,
     &sla::SLA,
