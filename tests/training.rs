@@ -40,7 +40,7 @@ fn scene(index: u64, views: usize) -> Sample {
 /// The same graph over f64.
 fn wide(graph: &Graph) -> Graph {
     let mut out = Graph::new("wide");
-    let mut moved: HashMap<NodeId, NodeId> = HashMap::new();
+    let mut moved: HashMap<Value, Value> = HashMap::new();
     let widen = |dtype: DType| if dtype == DType::F32 { DType::F64 } else { dtype };
     for id in graph.topological() {
         let node = graph.node(id);
@@ -53,12 +53,20 @@ fn wide(graph: &Graph) -> Graph {
             Op::Linear(op) => Linear { out: op.out.map(widen), ..op }.into(),
             op => op,
         };
-        let operands: Vec<Value> =
-            graph.operands(id).iter().map(|v| Value { node: moved[&v.node], slot: v.slot }).collect();
-        moved.insert(id, out.add(op, &operands, &node.origin).unwrap());
+        let operands: Vec<Value> = graph.operands(id).iter().map(|v| moved[v]).collect();
+        // Logarithms of sums and masses are f32 by law; what computes with them is widened all the same.
+        let new = out.add(op.clone(), &operands, &node.origin).unwrap_or_else(|_| {
+            let mut wide = |v: &Value| match out.ty(*v).dtype {
+                DType::F32 => Value { node: out.add(Cast { to: DType::F64 }, &[*v], &node.origin).unwrap(), slot: 0 },
+                _ => *v,
+            };
+            let operands: Vec<Value> = operands.iter().map(&mut wide).collect();
+            out.add(op, &operands, &node.origin).unwrap()
+        });
+        moved.extend(graph.results(id).zip(out.results(new)));
     }
     for (name, value) in graph.outputs() {
-        out.output(name.clone(), Value { node: moved[&value.node], slot: value.slot });
+        out.output(name.clone(), moved[value]);
     }
     out
 }
@@ -181,7 +189,7 @@ fn on_device(target: &dyn Target, device: &str, forms: &[(&str, Option<&str>)]) 
     let sample = scene(0, 2);
     for (name, student) in forms {
         let recipe = recipe(*student);
-        let (graph, trained) = gradients(&model, &recipe).unwrap();
+        let (graph, trained, _) = gradients(&model, &recipe).unwrap();
         let inputs: BTreeMap<String, Tensor> =
             sample.tensors.clone().into_iter().chain(scalars(&recipe.losses, DType::F32)).collect();
         let starts = starts(&graph);
@@ -336,6 +344,28 @@ fn a_student_learns_its_projections_alone() {
     assert!(before.iter().all(|(name, w)| *w != after[name]) && after.len() == 2);
     let states = trainer.plan().header().weights.iter().filter(|w| w.state).count();
     assert_eq!(states, 4 * 2, "frozen weights have no gradient and no moments");
+}
+
+/// Less memory, the same numbers: what is computed again is the same.
+#[test]
+fn activations_that_are_computed_again_change_nothing_but_memory() {
+    let run = |memory: Option<usize>| {
+        let mut config = settings(4);
+        config.data.views = vec![3];
+        config.run.activation_memory = memory;
+        let mut trainer = trainer(config);
+        let report = trainer.learn(&[scene(1, 3)]).unwrap();
+        let arena = trainer.plan().entries().iter().map(|e| e.arena_bytes).max().unwrap();
+        (report, trainer.weights(false).unwrap(), arena, trainer.notes().join("; "))
+    };
+    let (all, less) = (run(None), run(Some(1 << 20)));
+    assert_eq!((&all.0, &all.1), (&less.0, &less.1));
+    assert!(less.2 < all.2 * 3 / 4, "{} and {} bytes: {}", all.2, less.2, less.3);
+    assert!(less.3.contains("bytes are kept") && all.3.is_empty(), "{}", less.3);
+    let mut config = settings(4);
+    config.run.activation_memory = Some(1);
+    let error = Trainer::new(config, &Cpu, &session::Options::default()).err().unwrap();
+    assert!(error.code == "train.recipe" && error.to_string().contains("at least"), "{error}");
 }
 
 #[test]

@@ -83,6 +83,9 @@ struct RunArgs {
     /// The seed of weights and scenes, in place of `model.seed` and `data.seed`
     #[arg(long, value_name = "SEED", conflicts_with = "resume")]
     seed: Option<u64>,
+    /// How much of the activations may be kept for the reverse pass (`4GiB`, `500MiB`); what exceeds it is computed again
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with = "resume")]
+    activation_memory: Option<usize>,
     /// Also write the plan of a step, for `lite3r inspect` and `lite3r bench`
     #[arg(long, value_name = "PLAN.l3r")]
     save_plan: Option<PathBuf>,
@@ -134,6 +137,7 @@ fn learn(mut config: Config, args: &RunArgs, common: &Common) -> Result<()> {
     if let Some(seed) = args.seed {
         (config.model.seed, config.data.seed) = (seed, seed);
     }
+    config.run.activation_memory = args.activation_memory.or(config.run.activation_memory);
     config.check()?;
     let spinner = progress::spinner(common.quiet, "building, differentiating, planning");
     let mut trainer = Trainer::new(config.clone(), target(&args.target)?, &args.device.options())?;
@@ -156,6 +160,9 @@ fn learn(mut config: Config, args: &RunArgs, common: &Common) -> Result<()> {
             bytes(largest)
         );
     }
+    if !common.quiet {
+        trainer.notes().iter().for_each(|note| eprintln!("{note}"));
+    }
     let mut scenes = Source::new(&config, trainer.image_size()?)?;
     let bar = progress::bar(common.quiet, config.run.steps, "training");
     bar.set_position(trainer.made().0);
@@ -169,6 +176,16 @@ fn learn(mut config: Config, args: &RunArgs, common: &Common) -> Result<()> {
     };
     report(last, &lines, trainer.made().1, &folder, common);
     Ok(())
+}
+
+/// `4GiB`, `500MiB`, `65536`.
+fn size(text: &str) -> std::result::Result<usize, String> {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0), ("", 0)];
+    let parsed = units.into_iter().find_map(|(unit, shift)| {
+        let number: usize = text.strip_suffix(unit)?.trim().parse().ok()?;
+        number.checked_mul(1 << shift)
+    });
+    parsed.ok_or_else(|| format!("`{text}` is no size such as 4GiB, 500MiB or 65536"))
 }
 
 /// Launches of an entry.

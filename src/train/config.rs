@@ -99,6 +99,8 @@ pub struct Run {
     pub checkpoint: u64,
     /// Steps between measurements of validation scenes.
     pub validate: u64,
+    /// Bytes of activations that may be kept for the reverse pass; what exceeds them is computed again. None: all are kept.
+    pub activation_memory: Option<usize>,
     /// Steps in a row without a finite gradient after which the run stops.
     pub patience: u64,
 }
@@ -113,6 +115,7 @@ impl Default for Run {
             last: 0.01,
             checkpoint: 100,
             validate: 100,
+            activation_memory: None,
             patience: 20,
         }
     }

@@ -77,6 +77,8 @@ pub struct Recipe {
     pub losses: Vec<Loss>,
     /// The passes that make the student; none: the model itself is trained.
     pub student: Option<String>,
+    /// Bytes of activations that may be kept for the reverse pass; what exceeds them is computed again. None: all are kept.
+    pub memory: Option<usize>,
     /// Which attentions [`Loss::Attention`] compares, as the pass `sla` chooses them.
     pub attentions: Options,
 }
@@ -88,16 +90,22 @@ pub const SHARE: &str = "share";
 /// 1 if gradients are added to what is there, 0 if they replace it.
 pub const ADD: &str = "add";
 
-/// The gradients entry of a bound model with outputs as [`crate::backbones`] names them, and what it trains. Its outputs
-/// are [`TOTAL`] and one a loss; the gradients go to states.
+/// The gradients entry of a bound model with outputs as [`crate::backbones`] names them, what it trains, and what is
+/// remarkable about its memory. Its outputs are [`TOTAL`] and one a loss; the gradients go to states.
 ///
 /// # Errors
 /// `train.model` with every output that a loss misses; `train.recipe` for patterns that match no weight, passes that
 /// refuse the model or do not exist, a loss without a teacher; `train.gradient` with every operation without a gradient.
-pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>)> {
+pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>, Vec<String>)> {
     let (mut graph, trained) = differentiated(model, recipe)?;
+    let mut notes = Vec::new();
+    if let Some(bytes) = recipe.memory {
+        // Equal expressions are one before it is decided which are computed twice.
+        run(&mut graph, "fold,canonicalize,cse,dce")?;
+        notes = run(&mut graph, &format!("recompute{{bytes={bytes}}}"))?;
+    }
     run(&mut graph, FINISH)?;
-    Ok((graph, trained))
+    Ok((graph, trained, notes))
 }
 
 /// As [`gradients`], before anything is fused: in terms of operations that stand for themselves.
@@ -186,11 +194,12 @@ pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
 /// What such outputs are called, a number behind it.
 pub(super) const TAP: &str = "tap.";
 
-/// Runs passes by name.
-fn run(graph: &mut Graph, text: &str) -> Result<()> {
+/// Runs passes by name; answers their notes.
+fn run(graph: &mut Graph, text: &str) -> Result<Vec<String>> {
     let selected = select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))?;
     let done = execute(graph, &selected, cfg!(debug_assertions), &mut |_, _| true);
-    done.map(drop).map_err(|e| Error::unsupported("train.recipe", e.to_string()))
+    let steps = done.map_err(|e| Error::unsupported("train.recipe", e.to_string()))?;
+    Ok(steps.into_iter().flat_map(|step| step.report.notes).collect())
 }
 
 /// The states of a graph by name, with the rate of the first pattern that means them.

@@ -36,6 +36,7 @@ pub struct Trainer {
     trained: Vec<Trained>,
     frozen: Weights,
     losses: Vec<Loss>,
+    notes: Vec<String>,
     /// The gradients entry of a number of views.
     entries: HashMap<usize, usize>,
     update: usize,
@@ -73,9 +74,10 @@ impl Trainer {
         let recipe = recipe(&config, &losses)?;
         let (models, mut frozen) = models(&config)?;
         let mut sources = Vec::new();
-        let (mut entries, mut trained) = (HashMap::new(), Vec::new());
+        let (mut entries, mut trained, mut notes) = (HashMap::new(), Vec::new(), Vec::new());
         for (views, model) in models {
-            let (graph, own) = gradients(&model, &recipe)?;
+            let (graph, own, said) = gradients(&model, &recipe)?;
+            notes.extend(said.into_iter().map(|note| format!("{views} views: {note}")));
             entries.insert(views, sources.len());
             sources.push(EntrySource { bindings: Bindings::from([("S".to_string(), views)]), graph });
             trained = own;
@@ -89,7 +91,7 @@ impl Trainer {
         sources.push(EntrySource { bindings: Bindings::new(), graph });
         let plan = plan::build(&sources, &frozen, target, Meta::default())?;
         let session = Session::new(plan, options)?;
-        Ok(Self { config, session, trained, frozen, losses, entries, update, step: 0, skipped: 0, stuck: 0 })
+        Ok(Self { config, session, trained, frozen, losses, notes, entries, update, step: 0, skipped: 0, stuck: 0 })
     }
 
     /// What it was told.
@@ -100,6 +102,11 @@ impl Trainer {
     /// What it trains.
     pub fn trained(&self) -> &[Trained] {
         &self.trained
+    }
+
+    /// What is remarkable about the memory of a step.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Steps that have been made, and those among them that were skipped.
@@ -278,6 +285,7 @@ fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
         rates: config.model.rates.clone(),
         losses: losses.to_vec(),
         student: student.map(|s| s.passes.clone()),
+        memory: config.run.activation_memory,
         attentions,
     })
 }
