@@ -57,6 +57,9 @@ pub struct Args {
     /// The weights of `--arch`: safetensors with the published names
     #[arg(long, value_name = "FILE", requires = "arch")]
     weights: Option<PathBuf>,
+    /// Weights that `lite3r train`, `distill` or `fit` has written, in front of the model's own; repeatable
+    #[arg(long, value_name = "FILE")]
+    trained: Vec<PathBuf>,
     /// Random weights of this seed, for measuring
     #[arg(long, value_name = "SEED", conflicts_with = "weights")]
     random_weights: Option<u64>,
@@ -162,6 +165,7 @@ impl Args {
             joint_heads: target.joint_heads(),
             coded_attention: target.coded_attention(),
             reference_view: self.reference_view,
+            trained: self.trained.clone(),
             outputs: self.outputs.clone(),
             passes: self.passes.clone(),
             require: self.require.clone(),

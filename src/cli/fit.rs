@@ -7,13 +7,13 @@ use crate::{
     Error, Kind, Result,
     backend::target,
     train::{
-        checkpoint,
         config::{Config, Data, Model, Student},
         fit::{Fit, fit},
         run::Scenes,
         source::Source,
         trainer::{image_size, models},
     },
+    weights,
 };
 
 const EXAMPLES: &str = "\
@@ -68,7 +68,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         student: Some(Student { passes: args.student_passes.clone(), attentions: "kind=global".into() }),
         ..Config::default()
     };
-    let (models, weights) = models(&config)?;
+    let (models, own) = models(&config)?;
     let (_, model) = models.into_iter().next().expect("one number of views");
     let mut source = Source::new(&config, image_size(&model)?)?;
     let bar = progress::bar(common.quiet, args.scenes, "preparing scenes");
@@ -81,14 +81,14 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     let spinner = progress::spinner(common.quiet, "fitting");
     let how = Fit { student: args.student_passes.clone(), ridge: args.ridge };
     let on = (target(&args.target)?, &args.device.options());
-    let (found, report) = fit(&model, &weights, &how, on, &scenes, &mut |fitted| {
+    let (found, report) = fit(&model, &own, &how, on, &scenes, &mut |fitted| {
         spinner.set_message(fitted.weight.clone());
     })?;
     spinner.finish_and_clear();
     if report.iter().any(|f| !f.after.is_finite()) {
         return Err(Error::new(Kind::NotFinite, "train.fit", "a projection explains nothing that is finite"));
     }
-    checkpoint::write(&args.output, &found, HashMap::new())?;
+    weights::safetensors::write(&args.output, &found, HashMap::new())?;
     if common.json {
         return super::print_json(&report);
     }

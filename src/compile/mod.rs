@@ -17,6 +17,7 @@ pub mod options;
 pub mod pipeline;
 pub mod report;
 pub mod source;
+mod trained;
 
 use lite3r_ir::{
     Bindings, Graph,
@@ -71,7 +72,8 @@ pub type Watch<'a> = dyn FnMut(&Bindings, &Step, &Graph) -> bool + 'a;
 ///
 /// # Errors
 /// Those of [`crate::onnx`] and [`crate::backbones`]; `compile.options` for options that contradict each other,
-/// `compile.pass` for a pass that refuses the model, `compile.require` for recognitions that miss their count.
+/// `compile.pass` for a pass that refuses the model, `compile.require` for recognitions that miss their count,
+/// `compile.trained` for trained weights that the rewritten model does not read or has in another shape.
 pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Result<Compiled> {
     let mut compiled = bound(model, options, watch)?;
     for entry in &mut compiled.entries {
@@ -83,6 +85,8 @@ pub fn compile(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Resul
     }
     if !compiled.stopped {
         report::require(&compiled, &options.require)?;
+        let graphs: Vec<&Graph> = compiled.entries.iter().map(|e| &e.graph).collect();
+        trained::take(&graphs, &options.trained, &mut compiled.weights)?;
     }
     Ok(compiled)
 }

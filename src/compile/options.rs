@@ -1,6 +1,6 @@
 //! What a compilation can be told, and how it is written on a command line.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use lite3r_ir::{
     Bindings, DType,
@@ -34,6 +34,8 @@ pub struct Options {
     pub coded_attention: Option<&'static str>,
     /// Which view the model takes as its reference.
     pub reference_view: ReferenceView,
+    /// What training or fitting has written, safetensors: stands before the model's own weights.
+    pub trained: Vec<PathBuf>,
     /// Which outputs are kept; all if empty.
     pub outputs: Vec<String>,
     /// The passes to run instead of the usual ones.

@@ -90,7 +90,16 @@ pub fn open(model: &Model, options: &Options, bindings: &[Bindings]) -> Result<S
                 graphs.push((backbones::build(&config, &build)?, vec![bound.clone()]));
             }
             let weights = match weights {
-                ArchWeights::File(path) => weights::safetensors::open(path)?,
+                // What rewrites add later may be in the file as well.
+                ArchWeights::File(path) => {
+                    let stored = weights::safetensors::open(path)?;
+                    let own = graphs.iter().map(|(graph, _)| backbones::adopt(graph, &stored));
+                    let own = own.collect::<Result<Vec<_>>>()?;
+                    own.into_iter().fold(stored, |mut all, own| {
+                        all.extend(own);
+                        all
+                    })
+                }
                 ArchWeights::Random(seed) => {
                     let mut weights = Weights::default();
                     for (graph, _) in &graphs {

@@ -1,14 +1,11 @@
 //! Checkpoints: every state of a run and where it stands, in one safetensors file that is written whole or not at all.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
-use lite3r_ir::{DType, Tensor, ValueType};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use lite3r_ir::{Tensor, ValueType};
+use safetensors::SafeTensors;
 
-use crate::{Error, Kind, Result, atomic, weights};
+use crate::{Error, Kind, Result, weights};
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,7 +25,7 @@ impl Checkpoint {
     /// Writes it. Errors: `file.io`, `train.checkpoint`.
     pub fn save(&self, path: &Path) -> Result<()> {
         let notes = [(STEP, self.step), (SKIPPED, self.skipped)];
-        write(path, &self.states, notes.map(|(key, n)| (key.to_string(), n.to_string())).into())
+        weights::safetensors::write(path, &self.states, notes.map(|(key, n)| (key.to_string(), n.to_string())).into())
     }
 
     /// Reads one for a run with states of these names and types. Errors: `file.io`, those of
@@ -65,25 +62,12 @@ impl Checkpoint {
     }
 }
 
-/// Writes tensors of f32 or f16 with notes. Errors: `file.io`, `train.checkpoint`.
-pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, notes: HashMap<String, String>) -> Result<()> {
-    let bad = |problem: String| Error::usage("train.checkpoint", format!("{}: {problem}", path.display()));
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let dtype = match tensor.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            other => return Err(bad(format!("`{name}` has elements of type {}", other.name()))),
-        };
-        let view = TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
-        views.push((name, view.map_err(|e| bad(format!("`{name}`: {e}")))?));
-    }
-    let bytes = safetensors::serialize(views, Some(notes)).map_err(|e| bad(e.to_string()))?;
-    atomic::write_bytes(path, &bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use lite3r_ir::DType;
+
     use super::*;
 
     #[test]
@@ -101,7 +85,7 @@ mod tests {
         assert_eq!((error.code, error.problems.len()), ("train.checkpoint", 2), "{error}");
         let error = Checkpoint::open(&path, &BTreeMap::new()).unwrap_err();
         assert!(error.to_string().contains("has no state `w`"), "{error}");
-        write(&path, &saved.states, HashMap::new()).unwrap();
+        weights::safetensors::write(&path, &saved.states, HashMap::new()).unwrap();
         assert!(Checkpoint::open(&path, &expected).unwrap_err().to_string().contains("no checkpoint"));
         std::fs::write(&path, b"not one").unwrap();
         assert_eq!(Checkpoint::open(&path, &expected).unwrap_err().code, "train.checkpoint");

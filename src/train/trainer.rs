@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     adamw::{Trained, gradient_name, moment_names},
-    checkpoint::{self, Checkpoint},
+    checkpoint::Checkpoint,
     config::{self, Config},
     init,
     join::teacher_name,
@@ -26,7 +26,7 @@ use crate::{
     compile::{self, Model, Options, options::Bind, source::ArchWeights},
     plan::{self, EntrySource, Meta},
     session::{self, Session},
-    weights::Weights,
+    weights::{self, Weights},
 };
 
 /// A run between two steps.
@@ -226,12 +226,12 @@ impl Trainer {
         Ok(tensors)
     }
 
-    /// Writes weights in f16, for plans. Errors: those of [`Trainer::weights`] and [`checkpoint::write`].
+    /// Writes weights in f16, for plans. Errors: those of [`Trainer::weights`] and [`weights::safetensors::write`].
     pub fn export(&mut self, path: &Path, all: bool) -> Result<()> {
         let weights = self.weights(all)?;
         let narrow = |t: Tensor| if t.dtype() == DType::F32 { t.cast(DType::F16) } else { t };
         let narrow = weights.into_iter().filter(|(_, t)| t.dtype().is_float()).map(|(name, t)| (name, narrow(t)));
-        checkpoint::write(path, &narrow.collect(), HashMap::new())
+        weights::safetensors::write(path, &narrow.collect(), HashMap::new())
     }
 
     /// Rows and columns of the images. Errors: as [`image_size`].

@@ -1,17 +1,17 @@
 //! The safetensors format: a JSON header of names, types and ranges, then the bytes. Read where they lie.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::Arc,
 };
 
-use lite3r_ir::{DType, ValueType};
-use safetensors::{Dtype, SafeTensors};
+use lite3r_ir::{DType, Tensor, ValueType};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 
 use super::{MappedFile, Weight, Weights};
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, atomic};
 
 /// Opens a `.safetensors` file, or the `.index.json` of several that lie beside it. The weights map the files.
 ///
@@ -49,6 +49,23 @@ fn open_file(path: &Path) -> Result<Vec<(String, Weight)>> {
         true => Ok(list),
         false => Err(Error::all(Kind::Unsupported, "safetensors.dtype", unknown)),
     }
+}
+
+/// Writes tensors of f32 or f16 with notes. Errors: `file.io`, `safetensors.write` for elements of other types.
+pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor>, notes: HashMap<String, String>) -> Result<()> {
+    let bad = |problem: String| Error::usage("safetensors.write", format!("{}: {problem}", path.display()));
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            other => return Err(bad(format!("`{name}` has elements of type {}", other.name()))),
+        };
+        let view = TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
+        views.push((name, view.map_err(|e| bad(format!("`{name}`: {e}")))?));
+    }
+    let bytes = safetensors::serialize(views, Some(notes)).map_err(|e| bad(e.to_string()))?;
+    atomic::write_bytes(path, &bytes)
 }
 
 /// What a checkpoint in several files writes beside them.
