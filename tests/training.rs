@@ -29,12 +29,17 @@ const SIZE: usize = 28;
 
 /// A rendered scene of some views.
 fn scene(index: u64, views: usize) -> Sample {
+    large_scene(index, views, SIZE)
+}
+
+/// The same in images of `size` rows and columns.
+fn large_scene(index: u64, views: usize, size: usize) -> Sample {
     let scene = Scene::sample(11, index, views);
-    let rendered: Vec<Rendered> = (0..views).map(|v| scene.render(v, SIZE, SIZE)).collect();
+    let rendered: Vec<Rendered> = (0..views).map(|v| scene.render(v, size, size)).collect();
     let truth = normalise(&rendered, 1).unwrap();
     let depths: Vec<&[f32]> = truth.depths.iter().map(Vec::as_slice).collect();
     let images = rendered.iter().flat_map(Rendered::planes).collect();
-    Sample::new(images, &truth.cameras, &depths, (SIZE, SIZE))
+    Sample::new(images, &truth.cameras, &depths, (size, size))
 }
 
 /// The same graph over f64.
@@ -356,15 +361,16 @@ fn activations_that_are_computed_again_change_nothing_but_memory() {
     let run = |memory: Option<usize>| {
         let mut config = settings(4);
         config.data.views = vec![3];
+        config.model.size = [3 * SIZE; 2];
         config.run.activation_memory = memory;
         let mut trainer = trainer(config);
-        let report = trainer.learn(&[scene(1, 3)]).unwrap();
+        let report = trainer.learn(&[large_scene(1, 3, 3 * SIZE)]).unwrap();
         let arena = trainer.plan().entries().iter().map(|e| e.arena_bytes).max().unwrap();
         (report, trainer.weights(false).unwrap(), arena, trainer.notes().join("; "))
     };
-    let (all, less) = (run(None), run(Some(1 << 18)));
+    let (all, less) = (run(None), run(Some(4 << 20)));
     assert_eq!((&all.0, &all.1), (&less.0, &less.1));
-    assert!(less.2 < all.2, "{} and {} bytes: {}", all.2, less.2, less.3);
+    assert!(less.2 < all.2 * 3 / 4, "{} and {} bytes: {}", all.2, less.2, less.3);
     assert!(less.3.contains("bytes are kept") && all.3.is_empty(), "{}", less.3);
     let mut config = settings(4);
     config.run.activation_memory = Some(1);

@@ -277,7 +277,8 @@ impl<'g> Selected<'g> {
                     reads.sort_unstable();
                     reads.dedup();
                     let writes = graph.results(call.id).map(|v| fresh(v, &mut lies)).collect();
-                    tasks.push(schedule::Task { reads, writes, scratch: choice.scratch as u64 });
+                    let late = call.operands.iter().any(|v| matches!(graph.op(v.node), Op::Again(_)));
+                    tasks.push(schedule::Task { reads, writes, scratch: choice.scratch as u64, late });
                     calls.push(call);
                 }
             }

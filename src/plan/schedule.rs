@@ -1,8 +1,8 @@
 //! The order of execution, chosen to keep memory low.
 //!
-//! Finding the best order is NP-hard. Four orders are made in about linear time and the one with the lowest peak is
-//! taken: the order of the graph, depth first from the results, the same with tasks first that free more than they
-//! fill, and greedy by the bytes that a task frees.
+//! Finding the best order is NP-hard. Some orders are made in about linear time and the one with the lowest peak is
+//! taken: the order of the graph, the same with what is computed again as late as it is needed, depth first from the
+//! results, the same with tasks first that free more than they fill, and greedy by the bytes that a task frees.
 
 use std::{
     cmp::Reverse,
@@ -18,6 +18,8 @@ pub struct Task {
     pub writes: Vec<usize>,
     /// Bytes that it needs besides.
     pub scratch: u64,
+    /// Whether it computes something again, which had better wait.
+    pub late: bool,
 }
 
 /// Memory that one task, or the caller, fills.
@@ -42,9 +44,9 @@ pub struct Lifetime {
 pub fn order(tasks: &[Task], storages: &[Storage]) -> Vec<usize> {
     let given: Vec<usize> = (0..tasks.len()).collect();
     let lazy = depth_first(tasks, storages, Vec::new());
-    let candidates = [given, lazy, frees_first(tasks, storages), greedy(tasks, storages)];
+    let candidates = [given, late(tasks), lazy, frees_first(tasks, storages), greedy(tasks, storages)];
     let best = candidates.into_iter().min_by_key(|order| peak(order, tasks, storages));
-    best.expect("there are four")
+    best.expect("there are some")
 }
 
 /// When each storage is in use. What no task fills is there from the beginning, what is kept stays to the end.
@@ -84,6 +86,35 @@ pub fn timeline(order: &[usize], tasks: &[Task], storages: &[Storage]) -> Vec<u6
         live as u64 + tasks[*task].scratch
     };
     order.iter().zip(&change).map(at).collect()
+}
+
+/// The order as it is given, each late task moved to right before the first that reads what it fills.
+fn late(tasks: &[Task]) -> Vec<usize> {
+    let mut readers: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (i, task) in tasks.iter().enumerate() {
+        task.reads.iter().for_each(|s| readers.entry(*s).or_default().push(i));
+    }
+    // Places are paths, compared from the front: task i stands at 2i + 1, what goes in front of it one below, by a number of
+    // its own. From the end, so that all readers of a task have their places before it.
+    let mut places: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
+    let mut in_front = vec![0; tasks.len()];
+    for i in (0..tasks.len()).rev() {
+        let read = tasks[i].writes.iter().filter_map(|s| readers.get(s)).flatten().copied();
+        let first = read.min_by(|a, b| places[*a].cmp(&places[*b])).filter(|_| tasks[i].late);
+        places[i] = match first {
+            None => vec![2 * i + 1],
+            Some(first) => {
+                let mut path = places[first].clone();
+                path.last_mut().into_iter().for_each(|own| *own -= 1);
+                path.push(2 * in_front[first] + 1);
+                in_front[first] += 1;
+                path
+            }
+        };
+    }
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    order.sort_by(|a, b| places[*a].cmp(&places[*b]));
+    order
 }
 
 /// The task that fills each storage.
@@ -235,11 +266,11 @@ mod tests {
         let (mut tasks, mut storages) = (Vec::new(), vec![Storage { bytes: 1, kept: false }]);
         for i in 0..8 {
             storages.push(Storage { bytes: 100, kept: false });
-            tasks.push(Task { reads: vec![0], writes: vec![i + 1], scratch: 0 });
+            tasks.push(Task { reads: vec![0], writes: vec![i + 1], scratch: 0, late: false });
         }
         for i in 0..8 {
             storages.push(Storage { bytes: 1, kept: true });
-            tasks.push(Task { reads: vec![i + 1], writes: vec![i + 9], scratch: 0 });
+            tasks.push(Task { reads: vec![i + 1], writes: vec![i + 9], scratch: 0, late: false });
         }
         let given: Vec<usize> = (0..16).collect();
         assert_eq!(peak(&given, &tasks, &storages), 801);
@@ -255,7 +286,12 @@ mod tests {
     fn what_frees_comes_first_and_what_fills_last() {
         let sizes = [1, 100, 4, 50, 50, 2, 2, 1];
         let storages = sizes.map(|bytes| Storage { bytes, kept: bytes == 1 });
-        let task = |reads: &[usize], writes: usize| Task { reads: reads.to_vec(), writes: vec![writes], scratch: 0 };
+        let task = |reads: &[usize], writes: usize| Task {
+            reads: reads.to_vec(),
+            writes: vec![writes],
+            scratch: 0,
+            late: false,
+        };
         let tasks = [
             task(&[0], 1),
             task(&[1], 2),
@@ -270,13 +306,43 @@ mod tests {
         assert_eq!(peak(&order, &tasks, &storages), 105);
     }
 
+    /// A chain forward and back, whose values are computed a second time from the first one: together at once, or each
+    /// right before it is read.
+    #[test]
+    fn what_is_computed_again_waits_until_it_is_read() {
+        let n = 6;
+        // Storages: 0 the input, i = 1..=n forward, n + i a second time, 2n + i back.
+        let storages: Vec<Storage> = (0..=3 * n)
+            .map(|i| Storage { bytes: if i == 0 || i > 2 * n { 1 } else { 100 }, kept: i == 3 * n })
+            .collect();
+        let task = |reads: Vec<usize>, writes, late| Task { reads, writes: vec![writes], scratch: 0, late };
+        let mut tasks: Vec<Task> = (1..=n).map(|i| task(vec![i - 1], i, false)).collect();
+        tasks.extend((1..=n).map(|i| task(vec![0], n + i, true)));
+        for i in 1..=n {
+            let before = if i == 1 { n } else { 2 * n + i - 1 };
+            tasks.push(task(vec![before, 2 * n + 1 - i], 2 * n + i, false));
+        }
+        let given: Vec<usize> = (0..3 * n).collect();
+        let order = late(&tasks);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, given);
+        let position = |task: usize| order.iter().position(|t| *t == task).unwrap();
+        (0..n).for_each(|i| assert_eq!(position(2 * n - 1 - i) + 1, position(2 * n + i), "{order:?}"));
+        assert_eq!((peak(&given, &tasks, &storages), peak(&order, &tasks, &storages)), (701, 202));
+        // A chain of late ones stays a chain.
+        let chain =
+            [task(vec![0], 1, true), task(vec![1], 2, true), task(vec![], 3, false), task(vec![2, 3], 4, false)];
+        assert_eq!(late(&chain), [2, 0, 1, 3]);
+    }
+
     #[test]
     fn lifetimes_cover_inputs_results_and_what_is_kept() {
         let storages = [(4, false), (4, true), (4, false)].map(|(bytes, kept)| Storage { bytes, kept });
         let tasks = [
-            Task { reads: vec![0], writes: vec![1], scratch: 8 },
-            Task { reads: vec![0], writes: vec![2], scratch: 0 },
-            Task { reads: vec![2], writes: vec![], scratch: 0 },
+            Task { reads: vec![0], writes: vec![1], scratch: 8, late: false },
+            Task { reads: vec![0], writes: vec![2], scratch: 0, late: false },
+            Task { reads: vec![2], writes: vec![], scratch: 0, late: false },
         ];
         let lives = lifetimes(&[0, 1, 2], &tasks, &storages);
         let ends: Vec<_> = lives.iter().map(|l| (l.first, l.last)).collect();

@@ -10,7 +10,7 @@ use crate::{
 
 crate::attributes! {
     /// x itself. Two equal expressions of x are one to the compiler; what reads `again(x)` stays apart, so that a value
-    /// can be computed a second time in place of being kept. Moves nothing.
+    /// can be computed a second time in place of being kept, and as late as it is needed. Moves nothing.
     pub struct Again {
         /// Which copy of what is computed.
         pub copy: usize = 0usize,

@@ -192,7 +192,7 @@ fn copy(graph: &mut Graph, given_up: &HashSet<NodeId>, forward: &HashSet<NodeId>
         }
     }
     let mut copies: HashMap<NodeId, Vec<Value>> = HashMap::new();
-    let mut leaves: HashMap<Value, Value> = HashMap::new();
+    let mut again: HashMap<Value, Value> = HashMap::new();
     let mut made: HashSet<NodeId> = HashSet::new();
     for id in order.into_iter().filter(|id| lost.contains(id)) {
         let old: Vec<Value> = graph.results(id).collect();
@@ -200,17 +200,16 @@ fn copy(graph: &mut Graph, given_up: &HashSet<NodeId>, forward: &HashSet<NodeId>
         let mut patch = Patch::new(graph, "recompute", old[0]);
         let mut own = Vec::with_capacity(operands.len());
         for operand in operands {
-            own.push(match copies.get(&operand.node) {
-                Some(copy) => copy[operand.slot as usize],
-                None => match leaves.get(&operand) {
-                    Some(leaf) => *leaf,
-                    None => {
-                        let leaf = patch.wire(Again { copy: 1 }, &[operand])?;
-                        leaves.insert(operand, leaf);
-                        made.insert(leaf.node);
-                        leaf
-                    }
-                },
+            // Every operand, so that a planner sees what had better wait until it is needed.
+            own.push(match again.get(&operand) {
+                Some(value) => *value,
+                None => {
+                    let source = copies.get(&operand.node).map_or(operand, |copy| copy[operand.slot as usize]);
+                    let value = patch.wire(Again { copy: 1 }, &[source])?;
+                    again.insert(operand, value);
+                    made.insert(value.node);
+                    value
+                }
             });
         }
         let new = patch.wire_all(op, &own)?;
