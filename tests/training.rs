@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 use lite3r::{
     backbones::{BuildOptions, Config, build},
     backend::{Target, cpu::Cpu},
-    scenes::{Rendered, Scene, normalise},
-    session,
+    data::{self, Options, Sampler, Split},
+    scenes, session,
     train::{
         config::{self, Losses, Student},
         init,
@@ -22,7 +22,7 @@ use lite3r_ir::{
     DType, Graph, NodeId, Op, Tensor, Value,
     interpret::interpret,
     ops::{Cast, Constant, Input, LayerNorm, Linear, Param, attention::AttentionKind},
-    passes::Options,
+    passes,
 };
 
 const SIZE: usize = 28;
@@ -34,12 +34,10 @@ fn scene(index: u64, views: usize) -> Sample {
 
 /// The same in images of `size` rows and columns.
 fn large_scene(index: u64, views: usize, size: usize) -> Sample {
-    let scene = Scene::sample(11, index, views);
-    let rendered: Vec<Rendered> = (0..views).map(|v| scene.render(v, size, size)).collect();
-    let truth = normalise(&rendered, 1).unwrap();
-    let depths: Vec<&[f32]> = truth.depths.iter().map(Vec::as_slice).collect();
-    let images = rendered.iter().flat_map(Rendered::planes).collect();
-    Sample::new(images, &truth.cameras, &depths, (size, size))
+    let source = data::Source::Synthetic(data::Synthetic { recipe: scenes::Recipe::Arc, ..data::Synthetic::default() });
+    let options = Options { views: vec![views], sizes: vec![[size as u32; 2]], seed: 11, ..Options::default() };
+    let sampler = Sampler::new(source, Split::Train, options).unwrap();
+    Sample::try_from(&sampler.sample(index).unwrap()).unwrap()
 }
 
 /// The same graph over f64.
@@ -115,7 +113,7 @@ const FORMS: [(&str, Option<&str>); 5] = [
 fn recipe(student: Option<&str>) -> Recipe {
     let mut losses = vec![Loss::Camera, Loss::Depth, Loss::Points];
     losses.extend(student.map(|_| Loss::Attention));
-    let attentions = Options::default().with("kind", AttentionKind::Global);
+    let attentions = passes::Options::default().with("kind", AttentionKind::Global);
     Recipe { train: vec!["*".into()], losses, student: student.map(String::from), attentions, ..Recipe::default() }
 }
 

@@ -31,8 +31,8 @@ const VIEWS: u64 = 103;
 /// How samples are drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// The fewest and the most views of a sample.
-    pub views: [usize; 2],
+    /// Numbers of views, of which one is drawn a batch.
+    pub views: Vec<usize>,
     /// Widths and heights, of which one is drawn a batch.
     pub sizes: Vec<[u32; 2]>,
     /// So many samples in a row have as many views and the same size.
@@ -51,7 +51,7 @@ pub struct Options {
 impl Default for Options {
     /// Two to eight views of 224 x 224 pixels, one sample a batch, two threads, two samples ahead.
     fn default() -> Self {
-        let (views, sizes) = ([2, 8], vec![[224, 224]]);
+        let (views, sizes) = ((2..=8).collect(), vec![[224, 224]]);
         Self { views, sizes, batch: 1, seed: 0, threads: 2, ahead: 2, broken: Broken::Refuse }
     }
 }
@@ -88,7 +88,7 @@ impl Sampler {
         for scene in read {
             match scene {
                 Ok(scene) => {
-                    problems.extend(unfit(&scene, options.views[1]));
+                    problems.extend(unfit(&scene, most(&options)));
                     scenes.push(scene);
                 }
                 Err(error) => problems.extend(error.problems),
@@ -118,9 +118,9 @@ impl Sampler {
 
     /// How many views the samples of a batch have, and their size: what graphs can be made ready for.
     pub fn shape(&self, batch: u64) -> (usize, [u32; 2]) {
-        let Options { views: [fewest, most], sizes, seed, .. } = &self.options;
+        let Options { views, sizes, seed, .. } = &self.options;
         let mut stream = Stream::new(&[*seed, BATCH, batch]);
-        (fewest + stream.below(most - fewest + 1), sizes[stream.below(sizes.len())])
+        (views[stream.below(views.len())], sizes[stream.below(sizes.len())])
     }
 
     /// Sample number `step`. Every epoch shows every scene once, in an order of its own, by other views.
@@ -133,7 +133,7 @@ impl Sampler {
         let (epoch, place) = (step / scenes, step % scenes);
         match &self.scenes {
             Scenes::Drawn(synthetic) => {
-                let first = epoch * self.options.views[1] as u64;
+                let first = epoch * most(&self.options) as u64;
                 let ids = first..first + views as u64;
                 let scene = Arc::new(synthetic.draw(place, ids.clone()));
                 let frames = (0..views).map(|v| View::of_scene(&scene, v, size).load()).collect::<Result<Vec<_>>>()?;
@@ -153,10 +153,15 @@ impl Sampler {
     }
 }
 
+/// The most views of a sample.
+fn most(options: &Options) -> usize {
+    options.views.iter().copied().max().unwrap_or(0)
+}
+
 fn check(options: &Options) -> Result<()> {
-    let Options { views: [fewest, most], sizes, batch, threads, .. } = options;
+    let Options { views, sizes, batch, threads, .. } = options;
     let rules = [
-        (*fewest > 0 && fewest <= most, format!("samples of {fewest} to {most} views")),
+        (!views.is_empty() && !views.contains(&0), format!("samples of {views:?} views")),
         (!sizes.is_empty() && !sizes.iter().flatten().any(|side| *side == 0), format!("frames of {sizes:?} pixels")),
         (*batch > 0, "batches of no sample".into()),
         (*threads > 0, "no thread".into()),

@@ -63,8 +63,10 @@ impl Default for Model {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Data {
-    /// `synthetic`: rendered scenes; otherwise where a data set lies, such as `blendedmvs:DIR`.
+    /// `synthetic`, `synthetic:arc`: rendered scenes; or where a data set lies: `blendedmvs:DIR`, `dtu:DIR`.
     pub source: String,
+    /// Rendered scenes of an epoch.
+    pub scenes: u64,
     /// The numbers of views that scenes are seen from, one drawn a scene.
     pub views: Vec<usize>,
     /// Of what is drawn.
@@ -77,7 +79,7 @@ pub struct Data {
 
 impl Default for Data {
     fn default() -> Self {
-        Self { source: "synthetic".into(), views: vec![2, 4, 8], seed: 0, threads: 2, validation: 8 }
+        Self { source: "synthetic".into(), scenes: 100_000, views: vec![2, 4, 8], seed: 0, threads: 2, validation: 8 }
     }
 }
 

@@ -14,7 +14,6 @@ pub mod adamw;
 pub mod checkpoint;
 pub mod config;
 pub mod curves;
-pub mod feed;
 pub mod fit;
 pub mod init;
 pub mod join;

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use lite3r_ir::{Tensor, ValueType};
 
 use crate::{
-    geometry::Camera,
-    recon::{IMAGENET_MEAN, IMAGENET_STD, Pose},
+    Error, Result, data,
+    geometry::{Camera, rigid},
+    recon::{IMAGENET_MEAN, IMAGENET_STD},
 };
 
 /// Images and targets by the names of the inputs of a gradients entry.
@@ -19,32 +20,42 @@ pub struct Sample {
     pub tensors: BTreeMap<String, Tensor>,
 }
 
-impl Sample {
-    /// From images in planes (RGB, 0..=1), cameras and depths of views in normalised coordinates; a depth of 0 is not
-    /// known.
-    pub fn new(images: Vec<f32>, cameras: &[Camera], depths: &[&[f32]], (height, width): (usize, usize)) -> Self {
-        let views = cameras.len();
-        let mut encodings = Vec::with_capacity(9 * views);
-        let mut points = Vec::with_capacity(3 * views * height * width);
-        for (camera, depth) in cameras.iter().zip(depths) {
-            encodings.extend(encode(camera, height, width));
-            for (at, z) in depth.iter().enumerate() {
+impl TryFrom<&data::Sample> for Sample {
+    type Error = Error;
+
+    /// With the world points of all pixels that have a depth. Errors: `data.sample` for tensors that do not fit each
+    /// other.
+    fn try_from(sample: &data::Sample) -> Result<Self> {
+        let &[views, height, width] = sample.depth.shape() else {
+            return Err(Error::bad_file("data.sample", format!("{}: depth must be [V, H, W]", sample.scene)));
+        };
+        let (depth, extrinsics, intrinsics) =
+            (sample.depth.to_f32(), sample.extrinsics.to_f64(), sample.intrinsics.to_f64());
+        let mut points = Vec::with_capacity(3 * depth.len());
+        for (view, plane) in depth.chunks(height * width).enumerate() {
+            let (e, k) = (&extrinsics[12 * view..][..12], &intrinsics[9 * view..][..9]);
+            let row = |m: &[f64], i: usize, n: usize| -> [f64; 3] { [m[i * n], m[i * n + 1], m[i * n + 2]] };
+            let camera = Camera {
+                extrinsic: rigid(&[0, 1, 2].map(|i| row(e, i, 4)), [e[3], e[7], e[11]]),
+                intrinsic: [0, 1, 2].map(|i| row(k, i, 3)),
+            };
+            for (at, z) in plane.iter().enumerate() {
                 let (u, v) = ((at % width) as f64 + 0.5, (at / width) as f64 + 0.5);
                 let point = if *z > 0.0 { camera.unproject(u, v, f64::from(*z)) } else { [0.0; 3] };
                 points.extend(point.map(|x| x as f32));
             }
         }
-        let depth: Vec<f32> = depths.concat();
-        let mask: Vec<f32> = depth.iter().map(|z| f32::from(u8::from(*z > 0.0))).collect();
         let image = [1, views, height, width];
+        let misfit = || Error::bad_file("data.sample", format!("{}: tensors do not fit each other", sample.scene));
+        let shaped = |tensor: &Tensor, shape: &[usize]| tensor.reshaped(shape).ok_or_else(misfit);
         let tensors = [
-            ("images", Tensor::from_f32(&[1, views, 3, height, width], images)),
-            ("target.pose_enc", Tensor::from_f32(&[1, views, 9], encodings)),
-            ("target.depth", Tensor::from_f32(&[&image[..], &[1]].concat(), depth)),
-            ("target.mask", Tensor::from_f32(&image, mask)),
+            ("images", shaped(&sample.images, &[1, views, 3, height, width])?),
+            ("target.pose_enc", shaped(&sample.pose_encoding, &[1, views, 9])?),
+            ("target.depth", shaped(&sample.depth, &[&image[..], &[1]].concat())?),
+            ("target.mask", shaped(&sample.mask, &image)?),
             ("target.points", Tensor::from_f32(&[&image[..], &[3]].concat(), points)),
         ];
-        Self { views, tensors: tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect() }
+        Ok(Self { views, tensors: tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect() })
     }
 }
 
@@ -65,52 +76,42 @@ impl Sample {
     }
 }
 
-/// Translation, quaternion x y z w, vertical and horizontal field of view, camera from world.
-fn encode(camera: &Camera, height: usize, width: usize) -> [f32; 9] {
-    let e = &camera.extrinsic;
-    let pose =
-        Pose { rotation: [0, 1, 2].map(|i| [e[i][0], e[i][1], e[i][2]]), translation: [0, 1, 2].map(|i| e[i][3]) };
-    let [x, y, z, w] = pose.quaternion();
-    let fov = |size: usize, focal: f64| 2.0 * libm::atan(size as f64 / 2.0 / focal);
-    let (vertical, horizontal) = (fov(height, camera.intrinsic[1][1]), fov(width, camera.intrinsic[0][0]));
-    let [a, b, c] = pose.translation;
-    [a, b, c, x, y, z, w, vertical, horizontal].map(|v| v as f32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{recon::pose::decode_vggt, scenes};
+    use crate::{
+        data::{Options, Sampler, Source, Split},
+        recon::pose::decode_vggt,
+    };
 
     #[test]
-    fn encodings_are_decoded_to_the_cameras_and_points_project_back() {
-        let scene = scenes::Scene::sample(5, 0, 3);
-        let views: Vec<_> = (0..3).map(|v| scene.render(v, 28, 42)).collect();
-        let truth = scenes::normalise(&views, 1).unwrap();
-        let images = views.iter().flat_map(scenes::Rendered::planes).collect();
-        let depths: Vec<&[f32]> = truth.depths.iter().map(Vec::as_slice).collect();
-        let sample = Sample::new(images, &truth.cameras, &depths, (views[0].height, views[0].width));
-        let (height, width) = (views[0].height, views[0].width);
-        let decoded = decode_vggt(&sample.tensors["target.pose_enc"], width as u32, height as u32).unwrap();
-        for ((pose, k), camera) in decoded.iter().zip(&truth.cameras) {
-            assert!((k.fx - camera.intrinsic[0][0]).abs() < 1e-3 && (k.fy - camera.intrinsic[1][1]).abs() < 1e-3);
-            for (row, own) in pose.matrix().iter().zip(&camera.extrinsic) {
-                assert!(row.iter().zip(own).all(|(a, b)| (a - b).abs() < 1e-5));
-            }
-        }
-        let points = sample.tensors["target.points"].to_f64();
-        for (view, camera) in truth.cameras.iter().enumerate() {
-            for at in (0..height * width).filter(|at| truth.depths[view][*at] > 0.0) {
-                let p = &points[3 * (view * height * width + at)..][..3];
-                let (u, v, z) = camera.project([p[0], p[1], p[2]]);
-                assert!((u - (at % width) as f64 - 0.5).abs() < 1e-3 && (v - (at / width) as f64 - 0.5).abs() < 1e-3);
-                assert!((z - f64::from(truth.depths[view][at])).abs() < 1e-5);
-            }
-        }
+    fn points_project_back_to_their_pixels() {
+        let options = Options { views: vec![3], sizes: vec![[42, 28]], ..Options::default() };
+        let source: Source = "synthetic".parse().unwrap();
+        let drawn = Sampler::new(source, Split::Train, options).unwrap().sample(0).unwrap();
+        let sample = Sample::try_from(&drawn).unwrap();
+        let (width, height) = (42, 28);
+        assert_eq!(sample.tensors["images"].shape(), [1, 3, 3, height, width]);
+        let cameras = decode_vggt(&sample.tensors["target.pose_enc"], width as u32, height as u32).unwrap();
+        let (points, depth) = (sample.tensors["target.points"].to_f64(), sample.tensors["target.depth"].to_f64());
         let mask = sample.tensors["target.mask"].to_f64();
-        assert_eq!(
-            mask.iter().filter(|m| **m == 1.0).count(),
-            truth.depths.iter().flatten().filter(|z| **z > 0.0).count()
-        );
+        for (view, (pose, k)) in cameras.iter().enumerate() {
+            for at in 0..height * width {
+                let i = view * height * width + at;
+                assert_eq!(mask[i] > 0.0, depth[i] > 0.0);
+                if depth[i] > 0.0 {
+                    let p = pose.apply([points[3 * i], points[3 * i + 1], points[3 * i + 2]]);
+                    let [u, v] = k.project(p);
+                    assert!((u - (at % width) as f64 - 0.5).abs() < 0.02, "{u}");
+                    assert!((v - (at / width) as f64 - 0.5).abs() < 0.02, "{v}");
+                    assert!((p[2] - depth[i]).abs() < 1e-4);
+                }
+            }
+        }
+        let ty = "f32[1,3,28,42]".parse().unwrap();
+        assert_eq!(sample.input("target.depth", &ty).unwrap().shape(), [1, 3, 28, 42]);
+        let image = sample.input("image", &"f32[1,3,3,28,42]".parse().unwrap()).unwrap();
+        let first = sample.tensors["images"].to_f32()[0];
+        assert!((image.to_f32()[0] - (first - 0.485) / 0.229).abs() < 1e-5);
     }
 }

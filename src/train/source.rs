@@ -1,68 +1,68 @@
-//! Where a run's scenes come from, by the name that a configuration gives.
+//! Where a run's scenes come from: a data set, its training scenes to learn from and its validation scenes to measure.
 
-use std::sync::Arc;
-
-use super::{
-    config::{Config, Data},
-    feed::{Feed, Make},
-    run::Scenes,
-    sample::Sample,
-};
+use super::{config::Config, run::Scenes, sample::Sample};
 use crate::{
-    Error, Result,
-    rng::Stream,
-    scenes::{Rendered, Scene, normalise},
+    Result,
+    data::{Loader, Options, Sampler, Split},
 };
 
-/// Words that keep what is drawn for learning and for validation apart.
-const TRAINING: u64 = 0x7472_6169_6e;
-const VALIDATION: u64 = 0x7661_6c;
-
-/// Scenes for a run.
+/// Scenes for a run, made ahead by threads.
 pub struct Source {
-    feed: Feed,
-    validation: Arc<Make>,
-    count: usize,
+    learning: std::sync::Arc<Sampler>,
+    /// From where the run stands on.
+    loader: Option<Loader>,
+    validation: Sampler,
+    count: u64,
+    next: u64,
 }
 
 impl Source {
-    /// As a configuration says, in images of `size` rows and columns. Errors: `train.data` for a source of another name.
-    pub fn new(config: &Config, size: (usize, usize)) -> Result<Self> {
-        let data = &config.data;
-        if data.source != "synthetic" {
-            let problem = format!("there is no source `{}`; known: synthetic", data.source);
-            return Err(Error::usage("train.data", problem));
-        }
-        let feed = Feed::new(rendered(data, size, TRAINING), data.threads);
-        Ok(Self { feed, validation: rendered(data, size, VALIDATION), count: data.validation })
+    /// As a configuration says, in images of `size` rows and columns. Errors: those of [`Sampler::new`].
+    pub fn new(config: &Config, (height, width): (usize, usize)) -> Result<Self> {
+        let (data, run) = (&config.data, &config.run);
+        let open = |split, batch| {
+            let mut source: crate::data::Source = data.source.parse()?;
+            if let crate::data::Source::Synthetic(synthetic) = &mut source {
+                synthetic.seed = data.seed;
+                synthetic.scenes = data.scenes;
+            }
+            let options = Options {
+                views: data.views.clone(),
+                sizes: vec![[width as u32, height as u32]],
+                batch,
+                seed: data.seed,
+                threads: data.threads,
+                ..Options::default()
+            };
+            Sampler::new(source, split, options)
+        };
+        Ok(Self {
+            learning: open(Split::Train, run.scenes)?.into(),
+            loader: None,
+            validation: open(Split::Val, 1)?,
+            count: data.validation as u64,
+            next: 0,
+        })
     }
 }
 
 impl Scenes for Source {
     fn next(&mut self) -> Result<Sample> {
-        self.feed.next()
+        let loader = match self.loader.take() {
+            Some(loader) => loader,
+            None => Loader::of(self.learning.clone(), self.next)?,
+        };
+        let sample = self.loader.insert(loader).next().expect("samples do not end")?;
+        self.next += 1;
+        Sample::try_from(&sample)
     }
 
     fn seek(&mut self, position: u64) -> Result<()> {
-        self.feed.seek(position);
+        (self.loader, self.next) = (None, position);
         Ok(())
     }
 
     fn validation(&mut self) -> Result<Vec<Sample>> {
-        (0..self.count as u64).map(|i| (self.validation)(i)).collect()
+        (0..self.count).map(|i| Sample::try_from(&self.validation.sample(i)?)).collect()
     }
-}
-
-/// Rendered scenes, one a position.
-fn rendered(data: &Data, (height, width): (usize, usize), part: u64) -> Arc<Make> {
-    let (seed, views) = (Stream::new(&[data.seed, part]).bits(), data.views.clone());
-    Arc::new(move |position| {
-        let count = views[Stream::new(&[seed, position]).below(views.len())];
-        let scene = Scene::sample(seed, position, count);
-        let rendered: Vec<Rendered> = (0..count).map(|v| scene.render(v, width, height)).collect();
-        let truth = normalise(&rendered, 4)?;
-        let depths: Vec<&[f32]> = truth.depths.iter().map(Vec::as_slice).collect();
-        let images = rendered.iter().flat_map(Rendered::planes).collect();
-        Ok(Sample::new(images, &truth.cameras, &depths, (height, width)))
-    })
 }

@@ -134,7 +134,7 @@ fn a_check_says_what_is_there_and_what_is_wrong() {
 }
 
 fn options(threads: usize) -> Options {
-    Options { views: [2, 4], sizes: vec![[42, 28], [28, 28]], batch: 2, seed: 5, threads, ..Options::default() }
+    Options { views: vec![2, 3, 4], sizes: vec![[42, 28], [28, 28]], batch: 2, seed: 5, threads, ..Options::default() }
 }
 
 fn bytes(sample: &Sample) -> Vec<u8> {
@@ -233,10 +233,10 @@ fn what_makes_no_sample_is_refused_before_the_first() {
     let folder = tempfile::tempdir().unwrap();
     SMALL.write(folder.path(), ImageFormat::Png, |_| {}).unwrap();
     let open = |options| Sampler::new(source(folder.path()), Split::Train, options);
-    let bad = Options { views: [3, 2], sizes: Vec::new(), batch: 0, threads: 0, ..options(1) };
+    let bad = Options { views: Vec::new(), sizes: Vec::new(), batch: 0, threads: 0, ..options(1) };
     let error = open(bad).unwrap_err();
     assert_eq!((error.code, error.problems.len()), ("data.usage", 4));
-    let error = open(Options { views: [2, 7], ..options(1) }).unwrap_err();
+    let error = open(Options { views: vec![2, 7], ..options(1) }).unwrap_err();
     assert_eq!((error.code, error.problems.len()), ("data.scene", 3), "{error}");
     fs::remove_file(folder.path().join("train-3-000001/blended_images/00000003.png")).unwrap();
     let error = open(options(1)).unwrap_err();
