@@ -9,9 +9,9 @@ use crate::{
     train::{
         config::{Config, Data, Model, Student},
         fit::{Fit, fit},
+        models::{Models, image_size},
         run::Scenes,
         source::Source,
-        trainer::{image_size, models},
     },
     weights,
 };
@@ -68,8 +68,8 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         student: Some(Student { passes: args.student_passes.clone(), attentions: "kind=global".into() }),
         ..Config::default()
     };
-    let (models, own) = models(&config)?;
-    let (_, model) = models.into_iter().next().expect("one number of views");
+    let Models { by_views, weights: own } = Models::of(&config)?;
+    let model = by_views.into_values().next().expect("one number of views");
     let mut source = Source::new(&config, image_size(&model)?)?;
     let bar = progress::bar(common.quiet, args.scenes, "preparing scenes");
     let scenes = (0..args.scenes).map(|_| {

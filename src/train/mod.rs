@@ -18,6 +18,7 @@ pub mod fit;
 pub mod init;
 pub mod join;
 pub mod losses;
+pub mod models;
 pub mod run;
 pub mod sample;
 pub mod schedule;

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
-    sync::Arc,
 };
 
 use lite3r_ir::{Bindings, DType, Tensor, ValueType};
@@ -13,17 +12,16 @@ use super::{
     adamw::{Trained, gradient_name, moment_names},
     checkpoint::Checkpoint,
     config::{self, Config},
-    init,
     join::teacher_name,
+    models::{IMAGES, Models, rows_and_columns},
     sample::Sample,
     schedule::rate,
     step::{ADD, Loss, Recipe, SHARE, TOTAL, gradients},
 };
 use crate::{
     Error, Kind, Result,
-    backbones::{self, BuildOptions},
     backend::Target,
-    compile::{self, Model, Options, options::Bind, source::ArchWeights},
+    compile,
     plan::{self, EntrySource, Meta},
     session::{self, Session},
     weights::{self, Weights},
@@ -72,10 +70,10 @@ impl Trainer {
         config.check()?;
         let losses = config.loss.used();
         let recipe = recipe(&config, &losses)?;
-        let (models, mut frozen) = models(&config)?;
+        let Models { by_views, weights: mut frozen } = Models::of(&config)?;
         let mut sources = Vec::new();
         let (mut entries, mut trained, mut notes) = (HashMap::new(), Vec::new(), Vec::new());
-        for (views, model) in models {
+        for (views, model) in by_views {
             let (graph, own, said) = gradients(&model, &recipe)?;
             notes.extend(said.into_iter().map(|note| format!("{views} views: {note}")));
             entries.insert(views, sources.len());
@@ -234,7 +232,7 @@ impl Trainer {
         weights::safetensors::write(path, &narrow.collect(), HashMap::new())
     }
 
-    /// Rows and columns of the images. Errors: as [`image_size`].
+    /// Rows and columns of the images. Errors: as [`super::models::image_size`].
     pub fn image_size(&self) -> Result<(usize, usize)> {
         let entries = self.plan().entries();
         let of = |port: &plan::Port, entry: &plan::Entry| entry.buffers[port.buffer as usize].ty.clone();
@@ -245,25 +243,6 @@ impl Trainer {
     /// The gathered gradient of a weight. Errors: those of [`Session::state`].
     pub fn gradient(&mut self, weight: &str) -> Result<Tensor> {
         self.session.state(&gradient_name(weight))
-    }
-}
-
-/// Inputs that take pictures.
-const IMAGES: [&str; 2] = ["images", "image"];
-
-/// Rows and columns of the images of a model. Errors: `train.model` where it takes no `images` or `image` [1, S, 3, H, W].
-pub fn image_size(model: &lite3r_ir::Graph) -> Result<(usize, usize)> {
-    let images = model.inputs().iter().find_map(|id| match model.op(*id) {
-        lite3r_ir::Op::Input(op) if IMAGES.contains(&op.name.as_str()) => Some(op.ty.clone()),
-        _ => None,
-    });
-    rows_and_columns(images)
-}
-
-fn rows_and_columns(images: Option<ValueType>) -> Result<(usize, usize)> {
-    match images.as_ref().and_then(ValueType::dims).as_deref() {
-        Some(&[1, _, 3, height, width]) => Ok((height, width)),
-        _ => Err(Error::unsupported("train.model", "the model takes no `images` [1,S,3,H,W]")),
     }
 }
 
@@ -288,44 +267,4 @@ fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
         memory: config.run.activation_memory,
         attentions,
     })
-}
-
-/// The bound model for every number of views, and its weights. Errors: those of [`compile::bound`].
-pub fn models(config: &Config) -> Result<(Vec<(usize, Arc<lite3r_ir::Graph>)>, Weights)> {
-    let mut views = config.data.views.clone();
-    views.sort_unstable();
-    views.dedup();
-    let model = &config.model;
-    if let Some(path) = &model.onnx {
-        let source = Model::Onnx { path: path.clone(), random_weights: None };
-        return bound(&source, &views, Vec::new());
-    }
-    let arch = backbones::Config::named(&model.arch)?;
-    let mut outputs = arch.rounds();
-    let reads = |loss: Loss| super::step::reads(loss);
-    outputs.extend(config.loss.used().into_iter().flat_map(reads).map(|name| name.to_string()));
-    let [height, width] = model.size;
-    let weights = match &model.weights {
-        Some(path) => ArchWeights::File(path.clone()),
-        None => ArchWeights::Random(model.seed),
-    };
-    let source = Model::Arch { name: model.arch.clone(), size: (height, width), weights };
-    let (graphs, mut all) = bound(&source, &views, outputs.clone())?;
-    if model.weights.is_none() {
-        let options = BuildOptions { outputs, ..BuildOptions::new(views[0], height, width) };
-        all = init::weights(&backbones::build(&arch, &options)?, model.seed);
-    }
-    Ok((graphs, all))
-}
-
-fn bound(
-    model: &Model,
-    views: &[usize],
-    outputs: Vec<String>,
-) -> Result<(Vec<(usize, Arc<lite3r_ir::Graph>)>, Weights)> {
-    let bind = vec![Bind { symbol: "S".into(), values: views.to_vec() }];
-    let options = Options { bind, outputs, ..Options::default() };
-    let compiled = compile::bound(model, &options, &mut |_, _, _| true)?;
-    let graphs = compiled.entries.into_iter().map(|e| (e.bindings["S"], Arc::new(e.graph)));
-    Ok((graphs.collect(), compiled.weights))
 }

@@ -1,0 +1,82 @@
+//! What a run trains, bound to every number of views that it announces, before anything is rewritten.
+
+use std::collections::BTreeMap;
+
+use lite3r_ir::{Graph, Op, ValueType};
+
+use super::{config::Config, init, step::reads};
+use crate::{
+    Error, Result,
+    backbones::{self, BuildOptions},
+    compile::{self, Model, Options, options::Bind, source::ArchWeights},
+    weights::{self, Weights},
+};
+
+/// A model at several numbers of views.
+pub struct Models {
+    /// By the number of views.
+    pub by_views: BTreeMap<usize, Graph>,
+    /// What it begins with.
+    pub weights: Weights,
+}
+
+impl Models {
+    /// As a configuration says: imported, or built with what its losses read. Errors: those of [`compile::bound`] and of
+    /// reading weights.
+    pub fn of(config: &Config) -> Result<Self> {
+        let (model, mut views) = (&config.model, config.data.views.clone());
+        views.sort_unstable();
+        views.dedup();
+        if let Some(path) = &model.onnx {
+            let mut models =
+                Self::bound(&Model::Onnx { path: path.clone(), random_weights: None }, &views, Vec::new())?;
+            if let Some(path) = &model.weights {
+                models.weights.extend(weights::safetensors::open(path)?);
+            }
+            return Ok(models);
+        }
+        let arch = backbones::Config::named(&model.arch)?;
+        let read = config.loss.used().into_iter().flat_map(reads).map(|name| name.to_string());
+        let outputs: Vec<String> = arch.rounds().into_iter().chain(read).collect();
+        let [height, width] = model.size;
+        let given = match &model.weights {
+            Some(path) => ArchWeights::File(path.clone()),
+            None => ArchWeights::Random(model.seed),
+        };
+        let source = Model::Arch { name: model.arch.clone(), size: (height, width), weights: given };
+        let mut models = Self::bound(&source, &views, outputs.clone())?;
+        if model.weights.is_none() {
+            let options = BuildOptions { outputs, ..BuildOptions::new(views[0], height, width) };
+            models.weights = init::weights(&backbones::build(&arch, &options)?, model.seed);
+        }
+        Ok(models)
+    }
+
+    fn bound(model: &Model, views: &[usize], outputs: Vec<String>) -> Result<Self> {
+        let bind = vec![Bind { symbol: "S".into(), values: views.to_vec() }];
+        let options = Options { bind, outputs, ..Options::default() };
+        let compiled = compile::bound(model, &options, &mut |_, _, _| true)?;
+        let by_views = compiled.entries.into_iter().map(|e| (e.bindings["S"], e.graph)).collect();
+        Ok(Self { by_views, weights: compiled.weights })
+    }
+}
+
+/// Inputs that take pictures.
+pub const IMAGES: [&str; 2] = ["images", "image"];
+
+/// Rows and columns of the images of a model. Errors: `train.model` where it takes no `images` or `image` [1, S, 3, H, W].
+pub fn image_size(model: &Graph) -> Result<(usize, usize)> {
+    let images = model.inputs().iter().find_map(|id| match model.op(*id) {
+        Op::Input(op) if IMAGES.contains(&op.name.as_str()) => Some(op.ty.clone()),
+        _ => None,
+    });
+    rows_and_columns(images)
+}
+
+/// Of the type of such an input. Errors: as [`image_size`].
+pub fn rows_and_columns(images: Option<ValueType>) -> Result<(usize, usize)> {
+    match images.as_ref().and_then(ValueType::dims).as_deref() {
+        Some(&[1, _, 3, height, width]) => Ok((height, width)),
+        _ => Err(Error::unsupported("train.model", "the model takes no `images` [1,S,3,H,W]")),
+    }
+}
