@@ -9,7 +9,8 @@
 //! Modules depend downwards, and `tests/layering.rs` holds it: the IR (crate `lite3r-ir`) knows no file and no device;
 //! [`onnx`], [`backbones`] and [`weights`] make graphs and find their weights; [`compile`] chooses passes; [`plan`]
 //! decides kernels, order and memory by asking a target; [`backend`] computes; [`session`] runs; [`recon`], [`eval`]
-//! and [`scenes`] know pictures, cameras and truth, [`data`] sets of them; [`demo`] and the command lines stand on top.
+//! and [`scenes`] know pictures, cameras and truth, [`data`] sets of them; [`train`] differentiates and learns; [`demo`] and
+//! the command lines stand on top.
 //!
 //! **Architecture Invariant:** a pass never sees a device, and a device never sees a graph. What lies between is a
 //! plan, which [`plan::check()`] proves without trusting the planner; executors rely on that proof.
