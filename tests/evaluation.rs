@@ -142,9 +142,12 @@ fn splits_and_missing_scenes_are_told() {
         String::from_utf8(output.stdout).unwrap()
     };
     let one = text(&["--scenes", "1"]);
-    assert!(one.starts_with("blendedmvs, 1 official val scenes, seed 1"), "{one}");
+    assert!(one.starts_with(&format!("{data}, 1 val scenes, seed 1")) && one.contains("missing: "), "{one}");
     let all = text(&["--split", "all"]);
-    assert!(all.contains("those of training included") && all.contains("scenes: BlendedMVS train"), "{all}");
+    assert!(
+        all.contains("1 are for training") && all.contains("scenes: train") && all.contains("scenes: val"),
+        "{all}"
+    );
     // A broken view is an error that names it, unless it may be left out, which is said.
     put(&root.join(val[0]).join("rendered_depth_maps/00000002.pfm"), "");
     let broken = eval(&["--scenes", "1", "--choice", "random", "--draws", "9"]);

@@ -1,9 +1,7 @@
 //! Where samples come from: `NAME` or `NAME:PLACE`, as the command line writes it.
 
-mod files;
+mod sets;
 mod synthetic;
-
-use std::path::Path;
 
 use super::{Pick, Sample};
 use crate::{
@@ -67,22 +65,33 @@ pub struct Request {
     pub seed: u64,
     /// Height and width of the model's frames, for scenes that are rendered.
     pub size: (usize, usize),
+    /// How many views scenes have that are rendered.
+    pub views: usize,
 }
 
 /// What [`open`] knows.
-pub const KNOWN: &str = "synthetic, blendedmvs:FOLDER, dtu64:FOLDER, dtu:FOLDER";
+pub const KNOWN: &str = "synthetic, synthetic:RECIPE, synthetic:SPLIT, blendedmvs:FOLDER, dtu64:FOLDER, dtu:FOLDER";
 
-/// Opens `NAME` or `NAME:PLACE`. Errors: `eval.data` for an unknown name, those of the data.
+/// Opens data by its name. `synthetic` alone are the scenes of the demonstration and of `benches/`, with a recipe or a
+/// split those of [`crate::data`]. Errors: `eval.data` for an unknown name, those of the data.
 pub fn open(data: &str, request: &Request) -> Result<Box<dyn Source>> {
-    let (name, place) = data.split_once(':').map_or((data, None), |(name, place)| (name, Some(place)));
-    let folder = place.map(Path::new);
-    Ok(match (name, folder) {
-        ("synthetic", _) => Box::new(synthetic::Synthetic::new(place, request)?),
-        ("blendedmvs", Some(folder)) => Box::new(files::Files::blendedmvs(folder, request)?),
-        ("dtu64", Some(folder)) => Box::new(files::Files::dtu64(folder, request)?),
-        ("dtu", Some(folder)) => Box::new(files::Files::dtu(folder, request)?),
-        _ => return Err(Error::usage("eval.data", format!("there is no data `{data}`; known: {KNOWN}"))),
-    })
+    if data == "synthetic" && request.split.is_none() {
+        return Ok(Box::new(synthetic::Synthetic::new(request)));
+    }
+    let (mut name, mut request) = (data, *request);
+    if let Some(split) = data.strip_prefix("synthetic:").and_then(|word| word.parse().ok()) {
+        (name, request.split) = ("synthetic", Some(Some(split)));
+    }
+    let source = name.parse::<crate::data::Source>();
+    let mut source = source.map_err(|e| {
+        Error::usage("eval.data", format!("there is no data `{data}`; known: {KNOWN} ({})", e.problems.join("; ")))
+    })?;
+    if let crate::data::Source::Synthetic(made) = &mut source {
+        let (height, width) = request.size;
+        (made.seed, made.views, made.size) = (request.seed, request.views as u64, [width as u32, height as u32]);
+        made.scenes = request.scenes.map_or(made.scenes, |n| n as u64);
+    }
+    Ok(Box::new(sets::Sets::open(source, &request)?))
 }
 
 /// What [`Request::split`] is, from a word. Errors: `data.split`.

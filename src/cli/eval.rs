@@ -43,8 +43,9 @@ pub struct Args {
     /// Plans; ratios are to the first
     #[arg(value_name = "PLAN.l3r", required = true)]
     plans: Vec<PathBuf>,
-    /// The data: synthetic, blendedmvs:FOLDER, dtu64:FOLDER (poses), dtu:FOLDER (points)
-    #[arg(long, value_name = "NAME[:FOLDER]")]
+    /// The data: blendedmvs:FOLDER, dtu64:FOLDER (poses), dtu:FOLDER (points), synthetic (the scenes of the demo),
+    /// synthetic:arc or synthetic:varied (as `lite3r data synth` makes them), synthetic:test
+    #[arg(long, value_name = "NAME[:PLACE]")]
     data: String,
     /// Which scenes: train, val, test, or all; by default those that results are reported on
     #[arg(long, value_name = "SPLIT")]
@@ -101,8 +102,8 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     };
     let size = predict::image_input(first.plan())?.size;
     let broken = if args.leave_out_broken { Broken::LeaveOut } else { Broken::Refuse };
-    let request =
-        Request { scenes: args.scenes, split: sources::split(args.split.as_deref())?, broken, seed: args.seed, size };
+    let split = sources::split(args.split.as_deref())?;
+    let request = Request { scenes: args.scenes, split, broken, seed: args.seed, size, views };
     let source = sources::open(&args.data, &request)?;
     let picks = match frozen {
         Some(picks) => picks,

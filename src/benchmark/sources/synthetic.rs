@@ -1,4 +1,4 @@
-//! Rendered scenes, whose depth and cameras are exact.
+//! The rendered scenes of the demonstration, whose depth and cameras are exact.
 
 use super::{Choice, Request, SceneInfo, Source};
 use crate::{
@@ -20,14 +20,11 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// Errors: `eval.data` for a place, which scenes that are made have not.
-    pub fn new(place: Option<&str>, request: &Request) -> Result<Self> {
-        if let Some(place) = place {
-            return Err(Error::usage("eval.data", format!("scenes that are made have no place `{place}`")));
-        }
+    /// Their seed and number are those of the request.
+    pub fn new(request: &Request) -> Self {
         let scene = |i: usize| SceneInfo { name: format!("{i:05}"), group: None };
         let scenes = (0..request.scenes.unwrap_or(SCENES)).map(scene).collect();
-        Ok(Self { seed: request.seed, size: request.size, scenes })
+        Self { seed: request.seed, size: request.size, scenes }
     }
 }
 
