@@ -195,6 +195,28 @@ fn dtu64_is_measured_by_poses_and_tells_who_has_seen_it() {
     assert!(output.status.code() == Some(4) && errors.contains("scan65"), "{errors}");
 }
 
+#[test]
+fn the_generator_has_splits() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = plan(folder.path());
+    let eval =
+        |data: &str| json(&["eval", &plan, "--data", data, "--scenes", "1", "--protocol", "depth/none,pose/pairs"]);
+    let (test, val) = (eval("synthetic:test"), eval("synthetic:val"));
+    assert_eq!(test["samples"], serde_json::json!([{ "scene": "test-1-000000", "views": [0, 1] }]));
+    assert_eq!(val["samples"][0]["scene"], "val-1-000000");
+    assert_ne!(rows(&test, 0), rows(&val, 0));
+    assert_eq!(rows(&eval("synthetic:varied"), 0), rows(&test, 0));
+    // What `lite3r data synth` writes is the same but for the compression of its pictures.
+    let out = folder.path().join("made").to_string_lossy().into_owned();
+    succeeds(&["data", "synth", &out, "--scenes", "1", "--views", "2", "--split", "test", "--size", "224x224", "-q"]);
+    let files = eval(&format!("blendedmvs:{out}"));
+    assert_eq!(files["samples"][0]["scene"], "test-1-000000");
+    for ((protocol, measure), value) in rows(&files, 0) {
+        let other = rows(&test, 0)[&(protocol, measure.clone())];
+        assert!((value - other).abs() < 0.1 * other.abs().max(1.0), "{measure}: {value} and {other}");
+    }
+}
+
 /// The points behind every fourth pixel of the views.
 fn surface(views: &[Rendered]) -> Vec<Vec3> {
     let pixels = |view: &Rendered| -> Vec<Vec3> {

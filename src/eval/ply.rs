@@ -162,7 +162,8 @@ mod tests {
     const POINTS: [Vec3; 2] = [[1.5, -2.0, 3.0], [0.25, 0.5, -8.0]];
 
     fn header(format: &str, properties: &str) -> Vec<u8> {
-        format!("ply\nformat {format} 1.0\ncomment x\nelement vertex 2\n{properties}element face 1\nproperty list uchar int vertex_indices\nend_header\n").into_bytes()
+        let vertices = format!("ply\nformat {format} 1.0\ncomment x\nelement vertex 2\n{properties}");
+        (vertices + "element face 1\nproperty list uchar int vertex_indices\nend_header\n").into_bytes()
     }
 
     #[test]

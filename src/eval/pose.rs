@@ -4,7 +4,8 @@
 //! direction of translation on scale. Rotation error: the angle of R_predᵀ R_true. Translation error: the angle
 //! between the directions of translation. The area under the accuracy curve at N degrees takes the larger of both a
 //! pair: with one-degree bins, the mean over k = 1..=N of the share of pairs with an error below k (the last bin
-//! closed). RRA and RTA at N degrees are the shares of pairs whose rotation, whose translation errs by less. Laws: Wang et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
+//! closed). RRA and RTA at N degrees are the shares of pairs whose rotation, whose translation errs by less. Laws: Wang
+//! et al., "PoseDiffusion", 2023; Wang et al., "VGGT", 2025.
 
 use serde::Serialize;
 
