@@ -70,7 +70,8 @@ pub struct Request {
 }
 
 /// What [`open`] knows.
-pub const KNOWN: &str = "synthetic, synthetic:RECIPE, synthetic:SPLIT, blendedmvs:FOLDER, dtu64:FOLDER, dtu:FOLDER";
+pub const KNOWN: &str = "synthetic, synthetic:arc, synthetic:varied, synthetic:SPLIT, blendedmvs:FOLDER, \
+                         dtu64:FOLDER, dtu:FOLDER";
 
 /// Opens data by its name. `synthetic` alone are the scenes of the demonstration and of `benches/`, with a recipe or a
 /// split those of [`crate::data`]. Errors: `eval.data` for an unknown name, those of the data.
@@ -82,10 +83,8 @@ pub fn open(data: &str, request: &Request) -> Result<Box<dyn Source>> {
     if let Some(split) = data.strip_prefix("synthetic:").and_then(|word| word.parse().ok()) {
         (name, request.split) = ("synthetic", Some(Some(split)));
     }
-    let source = name.parse::<crate::data::Source>();
-    let mut source = source.map_err(|e| {
-        Error::usage("eval.data", format!("there is no data `{data}`; known: {KNOWN} ({})", e.problems.join("; ")))
-    })?;
+    let unknown = |_| Error::usage("eval.data", format!("there is no data `{data}`; known: {KNOWN}"));
+    let mut source = name.parse::<crate::data::Source>().map_err(unknown)?;
     if let crate::data::Source::Synthetic(made) = &mut source {
         let (height, width) = request.size;
         (made.seed, made.views, made.size) = (request.seed, request.views as u64, [width as u32, height as u32]);
