@@ -184,6 +184,7 @@ fn check(model: &Graph, recipe: &Recipe) -> Result<()> {
 
 /// Names what chosen attentions give as outputs, which rewrites follow.
 pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
+    run(graph, "dce")?;
     let attentions = choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?;
     for (number, id) in attentions.into_iter().enumerate() {
         graph.output(format!("{TAP}{number}"), Value { node: id, slot: 0 });

@@ -26,7 +26,7 @@
 
 use std::collections::HashSet;
 
-use super::{Effect, Options, Pass, PassError, Report, chosen_attentions};
+use super::{Effect, Options, Pass, PassError, Report, chosen_attentions, dce::DCE};
 use crate::{
     graph::{Graph, NodeId, Value},
     ops::{
@@ -222,6 +222,8 @@ impl Settings {
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
     let settings = Settings::read(options)?;
+    // An attention that a layout of tokens has replaced is none any more.
+    (DCE.run)(graph, &Options::default())?;
     let chosen = chosen_attentions::choose(graph, options)?;
     let mut names: HashSet<String> = graph
         .node_ids()
