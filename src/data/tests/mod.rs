@@ -17,7 +17,7 @@ fn put(path: &Path, bytes: impl AsRef<[u8]>) {
 /// A small picture whose columns differ.
 fn put_image(path: &Path, width: u32, height: u32) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    RgbImage::from_fn(width, height, |x, y| Rgb([x as u8 * 40, y as u8 * 60, 9])).save(path).unwrap();
+    RgbImage::from_fn(width, height, |x, y| Rgb([(x * 40) as u8, (y * 60) as u8, 9])).save(path).unwrap();
 }
 
 /// A camera `x` units to the right of the world's origin, with a principal point in the middle of 6 x 4 pixels.
