@@ -177,14 +177,12 @@ fn global() -> String {
 }
 
 impl Config {
-    /// Reads a file. Errors: `file.io`; `train.config` for text that is no configuration, and with everything that is
-    /// wrong with one.
+    /// Reads a file; a command line may add to it before [`Config::check`]. Errors: `file.io`; `train.config` for text that is
+    /// no configuration.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "cannot be read", &e))?;
         let wrong = |e: toml::de::Error| Error::usage("train.config", format!("{}: {e}", path.display()));
-        let config: Self = toml::from_str(&text).map_err(wrong)?;
-        config.check()?;
-        Ok(config)
+        toml::from_str(&text).map_err(wrong)
     }
 
     /// As TOML, with everything written out.
