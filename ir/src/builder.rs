@@ -23,6 +23,11 @@ impl<'g> Builder<'g> {
         Self { graph, origin: origin.into() }
     }
 
+    /// Where operations come from.
+    pub fn origin(&self) -> &Arc<str> {
+        &self.origin
+    }
+
     /// From now on, operations come from there.
     pub fn set_origin(&mut self, origin: impl Into<Arc<str>>) {
         self.origin = origin.into();

@@ -4,10 +4,7 @@
 //! y = f(x₀, x₁, …) is given the cotangents of its results and gives each operand its part. It may give all of them
 //! whether or not they are asked for: what nobody reads is swept.
 
-use std::{
-    ops::{Deref, DerefMut},
-    sync::Arc,
-};
+use std::ops::{Deref, DerefMut};
 
 use crate::{
     builder::Builder,
@@ -21,7 +18,6 @@ use crate::{
 pub struct Vjp<'g> {
     builder: Builder<'g>,
     name: &'static str,
-    origin: Arc<str>,
     operands: Vec<Value>,
     results: Vec<Value>,
     cotangents: Vec<Option<Value>>,
@@ -34,8 +30,8 @@ impl<'g> Vjp<'g> {
         let (name, origin) = (graph.op(id).name(), graph.node(id).origin.clone());
         let (operands, results) = (graph.operands(id), graph.results(id).collect());
         let parts = vec![None; operands.len()];
-        let builder = Builder::new(graph, origin.clone());
-        Self { builder, name, origin, operands, results, cotangents, parts }
+        let builder = Builder::new(graph, origin);
+        Self { builder, name, operands, results, cotangents, parts }
     }
 
     /// What was given to each operand, of its type.
@@ -108,7 +104,7 @@ impl<'g> Vjp<'g> {
 
     /// Why there is no gradient.
     pub fn refuse(&self, problem: impl Into<String>) -> OpError {
-        OpError { op: self.name, origin: self.origin.clone(), problem: problem.into() }
+        OpError { op: self.name, origin: self.origin().clone(), problem: problem.into() }
     }
 
     /// `x` summed to a shape that broadcasts to its own.

@@ -18,7 +18,7 @@ use lite3r_ir::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::losses::{Built, sum};
+use super::losses::{Built, square, sum};
 
 /// How weights follow their gradients.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,8 +82,7 @@ impl AdamW {
         let mut squares = Vec::with_capacity(weights.len());
         for weight in weights {
             let gradient = state(&mut b, gradient_name(&weight.name), &weight.ty)?;
-            let square = b.mul(gradient, gradient)?;
-            squares.push(b.total(square)?);
+            squares.push(square(&mut b, gradient)?);
             gradients.push(gradient);
         }
         let total = sum(&mut b, &squares)?;

@@ -17,17 +17,15 @@ use std::collections::BTreeMap;
 use lite3r_ir::{
     Bindings, Builder, Graph, NodeId, Op, OpError, Tensor, Value,
     ops::{Linear, LinearAttention, Mul, Sub, Transpose},
-    passes::{
-        self,
-        pipeline::{Selected, execute, select},
-    },
+    passes::{self, pipeline::Selected},
 };
 use serde::Serialize;
 
 use super::{
     join::join,
+    losses::square,
     sample::Sample,
-    step::{TAP, tap},
+    step::{TAP, run, selected, tap},
 };
 use crate::{
     Error, Kind, Result,
@@ -92,7 +90,7 @@ pub fn fit(
         own.retain_outputs(|_| false);
         let names = [("gram", layer.gram), ("cross", layer.cross), ("rest", layer.rest), ("whole", layer.whole)];
         names.into_iter().for_each(|(name, value)| own.output(name, value));
-        run(&mut own, &select_passes("dce,fold,canonicalize,cse,dce,fuse,layout,cse,dce,fuse_pointwise,dce")?)?;
+        run(&mut own, &selected("dce,fold,canonicalize,cse,dce,fuse,layout,cse,dce,fuse_pointwise,dce")?)?;
         let source = EntrySource { bindings: Bindings::new(), graph: own };
         let plan = plan::build(&[source], &known, target, Meta::default())?;
         let mut session = Session::new(plan, options)?;
@@ -144,10 +142,7 @@ impl Sums {
 fn sums(session: &mut Session, scenes: &[Sample]) -> Result<Sums> {
     let mut sums = Sums { width: 0, gram: Vec::new(), cross: Vec::new(), rest: 0.0, whole: 0.0 };
     for scene in scenes {
-        let own = &session.plan().entries()[0];
-        let ty = |port: &plan::Port| &own.buffers[port.buffer as usize].ty;
-        let given = own.inputs.iter().filter_map(|p| Some((p.name.clone(), scene.input(&p.name, ty(p))?)));
-        let inputs: BTreeMap<String, Tensor> = given.collect();
+        let inputs = scene.inputs(&session.plan().entries()[0]);
         let outputs = session.run(0, &inputs)?;
         let (gram, cross) = (outputs["gram"].to_f64(), outputs["cross"].to_f64());
         sums.width = outputs["gram"].shape()[0];
@@ -163,16 +158,16 @@ fn sums(session: &mut Session, scenes: &[Sample]) -> Result<Sums> {
 
 /// The student beside its teacher, and the sums of every layer with a projection, in order.
 fn regressions(model: &Graph, fit: &Fit) -> Result<(Graph, Vec<Layer>)> {
-    let selected = select_passes(&fit.student)?;
-    let Some(first) = selected.iter().position(|s| s.pass.name == "sla") else {
+    let passes = selected(&fit.student)?;
+    let Some(first) = passes.iter().position(|s| s.pass.name == "sla") else {
         return Err(Error::usage("train.recipe", "the passes that make the student lack `sla`"));
     };
     // The teacher sees tokens in the student's order, so that what they give can be compared token by token.
     let mut base = model.clone();
-    run(&mut base, &selected[..first])?;
-    tap(&mut base, &passes::Options(chosen(&selected[first])))?;
+    run(&mut base, &passes[..first])?;
+    tap(&mut base, &passes::Options(chosen(&passes[first])))?;
     let mut graph = base.clone();
-    run(&mut graph, &selected[first..])?;
+    run(&mut graph, &passes[first..])?;
     let wrong = |e: OpError| Error::unsupported("train.recipe", e.to_string());
     let teacher = join(&mut graph, &base).map_err(wrong)?;
     let student: BTreeMap<String, Value> = graph.outputs().iter().cloned().collect();
@@ -197,15 +192,6 @@ fn regressions(model: &Graph, fit: &Fit) -> Result<(Graph, Vec<Layer>)> {
 fn chosen(sla: &Selected) -> lite3r_ir::attr::AttrMap {
     let own = passes::chosen_attentions::OPTIONS;
     sla.options.0.iter().filter(|(name, _)| own.contains(&name.as_str())).cloned().collect()
-}
-
-fn select_passes(text: &str) -> Result<Vec<Selected>> {
-    select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))
-}
-
-fn run(graph: &mut Graph, passes: &[Selected]) -> Result<()> {
-    let done = execute(graph, passes, cfg!(debug_assertions), &mut |_, _| true);
-    done.map(drop).map_err(|e| Error::unsupported("train.recipe", e.to_string()))
 }
 
 /// What the pass `sla` has put in place of an attention.
@@ -260,11 +246,6 @@ impl Branches {
         let cross = b.op(Linear::new(false), &[l, t])?;
         Ok(Layer { weight, gram, cross, rest, whole })
     }
-}
-
-fn square(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
-    let square = b.mul(x, x)?;
-    b.total(square)
 }
 
 /// [B, H, N, E] as [E, B·H·N].

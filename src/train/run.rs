@@ -110,18 +110,17 @@ impl Folder {
     fn lines(&self, last: u64) -> Result<Vec<Line>> {
         let path = self.metrics();
         let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot be read", &e))?;
-        let line = |(i, text): (usize, &str)| {
-            let wrong = |e| Error::bad_file("train.metrics", format!("{}, line {}: {e}", path.display(), i + 1));
-            serde_json::from_str::<Line>(text).map_err(wrong)
-        };
-        // A run that was cut short may have left half a line behind its last checkpoint.
-        let mut lines = Vec::new();
+        let mut lines: Vec<Line> = Vec::new();
         for (i, text) in text.lines().enumerate() {
-            match line((i, text)) {
+            match serde_json::from_str::<Line>(text) {
                 Ok(line) if line.step <= last => lines.push(line),
                 Ok(_) => break,
-                Err(_) if lines.last().is_some_and(|l: &Line| l.step == last) => break,
-                Err(error) => return Err(error),
+                // A run that was cut short may have left half a line behind its last checkpoint.
+                Err(_) if lines.last().is_some_and(|l| l.step == last) => break,
+                Err(e) => {
+                    let problem = format!("{}, line {}: {e}", path.display(), i + 1);
+                    return Err(Error::bad_file("train.metrics", problem));
+                }
             }
         }
         Ok(lines)

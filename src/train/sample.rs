@@ -7,6 +7,7 @@ use lite3r_ir::{Tensor, ValueType};
 use crate::{
     Error, Result, data,
     geometry::{Camera, rigid},
+    plan::{Entry, Port},
     recon::{IMAGENET_MEAN, IMAGENET_STD},
 };
 
@@ -60,6 +61,12 @@ impl TryFrom<&data::Sample> for Sample {
 }
 
 impl Sample {
+    /// What an entry takes of the scene, by name.
+    pub fn inputs(&self, entry: &Entry) -> BTreeMap<String, Tensor> {
+        let ty = |port: &Port| &entry.buffers[port.buffer as usize].ty;
+        entry.inputs.iter().filter_map(|p| Some((p.name.clone(), self.input(&p.name, ty(p))?))).collect()
+    }
+
     /// What an input of that name and type takes of the scene: as it is, in the shape that is asked for, or, for `image`,
     /// the images after ImageNet normalisation. None where the scene has nothing of the kind.
     pub fn input(&self, name: &str, ty: &ValueType) -> Option<Tensor> {

@@ -10,7 +10,7 @@ use lite3r_ir::{
         self, Options, PassError,
         chosen_attentions::choose,
         grad::grad,
-        pipeline::{execute, select},
+        pipeline::{Selected, execute, select},
         states::STATES,
     },
 };
@@ -101,10 +101,10 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>,
     let mut notes = Vec::new();
     if let Some(bytes) = recipe.memory {
         // Equal expressions are one before it is decided which are computed twice.
-        run(&mut graph, "fold,canonicalize,cse,dce")?;
-        notes = run(&mut graph, &format!("recompute{{bytes={bytes}}}"))?;
+        run(&mut graph, &selected("fold,canonicalize,cse,dce")?)?;
+        notes = run(&mut graph, &selected(&format!("recompute{{bytes={bytes}}}"))?)?;
     }
-    run(&mut graph, FINISH)?;
+    run(&mut graph, &selected(FINISH)?)?;
     Ok((graph, trained, notes))
 }
 
@@ -121,7 +121,7 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
     }
     let mut graph = base.clone();
     if let Some(text) = &recipe.student {
-        run(&mut graph, text)?;
+        run(&mut graph, &selected(text)?)?;
     }
     let names: Vec<Attr> = recipe.train.iter().map(|pattern| Attr::Text(pattern.clone())).collect();
     let options = Options(AttrMap::from([("names".to_string(), Attr::List(names))]));
@@ -132,7 +132,7 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
         false => BTreeMap::new(),
     };
     let total = objective(&mut graph, recipe, &teacher).map_err(|e| wrong("train.model", PassError::Op(e)))?;
-    let states: Vec<Value> = trained.iter().map(|t| param(&graph, &t.name)).collect();
+    let states = states(&graph, &trained);
     let gradients = grad(&mut graph, total, &states).map_err(|e| wrong("train.gradient", e))?;
     let idle: Vec<String> = trained
         .iter()
@@ -144,7 +144,7 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
         return Err(Error::all(Kind::Usage, "train.recipe", idle));
     }
     gather(&mut graph, &trained, &gradients).map_err(|e| wrong("train.gradient", PassError::Op(e)))?;
-    run(&mut graph, "dce")?;
+    run(&mut graph, &selected("dce")?)?;
     Ok((graph, trained))
 }
 
@@ -184,7 +184,7 @@ fn check(model: &Graph, recipe: &Recipe) -> Result<()> {
 
 /// Names what chosen attentions give as outputs, which rewrites follow.
 pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
-    run(graph, "dce")?;
+    run(graph, &selected("dce")?)?;
     let attentions = choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?;
     for (number, id) in attentions.into_iter().enumerate() {
         graph.output(format!("{TAP}{number}"), Value { node: id, slot: 0 });
@@ -195,10 +195,14 @@ pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
 /// What such outputs are called, a number behind it.
 pub(super) const TAP: &str = "tap.";
 
-/// Runs passes by name; answers their notes.
-fn run(graph: &mut Graph, text: &str) -> Result<Vec<String>> {
-    let selected = select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))?;
-    let done = execute(graph, &selected, cfg!(debug_assertions), &mut |_, _| true);
+/// The passes that a text names.
+pub(super) fn selected(text: &str) -> Result<Vec<Selected>> {
+    select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))
+}
+
+/// Runs passes; answers their notes.
+pub(super) fn run(graph: &mut Graph, passes: &[Selected]) -> Result<Vec<String>> {
+    let done = execute(graph, passes, cfg!(debug_assertions), &mut |_, _| true);
     let steps = done.map_err(|e| Error::unsupported("train.recipe", e.to_string()))?;
     Ok(steps.into_iter().flat_map(|step| step.report.notes).collect())
 }
@@ -222,9 +226,14 @@ fn trained(graph: &Graph, recipe: &Recipe) -> Result<Vec<Trained>> {
     if problems.is_empty() { Ok(all) } else { Err(Error::all(Kind::Unsupported, "train.recipe", problems)) }
 }
 
-fn param(graph: &Graph, name: &str) -> Value {
-    let found = graph.node_ids().find(|id| matches!(graph.op(*id), Op::Param(op) if op.name == name));
-    Value { node: found.expect("what is trained was found in the graph"), slot: 0 }
+/// Where the weights that are trained stand in the graph that they were found in.
+fn states(graph: &Graph, trained: &[Trained]) -> Vec<Value> {
+    let named = graph.node_ids().filter_map(|id| match graph.op(id) {
+        Op::Param(op) => Some((op.name.as_str(), Value { node: id, slot: 0 })),
+        _ => None,
+    });
+    let named: BTreeMap<&str, Value> = named.collect();
+    trained.iter().map(|t| named[t.name.as_str()]).collect()
 }
 
 /// The weighted sum of all losses times the share of the scene; outputs are the losses alone.

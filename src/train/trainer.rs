@@ -166,10 +166,7 @@ impl Trainer {
             let weights = self.losses.iter().map(|loss| (loss.weight(), self.config.loss.of(*loss).at(step, steps)));
             let mut inputs = numbers([(SHARE, share), (ADD, f64::from(u8::from(number > 0)))]);
             inputs.extend(weights.map(|(name, value)| (name, Tensor::scalar(DType::F32, value))));
-            let own = &self.session.plan().entries()[entry];
-            let ty = |port: &plan::Port| &own.buffers[port.buffer as usize].ty;
-            let given = own.inputs.iter().filter_map(|p| Some((p.name.clone(), scene.input(&p.name, ty(p))?)));
-            inputs.extend(given.collect::<Vec<_>>());
+            inputs.extend(scene.inputs(&self.session.plan().entries()[entry]));
             let outputs = self.session.run(entry, &inputs)?;
             let number = |name: &str| outputs.get(name).and_then(Tensor::item).unwrap_or(f64::NAN);
             total += share * number(TOTAL);

@@ -37,6 +37,10 @@ struct Kept<'g> {
     given_up: HashSet<NodeId>,
     /// Values that are kept, as long as something reads them.
     saved: HashSet<Value>,
+    /// What the nodes of the forward pass cost by themselves.
+    costs: HashMap<NodeId, f64>,
+    /// What a caller gets, which is computed once.
+    returned: HashSet<NodeId>,
 }
 
 impl<'g> Kept<'g> {
@@ -51,7 +55,10 @@ impl<'g> Kept<'g> {
         }
         let mut free = dce::weight_time(graph);
         free.extend(graph.inputs());
-        let mut kept = Self { graph, forward, free, given_up: HashSet::new(), saved: HashSet::new() };
+        let costs = forward.iter().map(|id| (*id, cost_alone(graph, *id))).collect();
+        let (given_up, saved, returned) = Default::default();
+        let mut kept = Self { graph, forward, free, given_up, saved, costs, returned };
+        kept.returned = graph.outputs().iter().map(|(_, value)| kept.base(*value).node).collect();
         for id in graph.topological() {
             if !kept.forward.contains(&id) {
                 graph.operands(id).into_iter().for_each(|value| kept.save(value));
@@ -87,19 +94,11 @@ impl<'g> Kept<'g> {
         self.saved.iter().map(|v| self.bytes(*v)).sum()
     }
 
-    /// What a node costs: bytes moved, and operations by how many a device does while it moves a byte.
-    fn cost_alone(&self, id: NodeId) -> f64 {
-        const OPERATIONS_A_BYTE: f64 = 100.0;
-        let types: Vec<_> = self.graph.operands(id).iter().map(|v| self.graph.ty(*v).clone()).collect();
-        let cost = self.graph.op(id).cost(&types, &self.graph.node(id).types);
-        cost.bytes + cost.flops / OPERATIONS_A_BYTE
-    }
-
     /// What computing a node again costs, with all that was given up before it.
     fn cost(&self, id: NodeId) -> f64 {
         let (mut stack, mut seen, mut sum) = (vec![id], HashSet::from([id]), 0.0);
         while let Some(id) = stack.pop() {
-            sum += self.cost_alone(id);
+            sum += self.costs[&id];
             for operand in self.graph.operands(id) {
                 let base = self.base(operand).node;
                 if self.given_up.contains(&base) && seen.insert(base) {
@@ -138,13 +137,19 @@ impl<'g> Kept<'g> {
         let mut nodes: Vec<NodeId> = self.saved.iter().map(|v| v.node).collect();
         nodes.sort_unstable();
         nodes.dedup();
-        // What a caller gets is computed once.
-        let given = |id: &NodeId| self.graph.outputs().iter().any(|(_, value)| self.base(*value).node == *id);
-        nodes.retain(|id| !given(id));
+        nodes.retain(|id| !self.returned.contains(id));
         let price =
             |id: NodeId| Some((self.cost(id) / u64::try_from(self.gain(id)).ok().filter(|g| *g > 0)? as f64, id));
         nodes.into_iter().filter_map(price).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, id)| id)
     }
+}
+
+/// What a node costs: bytes moved, and operations by how many a device does while it moves a byte.
+fn cost_alone(graph: &Graph, id: NodeId) -> f64 {
+    const OPERATIONS_A_BYTE: f64 = 100.0;
+    let types: Vec<_> = graph.operands(id).iter().map(|v| graph.ty(*v).clone()).collect();
+    let cost = graph.op(id).cost(&types, &graph.node(id).types);
+    cost.bytes + cost.flops / OPERATIONS_A_BYTE
 }
 
 fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
@@ -168,7 +173,8 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         kept.give_up(id);
     }
     let after = kept.total();
-    let all: f64 = kept.forward.iter().filter(|id| !kept.free.contains(id)).map(|id| kept.cost_alone(*id)).sum();
+    let order = graph.topological().into_iter().filter(|id| kept.forward.contains(id) && !kept.free.contains(id));
+    let all: f64 = order.map(|id| kept.costs[&id]).sum();
     let (given_up, forward) = (std::mem::take(&mut kept.given_up), std::mem::take(&mut kept.forward));
     let mut report = Report::count("recomputed", given_up.len());
     report.notes.push(format!(

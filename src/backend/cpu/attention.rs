@@ -7,7 +7,10 @@
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
-use lite3r_ir::{DType, Op, ops::Attention};
+use lite3r_ir::{
+    DType, Op,
+    ops::{Attention, attention::Sizes},
+};
 
 use super::{
     Arg, ArgMut, Kernel,
@@ -73,11 +76,17 @@ impl Lane {
     }
 }
 
-fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+/// q [B, H, N, D], k [B, H, M, D] and v [B, H, M, E], the first operands of every attention, and their sizes.
+pub fn qkv<'a, 'b>(args: &'b [Arg<'a>]) -> Result<([&'b Arg<'a>; 3], Sizes), String> {
     let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
-    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
-        return Err("takes operands of rank 4".into());
-    };
+    match (q.shape, k.shape, v.shape) {
+        (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) => Ok(([q, k, v], Sizes { b, h, n, m, d, e })),
+        _ => Err("takes operands of rank 4".into()),
+    }
+}
+
+fn attention(op: &Attention, args: &[Arg<'_>], results: &mut [ArgMut<'_>], scratch: &mut [u8]) -> Result<(), String> {
+    let ([q, k, v], Sizes { b, h, n, m, d, e }) = qkv(args)?;
     let (q, k, v) = (Floats::of(q)?, Floats::of(k)?, Floats::of(v)?);
     let (y, lse) = match results {
         [y] => (y, None),

@@ -5,11 +5,14 @@
 
 #![allow(unsafe_code)] // tasks write their own parts of one result
 
-use lite3r_ir::{DType, Op, ops::AttentionGrad};
+use lite3r_ir::{
+    DType, Op,
+    ops::{AttentionGrad, attention::Sizes},
+};
 
 use super::{
     Arg, ArgMut, Kernel,
-    attention::{KEYS, QUERIES, Rows},
+    attention::{KEYS, QUERIES, Rows, qkv},
     floats::{FLOATS, Floats, cast, cast_mut, operand},
     gemm::{View, all_floats, multiply},
     lanes::{self, Shared},
@@ -198,10 +201,7 @@ fn attention_grad(
     results: &mut [ArgMut<'_>],
     scratch: &mut [u8],
 ) -> Result<(), String> {
-    let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
-    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
-        return Err("takes operands of rank 4".into());
-    };
+    let ([_, k, v], Sizes { b, h, n, m, d, e }) = qkv(args)?;
     let from = Back::of(args, 3, Rows { heads: h, n, e, merged: op.merged }, op.scale)?;
     let (k, v) = (Floats::of(k)?, Floats::of(v)?);
     let [dq, dk, dv] = results else { return Err("has three results".into()) };

@@ -10,13 +10,13 @@ use std::ops::Range;
 
 use lite3r_ir::{
     Op,
-    ops::{BlockAttention, blocks::Blocks},
+    ops::{BlockAttention, attention::Sizes, blocks::Blocks},
 };
 
 use super::{
     Arg, ArgMut, Kernel,
-    attention::{KEYS, QUERIES, Rows, Softmax},
-    floats::{FLOATS, Floats, cast, cast_mut, operand},
+    attention::{KEYS, QUERIES, Rows, Softmax, qkv},
+    floats::{FLOATS, Floats, cast, cast_mut, first_are_floats, operand},
     gemm::{View, multiply},
     lanes::{self, Shared},
     math::vectorised,
@@ -43,10 +43,7 @@ fn accepts(request: &Request<'_>) -> Result<(), String> {
     if let Op::BlockAttention(op) = request.op {
         op.codes.none()?;
     }
-    match request.operands.iter().take(3).find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    }
+    first_are_floats(request, 3)
 }
 
 /// Bytes a task: scores, result and queries of its rows; keys, values and biases of a step.
@@ -150,10 +147,7 @@ fn block_attention(
     results: &mut [ArgMut<'_>],
     scratch: &mut [u8],
 ) -> Result<(), String> {
-    let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
-    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
-        return Err("takes operands of rank 4".into());
-    };
+    let ([q, k, v], Sizes { b, h, n, m, d, e }) = qkv(args)?;
     let [y, lse] = results else { return Err("has two results".into()) };
     let queries = Blocks::cut(n, &op.runs, op.block_q)?;
     let keys = Blocks::cut(m, &op.runs, op.block_k)?;

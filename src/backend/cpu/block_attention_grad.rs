@@ -9,28 +9,24 @@ use std::ops::Range;
 
 use lite3r_ir::{
     DType, Op,
-    ops::{BlockAttentionGrad, BlockTranspose, blocks::Blocks},
+    ops::{BlockAttentionGrad, BlockTranspose, attention::Sizes, blocks::Blocks},
 };
 
 use super::{
     Arg, ArgMut, Kernel,
-    attention::{KEYS, Rows},
+    attention::{KEYS, Rows, qkv},
     attention_grad::{Back, Block, Out, Parts},
     block_attention::{Lists, Piece, Source, centroids, pieces, query_parts},
-    floats::{FLOATS, Floats, cast_mut, only, operand},
+    floats::{FLOATS, Floats, cast_mut, first_are_floats, only, operand},
     lanes::{self, Shared},
 };
-use crate::backend::Request;
 
 /// `block_attention_grad` by gathered keys.
 pub const BLOCK_ATTENTION_GRAD: Kernel = Kernel {
     name: "block_attention_grad.gathered",
     op: "block_attention_grad",
     dtypes: FLOATS,
-    accepts: |request: &Request<'_>| match request.operands.iter().take(3).find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    },
+    accepts: |request| first_are_floats(request, 3),
     lane: |request| match request.op {
         Op::BlockAttentionGrad(op) => {
             let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);
@@ -62,10 +58,7 @@ fn block_attention_grad(
     results: &mut [ArgMut<'_>],
     scratch: &mut [u8],
 ) -> Result<(), String> {
-    let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
-    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
-        return Err("takes operands of rank 4".into());
-    };
+    let ([_, k, v], Sizes { b, h, n, m, d, e }) = qkv(args)?;
     let queries = Blocks::cut(n, &op.runs, op.block_q)?;
     let keys = Blocks::cut(m, &op.runs, op.block_k)?;
     let lists = Lists::of(operand(args, 3)?, operand(args, 4)?, keys.len())?;

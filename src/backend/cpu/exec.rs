@@ -123,10 +123,8 @@ impl Executable for Loaded {
     }
 
     fn state(&mut self, index: u32) -> Result<Tensor> {
-        let ty = &self.plan.header().weights[index as usize].ty;
-        let shape = ty.dims().unwrap_or_default();
-        let bytes = weight(&self.weights[index as usize]);
-        Ok(Tensor::from_bytes(ty.dtype, &shape, bytes).expect("a checked plan gives every value its size"))
+        let ty = self.plan.header().weights[index as usize].ty.clone();
+        Ok(self.value(&Buffer { ty, place: Place::Weight(index) }))
     }
 
     fn set_state(&mut self, index: u32, value: &Tensor) -> Result<()> {
@@ -247,7 +245,10 @@ impl Loaded {
     }
 
     fn tensor(&self, entry: &Entry, buffer: u32) -> Tensor {
-        let buffer = &entry.buffers[buffer as usize];
+        self.value(&entry.buffers[buffer as usize])
+    }
+
+    fn value(&self, buffer: &Buffer) -> Tensor {
         let bytes = match buffer.place {
             Place::Weight(index) => weight(&self.weights[index as usize]),
             Place::Arena(_) => range(buffer).map_or(&[][..], |range| &self.arena.as_slice()[range]),

@@ -7,9 +7,18 @@ use lite3r_ir::{
 };
 
 use super::{Arg, ArgMut, math::vectorised};
+use crate::backend::Request;
 
 /// The element types that kernels compute with: anything wider is for references alone.
 pub const FLOATS: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+
+/// Refuses requests of which one of the first operands is not f32, f16 or bf16.
+pub fn first_are_floats(request: &Request<'_>, count: usize) -> Result<(), String> {
+    match request.operands.iter().take(count).find(|t| !FLOATS.contains(&t.dtype)) {
+        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
+        None => Ok(()),
+    }
+}
 
 /// A floating-point operand.
 #[derive(Clone, Copy)]

@@ -12,6 +12,7 @@ use lite3r_ir::{
     Op,
     ops::{
         LinearAttention,
+        attention::Sizes,
         blocks::Blocks,
         linear_attention::{EPS, FeatureMap, Scope},
     },
@@ -19,15 +20,14 @@ use lite3r_ir::{
 
 use super::{
     Arg, ArgMut, Kernel,
-    attention::Rows,
+    attention::{Rows, qkv},
     block_attention::Lists,
-    floats::{FLOATS, Floats, cast_mut, only, operand},
+    floats::{FLOATS, Floats, cast_mut, first_are_floats, only, operand},
     gemm::{View, multiply},
     lanes::{self, Shared},
     math::{exp, vectorised},
     softmax,
 };
-use crate::backend::Request;
 
 /// Rows that are mapped and multiplied at a time.
 const ROWS: usize = 256;
@@ -37,10 +37,7 @@ pub const LINEAR_ATTENTION: Kernel = Kernel {
     name: "linear_attention.heads",
     op: "linear_attention",
     dtypes: FLOATS,
-    accepts: |request: &Request<'_>| match request.operands.iter().take(3).find(|t| !FLOATS.contains(&t.dtype)) {
-        Some(odd) => Err(format!("takes f32, f16 and bf16, not {odd}")),
-        None => Ok(()),
-    },
+    accepts: |request| first_are_floats(request, 3),
     lane: |request| match request.op {
         Op::LinearAttention(op) => {
             let size = |operand: usize, axis: usize| request.operands[operand].shape[axis].size().unwrap_or(0);
@@ -85,10 +82,7 @@ fn linear_attention(
     results: &mut [ArgMut<'_>],
     scratch: &mut [u8],
 ) -> Result<(), String> {
-    let (q, k, v) = (operand(args, 0)?, operand(args, 1)?, operand(args, 2)?);
-    let (&[b, h, n, d], &[_, _, m, _], &[_, _, _, e]) = (q.shape, k.shape, v.shape) else {
-        return Err("takes operands of rank 4".into());
-    };
+    let ([q, k, v], Sizes { b, h, n, m, d, e }) = qkv(args)?;
     let keys = key_blocks(op, m)?;
     let (queries, lists) = match op.scope {
         Scope::All => (Blocks::cut(n, &[], n.max(1))?, None),

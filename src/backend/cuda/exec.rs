@@ -164,7 +164,10 @@ impl Loaded {
     }
 
     fn tensor(&mut self, entry: &Entry, buffer: u32) -> Result<Tensor> {
-        let Buffer { ty, place } = &entry.buffers[buffer as usize];
+        self.value(&entry.buffers[buffer as usize])
+    }
+
+    fn value(&mut self, Buffer { ty, place }: &Buffer) -> Result<Tensor> {
         let mut bytes = vec![0; ty.bytes().unwrap_or(0)];
         let (memory, offset) = match place {
             Place::Weight(index) => (&self.weights, self.offsets[*index as usize]),
@@ -312,11 +315,8 @@ impl Executable for Loaded {
     }
 
     fn state(&mut self, index: u32) -> Result<Tensor> {
-        let ty = &self.plan.header().weights[index as usize].ty;
-        let mut bytes = vec![0; ty.bytes().unwrap_or(0)];
-        self.staging.download(&self.weights, self.offsets[index as usize], &mut bytes)?;
-        let shape = ty.dims().unwrap_or_default();
-        Ok(Tensor::from_bytes(ty.dtype, &shape, &bytes).expect("a checked plan gives every value its size"))
+        let ty = self.plan.header().weights[index as usize].ty.clone();
+        self.value(&Buffer { ty, place: Place::Weight(index) })
     }
 
     fn set_state(&mut self, index: u32, value: &Tensor) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use lite3r_ir::{Builder, Value};
 
-use super::{Built, sum};
+use super::{Built, square, sum};
 
 /// Added to ‖o‖².
 const SMALLEST: f64 = 1e-12;
@@ -21,10 +21,4 @@ pub fn loss(b: &mut Builder<'_>, pairs: &[(Value, Value)]) -> Built {
     }
     let total = sum(b, &terms)?;
     b.times(total, 1.0 / pairs.len().max(1) as f64)
-}
-
-/// Σ x².
-fn square(b: &mut Builder<'_>, x: Value) -> Built {
-    let square = b.mul(x, x)?;
-    b.total(square)
 }

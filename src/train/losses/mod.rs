@@ -10,7 +10,7 @@ pub mod attention;
 pub mod camera;
 pub mod dense;
 
-use lite3r_ir::{Builder, OpError, Value, ops::Abs};
+use lite3r_ir::{Builder, DType, OpError, Tensor, Value, ops::Abs};
 
 /// A value, or an operation that does not fit: a model whose outputs have other shapes than its family says.
 pub type Built<T = Value> = std::result::Result<T, OpError>;
@@ -23,10 +23,16 @@ fn mean_magnitude(b: &mut Builder<'_>, x: Value) -> Built {
     b.times(sum, 1.0 / count as f64)
 }
 
+/// Σ x², a number.
+pub fn square(b: &mut Builder<'_>, x: Value) -> Built {
+    let square = b.mul(x, x)?;
+    b.total(square)
+}
+
 /// The sum of some numbers; zero of none.
 pub fn sum(b: &mut Builder<'_>, terms: &[Value]) -> Built {
     let Some((first, rest)) = terms.split_first() else {
-        return Ok(b.constant(lite3r_ir::Tensor::scalar(lite3r_ir::DType::F32, 0.0)));
+        return Ok(b.constant(Tensor::scalar(DType::F32, 0.0)));
     };
     rest.iter().try_fold(*first, |sum, term| b.add(sum, *term))
 }
