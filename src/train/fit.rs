@@ -44,7 +44,7 @@ pub struct Fit {
     pub ridge: f64,
 }
 
-/// What a projection explains.
+/// What a projection explains of the scenes that it was found from; others tell what it is worth.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fitted {
     /// The name of the weight.
