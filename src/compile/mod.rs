@@ -99,6 +99,9 @@ pub fn bound(model: &Model, options: &Options, watch: &mut Watch<'_>) -> Result<
     options::check(options)?;
     let bindings = options.entries();
     let mut source = source::open(model, options, &bindings)?;
+    // What is built from its name has been built for its reference view.
+    let settled = Options { reference_view: options::ReferenceView::Auto, ..options.clone() };
+    let options = if matches!(model, Model::Arch { .. }) { &settled } else { options };
     let mut compiled = Compiled {
         recognition: Vec::new(),
         entries: Vec::new(),
