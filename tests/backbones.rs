@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use lite3r::{
     backbones::{BuildOptions, Config, ReferenceView, adopt, build},
+    recon::pose::{decode_da3_encoding, decode_matrices},
     weights::{Weights, safetensors},
 };
 use lite3r_ir::{
@@ -122,6 +123,23 @@ fn da3_agrees_with_its_choice_of_the_reference_view() {
 #[test]
 fn da3_agrees_upright() {
     all_cases("da3", "da3_s_dyn23");
+}
+
+#[test]
+fn da3_encodings_are_those_of_its_matrices() {
+    let images = read_npy(fixtures().join("onnx/da3_s_ts17/in_S3_image.npy"));
+    let [_, views, _, height, width] = images.shape()[..] else { panic!("images are [1, S, 3, H, W]") };
+    let outputs = ["pose", "extrinsics", "intrinsics"].map(String::from).into();
+    let options = BuildOptions { outputs, ..BuildOptions::new(views, height, width) };
+    let outputs = evaluate(&build(&tiny("da3"), &options).unwrap(), ("image", images), &tiny_weights("da3"));
+    let decoded = decode_da3_encoding(&outputs["pose"], width as u32, height as u32).unwrap();
+    let matrices = decode_matrices(&outputs["extrinsics"], &outputs["intrinsics"]).unwrap();
+    assert_eq!((decoded.len(), matrices.len()), (views, views));
+    for ((pose, k), (same, l)) in decoded.iter().zip(&matrices) {
+        let numbers = pose.matrix().concat().into_iter().chain(k.matrix().concat());
+        let expected = same.matrix().concat().into_iter().chain(l.matrix().concat());
+        assert!(numbers.zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs().max(1.0)), "{pose:?} {k:?}");
+    }
 }
 
 /// Parameters of the graph and of what it leaves unread.

@@ -1,16 +1,20 @@
 //! Training from end to end: gradients of whole models against differences in f64, on every backend against the
 //! reference, losses that fall, runs that go on where they stood.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+};
 
 use lite3r::{
-    backbones::{BuildOptions, Config, build},
+    backbones::{BuildOptions, Config, ReferenceView, build},
     backend::{Target, cpu::Cpu},
     data::{self, Options, Sampler, Split},
     scenes, session,
     train::{
         config::{self, Losses, Student},
         init,
+        models::Models,
         run::{self, Folder, Scenes},
         sample::Sample,
         schedule::Scheduled,
@@ -78,8 +82,20 @@ fn wide(graph: &Graph) -> Graph {
 fn tiny(views: usize) -> (Graph, BTreeMap<String, Tensor>) {
     let config = Config::named("vggt-tiny").unwrap();
     let names = ["pose_enc", "depth", "depth_conf", "world_points", "world_points_conf"].map(String::from);
-    let outputs = config.rounds().into_iter().chain(names).collect();
-    let graph = build(&config, &BuildOptions { outputs, ..BuildOptions::new(views, SIZE, SIZE) }).unwrap();
+    grown(&config, views, config.rounds().into_iter().chain(names).collect())
+}
+
+/// A tiny DA3 likewise.
+fn tiny_da3(views: usize) -> (Graph, BTreeMap<String, Tensor>) {
+    let names = ["depth", "depth_conf", "ray", "ray_conf", "pose"].map(String::from);
+    grown(&Config::named("da3-tiny").unwrap(), views, names.into())
+}
+
+/// A model with these outputs, and weights for it.
+fn grown(config: &Config, views: usize, outputs: Vec<String>) -> (Graph, BTreeMap<String, Tensor>) {
+    let options =
+        BuildOptions { outputs, reference_view: ReferenceView::First, ..BuildOptions::new(views, SIZE, SIZE) };
+    let graph = build(config, &options).unwrap();
     let weights = init::weights(&graph, 5);
     // Larger than training begins with: what is nearly zero tells nothing about a gradient.
     let grown = |(name, w): (&str, &lite3r::weights::Weight)| {
@@ -121,47 +137,62 @@ fn recipe(student: Option<&str>) -> Recipe {
 #[test]
 fn whole_models_meet_differences_in_f64() {
     let (model, weights) = tiny(2);
-    let sample = scene(0, 2);
     for (name, student) in FORMS {
         let mut recipe = recipe(student);
         if name == "mix" {
             // The mass that a router keeps counts as given, so nothing in front of a router may move.
             recipe.train = ["proj_lin", "mix"].map(|part| format!("*global_blocks.1*.{part}*")).into();
         }
-        let (graph, trained) = differentiated(&model, &recipe).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let graph = wide(&graph);
-        let inputs: BTreeMap<String, Tensor> =
-            sample.tensors.iter().map(|(n, t)| (n.clone(), t.cast(DType::F64))).collect();
-        let inputs: BTreeMap<String, Tensor> = inputs.into_iter().chain(scalars(&recipe.losses, DType::F64)).collect();
-        let starts = starts(&graph);
-        let direction = |name: &str, shape: &[usize]| Tensor::wave(DType::F64, shape, 7 + name.len() as u64).to_f64();
-        // Weights moved along a direction; those of a teacher stay.
-        let at = |by: f64| {
-            let param = |p: &str| {
-                let own = weights.get(p.strip_prefix("teacher.").unwrap_or(p)).or_else(|| starts.get(p))?;
-                let moves = trained.iter().any(|t| t.name == p);
-                let d = direction(p, own.shape());
-                let step = if moves { by } else { 0.0 };
-                let values: Vec<f64> = own.to_f64().iter().zip(d).map(|(w, d)| w + step * d).collect();
-                Some(Tensor::from_f64(DType::F64, own.shape(), &values))
-            };
-            interpret(&graph, &inputs, &param).unwrap()
-        };
-        let here = at(0.0);
-        let total = |outputs: &BTreeMap<String, Tensor>| outputs["loss"].item().unwrap();
-        let h = 1e-6;
-        let expect = 0.5 * (total(&at(h)) - total(&at(-h))) / (2.0 * h);
-        let (mut got, mut size) = (0.0, 0.0);
-        for t in &trained {
-            let gradient = &here[&format!("$grad.{}", t.name)];
-            for (g, d) in gradient.to_f64().iter().zip(direction(&t.name, gradient.shape())) {
-                got += g * d;
-                size += (g * d).powi(2);
-            }
-        }
-        let scale = expect.abs().max(size.sqrt());
-        assert!((got - expect).abs() <= 1e-4 * scale, "{name}: {got} for {expect}, scale {scale}");
+        meets_differences(name, &model, &weights, &recipe);
     }
+    let (model, weights) = tiny_da3(2);
+    let losses = vec![Loss::Depth, Loss::Rays, Loss::Pose];
+    meets_differences("DA3", &model, &weights, &Recipe { losses, ..self::recipe(None) });
+}
+
+fn meets_differences(name: &str, model: &Graph, weights: &BTreeMap<String, Tensor>, recipe: &Recipe) {
+    let (graph, trained) = differentiated(model, recipe).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let inputs: BTreeMap<String, Tensor> =
+        given(&scene(0, 2), &graph).into_iter().map(|(n, t)| (n, t.cast(DType::F64))).collect();
+    let inputs: BTreeMap<String, Tensor> = inputs.into_iter().chain(scalars(&recipe.losses, DType::F64)).collect();
+    let graph = wide(&graph);
+    let starts = starts(&graph);
+    let direction = |name: &str, shape: &[usize]| Tensor::wave(DType::F64, shape, 7 + name.len() as u64).to_f64();
+    // Weights moved along a direction; those of a teacher stay.
+    let at = |by: f64| {
+        let param = |p: &str| {
+            let own = weights.get(p.strip_prefix("teacher.").unwrap_or(p)).or_else(|| starts.get(p))?;
+            let moves = trained.iter().any(|t| t.name == p);
+            let d = direction(p, own.shape());
+            let step = if moves { by } else { 0.0 };
+            let values: Vec<f64> = own.to_f64().iter().zip(d).map(|(w, d)| w + step * d).collect();
+            Some(Tensor::from_f64(DType::F64, own.shape(), &values))
+        };
+        interpret(&graph, &inputs, &param).unwrap()
+    };
+    let here = at(0.0);
+    let total = |outputs: &BTreeMap<String, Tensor>| outputs["loss"].item().unwrap();
+    let h = 1e-6;
+    let expect = 0.5 * (total(&at(h)) - total(&at(-h))) / (2.0 * h);
+    let (mut got, mut size) = (0.0, 0.0);
+    for t in &trained {
+        let gradient = &here[&format!("$grad.{}", t.name)];
+        for (g, d) in gradient.to_f64().iter().zip(direction(&t.name, gradient.shape())) {
+            got += g * d;
+            size += (g * d).powi(2);
+        }
+    }
+    let scale = expect.abs().max(size.sqrt());
+    assert!((got - expect).abs() <= 1e-4 * scale, "{name}: {got} for {expect}, scale {scale}");
+}
+
+/// What a graph takes of a scene.
+fn given(sample: &Sample, graph: &Graph) -> BTreeMap<String, Tensor> {
+    let taken = graph.inputs().iter().filter_map(|id| match graph.op(*id) {
+        Op::Input(op) => Some((op.name.clone(), sample.input(&op.name, &op.ty)?)),
+        _ => None,
+    });
+    taken.collect()
 }
 
 /// What states and projections start as.
@@ -331,6 +362,32 @@ fn losses_fall_and_a_run_goes_on_to_the_bit() {
         assert_eq!((a.loss, a.norm, a.rate), (b.loss, b.norm, b.rate), "step {}", a.step);
     }
     assert_eq!(first.weights(false).unwrap(), third.weights(false).unwrap());
+}
+
+#[test]
+fn da3_learns_from_rays_and_cameras_in_the_world_of_the_first_view() {
+    let mut config = settings(8);
+    config.model.arch = "da3-tiny".into();
+    let error = Trainer::new(config.clone(), &Cpu, &session::Options::default()).err().unwrap();
+    assert!(error.code == "train.model" && error.to_string().contains("loss `camera` needs"), "{error}");
+    let one = Scheduled::Constant(1.0);
+    config.loss = Losses { camera: Scheduled::Constant(0.0), rays: one, pose: one, ..Losses::default() };
+    let mut imported = config.clone();
+    let onnx = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx/da3_s_ts17/model.onnx");
+    imported.model = config::Model { onnx: Some(onnx), ..config::Model::default() };
+    for config in [&config, &imported] {
+        let models = Models::of(config).unwrap().by_views;
+        let chooses = |graph: &Graph| graph.node_ids().any(|id| matches!(graph.op(id), Op::ArgMin(_)));
+        assert!(models.len() == 2 && !models.values().any(chooses));
+    }
+    let mut trainer = trainer(config);
+    let batch = [scene(1, 2), scene(2, 3)];
+    let reports: Vec<_> = (0..8).map(|_| trainer.learn(&batch).unwrap()).collect();
+    let names: Vec<_> = reports[0].losses.keys().copied().collect();
+    assert_eq!(names, ["depth", "pose", "rays"]);
+    for name in names {
+        assert!(reports[7].losses[name] < reports[0].losses[name], "{name}: {reports:?}");
+    }
 }
 
 #[test]

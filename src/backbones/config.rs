@@ -114,7 +114,16 @@ impl Config {
         }
     }
 
-    /// Outputs that a graph has only if they are named: the estimates of early rounds of camera refinement, for training.
+    /// Outputs that a graph has only if they are named, for training: estimates of cameras before the last round of
+    /// refinement, or before they become matrices.
+    pub fn hidden(&self) -> Vec<String> {
+        match self {
+            Self::Vggt(_) => self.rounds(),
+            Self::Da3(_) => vec!["pose".into()],
+        }
+    }
+
+    /// Those among them that are early rounds of camera refinement, in order.
     pub fn rounds(&self) -> Vec<String> {
         match self {
             Self::Vggt(_) => (0..super::camera::REFINEMENTS - 1).map(|round| format!("pose_enc.{round}")).collect(),

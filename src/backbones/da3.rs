@@ -53,6 +53,8 @@ pub(super) fn build(config: &Da3, options: &BuildOptions) -> Built<Graph> {
     output(s, "ray_conf", confidence, size)?;
 
     let encodings = camera::decoder(s, tokens)?;
+    let pose = s.concat(1, &encodings)?;
+    output(s, "pose", pose, [views.clone(), 9.into()])?;
     let [extrinsics, intrinsics] = camera::matrices(s, encodings, image, views)?;
     s.graph().output("extrinsics", extrinsics);
     s.graph().output("intrinsics", intrinsics);

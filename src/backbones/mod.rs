@@ -7,7 +7,7 @@
 //! | model | input | outputs |
 //! | --- | --- | --- |
 //! | VGGT | `images`, RGB in 0..=1 | `pose_enc` [1,S,9] (if named also `pose_enc.0`, … of early rounds), `depth` [1,S,H,W,1], `depth_conf` [1,S,H,W], `world_points` [1,S,H,W,3], `world_points_conf` |
-//! | DA3 | `image`, RGB after ImageNet normalisation | `depth`, `depth_conf` [1,S,H,W], `ray` [1,S,H·4/7,W·4/7,6], `ray_conf`, `extrinsics` [1,S,3,4] (world to camera), `intrinsics` [1,S,3,3] |
+//! | DA3 | `image`, RGB after ImageNet normalisation | `depth`, `depth_conf` [1,S,H,W], `ray` [1,S,H·4/7,W·4/7,6], `ray_conf`, `extrinsics` [1,S,3,4] (world to camera), `intrinsics` [1,S,3,3]; if named also `pose` [1,S,9], the encodings of both (camera to world) |
 //!
 //! Laws: Wang et al., "VGGT: Visual Geometry Grounded Transformer", 2025; Lin et al., "Depth Anything 3", 2025; Oquab
 //! et al., "DINOv2", 2023; Ranftl et al., "Vision Transformers for Dense Prediction", 2021. Not built: the track head
@@ -127,8 +127,8 @@ fn check(config: &Config, options: &BuildOptions) -> Result<()> {
     if views.constant().is_some_and(|n| n < 1) {
         problems.push(format!("there must be at least one view, not {views}"));
     }
-    let (known, rounds) = (config.outputs(), config.rounds());
-    for name in options.outputs.iter().filter(|name| !known.contains(&name.as_str()) && !rounds.contains(name)) {
+    let (known, hidden) = (config.outputs(), config.hidden());
+    for name in options.outputs.iter().filter(|name| !known.contains(&name.as_str()) && !hidden.contains(name)) {
         problems.push(format!("there is no output `{name}`; known: {}", known.join(", ")));
     }
     match (config, options.reference_view) {

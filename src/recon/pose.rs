@@ -128,6 +128,11 @@ pub fn encode_vggt(pose: &Pose, intrinsics: &Intrinsics, width: u32, height: u32
     [tx, ty, tz, x, y, z, w, fov(height, intrinsics.fy), fov(width, intrinsics.fx)]
 }
 
+/// The nine numbers that [`decode_da3_encoding`] reads.
+pub fn encode_da3(pose: &Pose, intrinsics: &Intrinsics, width: u32, height: u32) -> [f64; 9] {
+    encode_vggt(&pose.inverse(), intrinsics, width, height)
+}
+
 /// VGGT's encoding `[.., S, 9]`: translation, quaternion x y z w, vertical and horizontal field of view, camera from
 /// world. The principal point is the middle of the frame.
 ///
@@ -266,10 +271,15 @@ mod tests {
     fn encoding_and_decoding_are_inverse() {
         let pose = Pose::from_quaternion([0.1, -0.7, 0.3, -0.2], [1.0, -2.0, 3.0]);
         let k = Intrinsics { fx: 70.0, fy: 65.0, cx: 30.0, cy: 20.0 };
-        let encoding = Tensor::from_f64(DType::F64, &[1, 1, 9], &encode_vggt(&pose, &k, 60, 40));
-        let (found, l) = decode_vggt(&encoding, 60, 40).unwrap()[0];
-        close(&found.matrix().concat(), &pose.matrix().concat(), 1e-14);
-        close(&l.matrix().concat(), &k.matrix().concat(), 1e-13);
+        let tensor = |encoding: [f64; 9]| Tensor::from_f64(DType::F64, &[1, 1, 9], &encoding);
+        for decoded in [
+            decode_vggt(&tensor(encode_vggt(&pose, &k, 60, 40)), 60, 40),
+            decode_da3_encoding(&tensor(encode_da3(&pose, &k, 60, 40)), 60, 40),
+        ] {
+            let (found, l) = decoded.unwrap()[0];
+            close(&found.matrix().concat(), &pose.matrix().concat(), 1e-14);
+            close(&l.matrix().concat(), &k.matrix().concat(), 1e-13);
+        }
     }
 
     #[test]

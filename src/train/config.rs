@@ -127,12 +127,16 @@ impl Default for Run {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Losses {
-    /// Of cameras.
+    /// Of VGGT's cameras.
     pub camera: Scheduled,
     /// Of depth.
     pub depth: Scheduled,
     /// Of world points.
     pub points: Scheduled,
+    /// Of DA3's ray maps.
+    pub rays: Scheduled,
+    /// Of DA3's cameras.
+    pub pose: Scheduled,
     /// Of attention modules against those of the teacher.
     pub attention: Scheduled,
 }
@@ -140,7 +144,14 @@ pub struct Losses {
 impl Default for Losses {
     fn default() -> Self {
         let one = Scheduled::Constant;
-        Self { camera: one(5.0), depth: one(1.0), points: one(0.0), attention: one(0.0) }
+        Self {
+            camera: one(5.0),
+            depth: one(1.0),
+            points: one(0.0),
+            rays: one(0.0),
+            pose: one(0.0),
+            attention: one(0.0),
+        }
     }
 }
 
@@ -151,6 +162,8 @@ impl Losses {
             Loss::Camera => self.camera,
             Loss::Depth => self.depth,
             Loss::Points => self.points,
+            Loss::Rays => self.rays,
+            Loss::Pose => self.pose,
             Loss::Attention => self.attention,
         }
     }

@@ -6,9 +6,12 @@ use lite3r_ir::{Tensor, ValueType};
 
 use crate::{
     Error, Result, data,
-    geometry::{Camera, rigid},
+    geometry::{Camera, rigid, sub},
     plan::{Entry, Port},
-    recon::{IMAGENET_MEAN, IMAGENET_STD},
+    recon::{
+        IMAGENET_MEAN, IMAGENET_STD,
+        pose::{decode_vggt, encode_da3},
+    },
 };
 
 /// Images and targets by the names of the inputs of a gradients entry.
@@ -16,8 +19,10 @@ use crate::{
 pub struct Sample {
     /// How many views there are.
     pub views: usize,
-    /// `images` f32 [1, S, 3, H, W] in 0..=1, `target.pose_enc` [1, S, 9], `target.depth` [1, S, H, W, 1], `target.mask` [1, S,
-    /// H, W], `target.points` [1, S, H, W, 3].
+    /// Their cameras, in pixels of the images. The first is the world.
+    pub cameras: Vec<Camera>,
+    /// `images` f32 [1, S, 3, H, W] in 0..=1, `target.pose_enc` [1, S, 9] (camera from world), `target.pose` [1, S, 9] (world
+    /// from camera), `target.depth` [1, S, H, W, 1], `target.mask` [1, S, H, W], `target.points` [1, S, H, W, 3].
     pub tensors: BTreeMap<String, Tensor>,
 }
 
@@ -25,21 +30,25 @@ impl TryFrom<&data::Sample> for Sample {
     type Error = Error;
 
     /// With the world points of all pixels that have a depth. Errors: `data.sample` for tensors that do not fit each
-    /// other.
+    /// other; `recon.pose` for encodings that are no cameras.
     fn try_from(sample: &data::Sample) -> Result<Self> {
         let &[views, height, width] = sample.depth.shape() else {
             return Err(Error::bad_file("data.sample", format!("{}: depth must be [V, H, W]", sample.scene)));
         };
         let (depth, extrinsics, intrinsics) =
             (sample.depth.to_f32(), sample.extrinsics.to_f64(), sample.intrinsics.to_f64());
+        let row = |m: &[f64], i: usize, n: usize| -> [f64; 3] { [m[i * n], m[i * n + 1], m[i * n + 2]] };
+        let camera = |(e, k): (&[f64], &[f64])| Camera {
+            extrinsic: rigid(&[0, 1, 2].map(|i| row(e, i, 4)), [e[3], e[7], e[11]]),
+            intrinsic: [0, 1, 2].map(|i| row(k, i, 3)),
+        };
+        let cameras: Vec<Camera> = extrinsics.chunks_exact(12).zip(intrinsics.chunks_exact(9)).map(camera).collect();
+        let frame = (width as u32, height as u32);
+        let encoded = decode_vggt(&sample.pose_encoding, frame.0, frame.1)?.into_iter();
+        let pose = encoded.flat_map(|(pose, k)| encode_da3(&pose, &k, frame.0, frame.1).map(|x| x as f32));
+        let pose = Tensor::from_f32(&[1, views, 9], pose.collect::<Vec<f32>>());
         let mut points = Vec::with_capacity(3 * depth.len());
-        for (view, plane) in depth.chunks(height * width).enumerate() {
-            let (e, k) = (&extrinsics[12 * view..][..12], &intrinsics[9 * view..][..9]);
-            let row = |m: &[f64], i: usize, n: usize| -> [f64; 3] { [m[i * n], m[i * n + 1], m[i * n + 2]] };
-            let camera = Camera {
-                extrinsic: rigid(&[0, 1, 2].map(|i| row(e, i, 4)), [e[3], e[7], e[11]]),
-                intrinsic: [0, 1, 2].map(|i| row(k, i, 3)),
-            };
+        for (plane, camera) in depth.chunks(height * width).zip(&cameras) {
             for (at, z) in plane.iter().enumerate() {
                 let (u, v) = ((at % width) as f64 + 0.5, (at / width) as f64 + 0.5);
                 let point = if *z > 0.0 { camera.unproject(u, v, f64::from(*z)) } else { [0.0; 3] };
@@ -52,11 +61,13 @@ impl TryFrom<&data::Sample> for Sample {
         let tensors = [
             ("images", shaped(&sample.images, &[1, views, 3, height, width])?),
             ("target.pose_enc", shaped(&sample.pose_encoding, &[1, views, 9])?),
+            ("target.pose", pose),
             ("target.depth", shaped(&sample.depth, &[&image[..], &[1]].concat())?),
             ("target.mask", shaped(&sample.mask, &image)?),
             ("target.points", Tensor::from_f32(&[&image[..], &[3]].concat(), points)),
         ];
-        Ok(Self { views, tensors: tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect() })
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
+        Ok(Self { views, cameras, tensors })
     }
 }
 
@@ -67,8 +78,9 @@ impl Sample {
         entry.inputs.iter().filter_map(|p| Some((p.name.clone(), self.input(&p.name, ty(p))?))).collect()
     }
 
-    /// What an input of that name and type takes of the scene: as it is, in the shape that is asked for, or, for `image`,
-    /// the images after ImageNet normalisation. None where the scene has nothing of the kind.
+    /// What an input of that name and type takes of the scene: as it is, in the shape that is asked for; for `image` the
+    /// images after ImageNet normalisation; for `target.ray` [1, S, h, w, 6] the rays of h x w parts of every image. None
+    /// where the scene has nothing of the kind.
     pub fn input(&self, name: &str, ty: &ValueType) -> Option<Tensor> {
         if name == "image" {
             let images = self.tensors.get("images")?;
@@ -77,9 +89,32 @@ impl Sample {
             let values: Vec<f32> = images.to_f32().into_iter().enumerate().map(normal).collect();
             return Some(Tensor::from_f32(images.shape(), values));
         }
-        let tensor = self.tensors.get(name)?;
         let shape = ty.dims()?;
+        if name == "target.ray" {
+            return match shape[..] {
+                [1, views, rows, columns, 6] if views == self.views => self.rays(rows, columns),
+                _ => None,
+            };
+        }
+        let tensor = self.tensors.get(name)?;
         if tensor.shape() == shape { Some(tensor.clone()) } else { tensor.reshaped(&shape) }
+    }
+
+    /// Through the middle of every part, in the world: a direction that reaches as far as depth 1, and where the camera
+    /// stands.
+    fn rays(&self, rows: usize, columns: usize) -> Option<Tensor> {
+        let &[.., height, width] = self.tensors.get("images")?.shape() else { return None };
+        let (high, wide) = (height as f64 / rows as f64, width as f64 / columns as f64);
+        let mut values = Vec::with_capacity(6 * self.views * rows * columns);
+        for camera in &self.cameras {
+            let centre = camera.centre();
+            for at in 0..rows * columns {
+                let (u, v) = (((at % columns) as f64 + 0.5) * wide, ((at / columns) as f64 + 0.5) * high);
+                let direction = sub(camera.unproject(u, v, 1.0), centre);
+                values.extend(direction.into_iter().chain(centre).map(|x| x as f32));
+            }
+        }
+        Some(Tensor::from_f32(&[1, self.views, rows, columns, 6], values))
     }
 }
 
@@ -88,7 +123,7 @@ mod tests {
     use super::*;
     use crate::{
         data::{Options, Sampler, Source, Split},
-        recon::pose::decode_vggt,
+        recon::pose::decode_da3_encoding,
     };
 
     #[test]
@@ -115,10 +150,36 @@ mod tests {
                 }
             }
         }
+        let poses = decode_da3_encoding(&sample.tensors["target.pose"], width as u32, height as u32).unwrap();
+        for ((pose, _), (same, _)) in poses.iter().zip(&cameras) {
+            let (pose, same) = (pose.matrix().concat(), same.matrix().concat());
+            assert!(pose.iter().zip(same).all(|(a, b)| (a - b).abs() < 1e-5), "{pose:?}");
+        }
         let ty = "f32[1,3,28,42]".parse().unwrap();
         assert_eq!(sample.input("target.depth", &ty).unwrap().shape(), [1, 3, 28, 42]);
         let image = sample.input("image", &"f32[1,3,3,28,42]".parse().unwrap()).unwrap();
         let first = sample.tensors["images"].to_f32()[0];
         assert!((image.to_f32()[0] - (first - 0.485) / 0.229).abs() < 1e-5);
+    }
+
+    #[test]
+    fn rays_at_their_depth_are_the_world_points() {
+        let options = Options { views: vec![2], sizes: vec![[42, 28]], ..Options::default() };
+        let source: Source = "synthetic".parse().unwrap();
+        let drawn = Sampler::new(source, Split::Train, options).unwrap().sample(1).unwrap();
+        let sample = Sample::try_from(&drawn).unwrap();
+        let rays = sample.input("target.ray", &"f32[1,2,28,42,6]".parse().unwrap()).unwrap().to_f64();
+        let (points, depth) = (sample.tensors["target.points"].to_f64(), sample.tensors["target.depth"].to_f64());
+        for ((ray, point), depth) in rays.chunks(6).zip(points.chunks(3)).zip(depth).filter(|(_, depth)| *depth > 0.0) {
+            for i in 0..3 {
+                assert!((ray[3 + i] + depth * ray[i] - point[i]).abs() < 1e-5, "{ray:?} at {depth} for {point:?}");
+            }
+        }
+        // The middle of a part of 2 x 3 pixels is the mean of theirs.
+        let parts = sample.input("target.ray", &"f32[1,2,14,14,6]".parse().unwrap()).unwrap().to_f64();
+        let mean =
+            |i: usize| (0..2).flat_map(move |y| (0..3).map(move |x| 6 * (42 * y + x) + i)).map(|at| rays[at] / 6.0);
+        assert!((0..6).all(|i| (parts[i] - mean(i).sum::<f64>()).abs() < 1e-6), "{:?}", &parts[..6]);
+        assert!(sample.input("target.ray", &"f32[1,3,14,14,6]".parse().unwrap()).is_none());
     }
 }

@@ -37,13 +37,17 @@ pub enum Loss {
     Depth,
     /// [`losses::dense`] of world points: takes `target.points` [1, S, H, W, 3] and `target.mask`.
     Points,
+    /// [`losses::rays`]: takes `target.ray` [1, S, h, w, 6], in the world of the first view.
+    Rays,
+    /// [`losses::pose`]: takes `target.pose` [1, S, 9], in the same world.
+    Pose,
     /// [`losses::attention`]: needs a teacher.
     Attention,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Camera, Self::Depth, Self::Points, Self::Attention];
+    pub const ALL: [Self; 6] = [Self::Camera, Self::Depth, Self::Points, Self::Rays, Self::Pose, Self::Attention];
 
     /// As configurations and outputs name it.
     pub fn name(self) -> &'static str {
@@ -51,6 +55,8 @@ impl Loss {
             Self::Camera => "camera",
             Self::Depth => "depth",
             Self::Points => "points",
+            Self::Rays => "rays",
+            Self::Pose => "pose",
             Self::Attention => "attention",
         }
     }
@@ -154,6 +160,8 @@ pub(super) fn reads(loss: Loss) -> &'static [&'static str] {
         Loss::Camera => &["pose_enc"],
         Loss::Depth => &["depth", "depth_conf"],
         Loss::Points => &["world_points", "world_points_conf"],
+        Loss::Rays => &["ray", "ray_conf"],
+        Loss::Pose => &["pose"],
         Loss::Attention => &[],
     }
 }
@@ -265,6 +273,15 @@ fn objective(graph: &mut Graph, recipe: &Recipe, teacher: &BTreeMap<String, Valu
                 };
                 let mask = target(graph, "target.mask", confidence);
                 losses::dense::loss(&mut Builder::new(graph, loss.output()), predicted, confidence, truth, mask)?
+            }
+            Loss::Rays => {
+                let (predicted, confidence) = (outputs["ray"], outputs["ray_conf"]);
+                let truth = target(graph, "target.ray", predicted);
+                losses::rays::loss(&mut Builder::new(graph, "loss.rays"), predicted, confidence, truth)?
+            }
+            Loss::Pose => {
+                let truth = target(graph, "target.pose", outputs["pose"]);
+                losses::pose::loss(&mut Builder::new(graph, "loss.pose"), outputs["pose"], truth)?
             }
             Loss::Attention => {
                 let taps = outputs.iter().filter(|(name, _)| name.starts_with(TAP));

@@ -12,13 +12,10 @@
 
 use lite3r_ir::{
     Builder, Dim, Value,
-    ops::{Abs, Clip, Log, Slice, Sqrt},
+    ops::{Abs, Clip, Slice, Sqrt},
 };
 
-use super::{Built, sum};
-
-/// α: what confidence costs.
-const PRICE: f64 = 0.2;
+use super::{Built, sum, trusted};
 
 /// Every pixel, every second one, every fourth one, …
 const SCALES: [usize; 4] = [1, 2, 4, 8];
@@ -42,11 +39,8 @@ pub fn loss(b: &mut Builder<'_>, predicted: Value, confidence: Value, truth: Val
     let count = count(b, mask)?;
     let plain = b.total(distance)?;
     let plain = b.div(plain, count)?;
-    let weighted = b.mul(distance, confidence)?;
-    let price = b.op(Log {}, &[confidence])?;
-    let price = b.mul(price, mask)?;
-    let price = b.times(price, PRICE)?;
-    let weighted = b.sub(weighted, price)?;
+    let weighted = trusted(b, distance, confidence)?;
+    let weighted = b.mul(weighted, mask)?;
     let weighted = b.total(weighted)?;
     let weighted = b.div(weighted, count)?;
     let edges = edges(b, difference, spread)?;

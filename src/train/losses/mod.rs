@@ -1,7 +1,9 @@
 //! Losses as graphs: each appends operations that end in one number.
 //!
-//! - [`camera`]: pose encodings against the truth, over the rounds of refinement
+//! - [`camera`]: VGGT's pose encodings against the truth, over the rounds of refinement
+//! - [`pose`]: DA3's pose encodings against the truth
 //! - [`dense`]: depth or world points with confidence, and their differences at several scales
+//! - [`rays`]: ray maps with confidence
 //! - [`attention`]: what attention modules of a student give against those of its teacher
 //!
 //! Values are f32. Masks are 1 where the truth is known and 0 elsewhere; what they cut off gives no gradient.
@@ -9,18 +11,39 @@
 pub mod attention;
 pub mod camera;
 pub mod dense;
+pub mod pose;
+pub mod rays;
 
-use lite3r_ir::{Builder, DType, OpError, Tensor, Value, ops::Abs};
+use lite3r_ir::{
+    Builder, DType, OpError, Tensor, Value,
+    ops::{Abs, Log},
+};
 
 /// A value, or an operation that does not fit: a model whose outputs have other shapes than its family says.
 pub type Built<T = Value> = std::result::Result<T, OpError>;
 
-/// The mean of |x| over all elements.
-fn mean_magnitude(b: &mut Builder<'_>, x: Value) -> Built {
+/// α: what confidence costs.
+const PRICE: f64 = 0.2;
+
+/// The mean of x over all elements.
+fn mean(b: &mut Builder<'_>, x: Value) -> Built {
     let count = b.ty(x).elements().unwrap_or(1).max(1);
-    let x = b.op(Abs {}, &[x])?;
     let sum = b.total(x)?;
     b.times(sum, 1.0 / count as f64)
+}
+
+/// The mean of |x| over all elements.
+fn mean_magnitude(b: &mut Builder<'_>, x: Value) -> Built {
+    let x = b.op(Abs {}, &[x])?;
+    mean(b, x)
+}
+
+/// d·c − α log c, element by element: errors d count by a confidence c that has its price.
+fn trusted(b: &mut Builder<'_>, distance: Value, confidence: Value) -> Built {
+    let weighted = b.mul(distance, confidence)?;
+    let price = b.op(Log {}, &[confidence])?;
+    let price = b.times(price, PRICE)?;
+    b.sub(weighted, price)
 }
 
 /// Σ x², a number.
