@@ -84,3 +84,11 @@ fn vggt_has_the_gradients_of_torch() {
     let outputs = config.rounds().into_iter().chain(config.outputs().into_iter().map(String::from)).collect();
     agrees("vggt", &config, outputs, vec![Loss::Camera, Loss::Depth, Loss::Points]);
 }
+
+/// Three views, so that the model chooses its reference view.
+#[test]
+fn da3_has_the_gradients_of_torch() {
+    let config = Config::named("da3-tiny").unwrap();
+    let outputs = ["depth", "depth_conf", "ray", "ray_conf", "pose"].map(String::from).into();
+    agrees("da3", &config, outputs, vec![Loss::Depth, Loss::Rays, Loss::Pose]);
+}
