@@ -115,7 +115,7 @@ fn scalars(losses: &[Loss], dtype: DType) -> BTreeMap<String, Tensor> {
     all.map(|(name, x)| (name, Tensor::scalar(dtype, x))).collect()
 }
 
-const FORMS: [(&str, Option<&str>); 5] = [
+const FORMS: [(&str, Option<&str>); 6] = [
     ("dense", None),
     ("add", Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=4,block_k=4,form=add}")),
     ("rest", Some("sla{kind=global,kept=2,block_q=4,block_k=4,form=add,map=softmax,scope=rest}")),
@@ -124,11 +124,18 @@ const FORMS: [(&str, Option<&str>); 5] = [
         "centroid",
         Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=8,block_k=4,form=centroid,router=sub16}"),
     ),
+    (
+        "routed",
+        Some(
+            "token_layout{kind=global};sla{kind=global,kept=1,block_q=8,block_k=4,form=add,router=sub4,router_weights=true}",
+        ),
+    ),
 ];
 
 fn recipe(student: Option<&str>) -> Recipe {
     let mut losses = vec![Loss::Camera, Loss::Depth, Loss::Points];
     losses.extend(student.map(|_| Loss::Attention));
+    losses.extend(student.filter(|passes| passes.contains("router_weights")).map(|_| Loss::Router));
     let attentions = passes::Options::default().with("kind", AttentionKind::Global);
     Recipe { train: vec!["*".into()], losses, student: student.map(String::from), attentions, ..Recipe::default() }
 }
@@ -142,6 +149,10 @@ fn whole_models_meet_differences_in_f64() {
         if name == "mix" {
             // The mass that a router keeps counts as given, so nothing in front of a router may move.
             recipe.train = ["proj_lin", "mix"].map(|part| format!("*global_blocks.1*.{part}*")).into();
+        }
+        if name == "routed" {
+            // So does all that a router is compared with.
+            recipe.train = vec!["router".into()];
         }
         meets_differences(name, &model, &weights, &recipe);
     }
@@ -202,8 +213,9 @@ fn starts(graph: &Graph) -> BTreeMap<String, Tensor> {
             let shape = op.ty.dims().unwrap();
             let tensor = match op.init.as_str() {
                 "identity" => {
-                    let n = shape[1];
-                    let values: Vec<f64> = (0..n * n).map(|i| f64::from(u8::from(i / n == i % n))).collect();
+                    let n = shape[shape.len() - 1];
+                    let on = |i: usize| f64::from(u8::from(i / n % n == i % n));
+                    let values: Vec<f64> = (0..shape.iter().product()).map(on).collect();
                     Tensor::from_f64(DType::F32, &shape, &values)
                 }
                 "fill:1" => Tensor::from_f64(DType::F32, &shape, &vec![1.0; shape.iter().product()]),
@@ -408,6 +420,31 @@ fn a_student_learns_its_projections_alone() {
     assert!(before.iter().all(|(name, w)| *w != after[name]) && after.len() == 2);
     let states = trainer.plan().header().weights.iter().filter(|w| w.state).count();
     assert_eq!(states, 4 * 2, "frozen weights have no gradient and no moments");
+}
+
+#[test]
+fn a_student_learns_where_attention_is() {
+    let mut config = settings(6);
+    config.model.train = vec!["router".into()];
+    config.run.rate = 0.005;
+    let zero = Scheduled::Constant(0.0);
+    config.loss = Losses { camera: zero, depth: zero, router: Scheduled::Constant(1.0), ..Losses::default() };
+    let passes =
+        |more: &str| format!("token_layout{{kind=global}};sla{{kind=global,kept=1,block_q=4,block_k=4{more}}}");
+    let student = |more: &str| Some(Student { passes: passes(more), attentions: "kind=global".into() });
+    for more in [",form=centroid,router=sub2,router_weights=true", ",form=add,router_weights=true"] {
+        config.student = student(more);
+        let mut trainer = trainer(config.clone());
+        let names: Vec<&str> = trainer.trained().iter().map(|t| t.name.as_str()).collect();
+        assert!(names.len() == 2 && names.iter().all(|n| n.ends_with(".router.w")), "{names:?}");
+        let batch = [scene(1, 2), scene(2, 3)];
+        let reports: Vec<_> = (0..6).map(|_| trainer.learn(&batch).unwrap()).collect();
+        assert!(reports[5].losses["router"] < reports[0].losses["router"], "{reports:?}");
+    }
+    config.student = student(",form=centroid");
+    config.model.train = vec!["*".into()];
+    let error = Trainer::new(config, &Cpu, &session::Options::default()).err().unwrap();
+    assert!(error.code == "train.recipe" && error.to_string().contains("router_weights"), "{error}");
 }
 
 #[test]

@@ -37,6 +37,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ("arg_min", "makes integers"),
     ("cast", "rounds: see below"),
     ("block_route", "chooses; its mass counts as given"),
+    ("stop_gradient", "stops it"),
     ("fake_quantize", "is straight through: not the derivative of what it computes"),
     ("pointwise", "stands for a chain that is differentiated before `fuse_pointwise`"),
     ("attention_grad", "is a gradient"),

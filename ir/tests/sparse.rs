@@ -262,6 +262,28 @@ fn centroids_repair_what_sparsity_loses() {
     assert!(error(16) < 0.5 * error(0), "{} {}", error(16), error(0));
 }
 
+/// As long as the weights of a router are the identity, it chooses what it would without; others choose otherwise.
+#[test]
+fn a_router_without_training_chooses_as_before() {
+    let square = |on: &dyn Fn(usize, usize, usize) -> f64| {
+        let values: Vec<f64> = (0..2 * 16 * 16).map(|i| on(i / 256, i / 16 % 16, i % 16)).collect();
+        Tensor::from_f64(DType::F32, &[2, 16, 16], &values)
+    };
+    let eye = square(&|_, i, j| f64::from(u8::from(i == j)));
+    let back = square(&|head, i, j| f64::from(u8::from(i == j)) * if head == 0 { 1.0 } else { -1.0 });
+    for options in ["form=sparse", "form=sparse,block_k=16,router=sub16", "form=centroid,block_k=16,router=sub24"] {
+        let of = |more: &str, w: &Tensor| {
+            let passes = format!("sla{{keep=0.2,{options}{more}}}");
+            rewritten(190, ",runs=[10,90],views=2", &passes, &|name| (name == "layer.router.w").then(|| w.clone()))
+        };
+        let without = of("", &eye);
+        assert_eq!(of(",router_weights=true", &eye), without, "{options}");
+        let other = of(",router_weights=true", &back).to_f64();
+        let same = |range: std::ops::Range<usize>| other[range.clone()] == without.to_f64()[range];
+        assert!(same(0..190 * 16) && !same(190 * 16..2 * 190 * 16), "{options}");
+    }
+}
+
 #[test]
 fn token_layout_changes_no_result() {
     for (n, options) in [(2 * 69, "grid=[8,8]"), (2 * 42, "grid=[6,7]"), (64, "grid=[8,8]"), (1374, "grid=[37,37]")] {

@@ -118,7 +118,8 @@ pub fn distill(args: &DistillArgs, common: &Common) -> Result<()> {
     if let Some(passes) = &args.student_passes {
         config.student = Some(Student { passes: passes.clone(), attentions: "kind=global".into() });
     }
-    if config.loss.attention.is_zero() && !args.how.resume {
+    let of_students = config.loss.used().into_iter().any(|loss| loss.needs_student());
+    if !of_students && !args.how.resume {
         config.loss.attention = Scheduled::Cosine { from: 0.1, to: 0.01 };
     }
     learn(config, &args.how, common)

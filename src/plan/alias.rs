@@ -11,7 +11,7 @@ pub fn offsets(op: &Op, operands: &[ValueType], results: &[ValueType]) -> Option
     let shape = x.dims()?;
     let whole = |moves_nothing: bool| moves_nothing.then(|| vec![0]);
     match op {
-        Op::Reshape(_) | Op::Again(_) => whole(true),
+        Op::Reshape(_) | Op::Again(_) | Op::StopGradient(_) => whole(true),
         Op::Expand(_) => whole(x.elements()? == results[0].elements()?),
         Op::Cast(_) => whole(x.dtype == results[0].dtype),
         Op::Transpose(op) => whole(op.perm.iter().filter(|axis| shape[**axis] != 1).is_sorted()),

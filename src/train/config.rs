@@ -139,6 +139,8 @@ pub struct Losses {
     pub pose: Scheduled,
     /// Of attention modules against those of the teacher.
     pub attention: Scheduled,
+    /// Of routers with weights against where attention is.
+    pub router: Scheduled,
 }
 
 impl Default for Losses {
@@ -151,6 +153,7 @@ impl Default for Losses {
             rays: one(0.0),
             pose: one(0.0),
             attention: one(0.0),
+            router: one(0.0),
         }
     }
 }
@@ -165,6 +168,7 @@ impl Losses {
             Loss::Rays => self.rays,
             Loss::Pose => self.pose,
             Loss::Attention => self.attention,
+            Loss::Router => self.router,
         }
     }
 
@@ -228,8 +232,10 @@ impl Config {
         require(optimizer.weight_decay >= 0.0, "`optimizer.weight_decay` must be at least 0");
         require(Loss::ALL.iter().all(|l| loss.of(*l).is_sound()), "weights in `loss` are finite, from 0");
         require(!loss.used().is_empty(), "every weight in `loss` is 0");
-        let distils = !loss.attention.is_zero();
-        require(!distils || student.is_some(), "`loss.attention` needs a `student` to compare with its teacher");
+        let of_students = loss.used().into_iter().filter(|loss| loss.needs_student());
+        for loss in of_students.filter(|_| student.is_none()) {
+            require(false, &format!("`loss.{}` needs a `student`", loss.name()));
+        }
         if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "train.config", problems)) }
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     adamw::{Trained, gradient_name, state},
     join::join,
-    losses::{self, Built},
+    losses::{self, Built, router::Routed},
 };
 use crate::{Error, Kind, Result};
 
@@ -43,11 +43,14 @@ pub enum Loss {
     Pose,
     /// [`losses::attention`]: needs a teacher.
     Attention,
+    /// [`losses::router`]: needs a student whose routers have weights.
+    Router,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Camera, Self::Depth, Self::Points, Self::Rays, Self::Pose, Self::Attention];
+    pub const ALL: [Self; 7] =
+        [Self::Camera, Self::Depth, Self::Points, Self::Rays, Self::Pose, Self::Attention, Self::Router];
 
     /// As configurations and outputs name it.
     pub fn name(self) -> &'static str {
@@ -58,7 +61,13 @@ impl Loss {
             Self::Rays => "rays",
             Self::Pose => "pose",
             Self::Attention => "attention",
+            Self::Router => "router",
         }
+    }
+
+    /// Whether it says something about a student alone.
+    pub fn needs_student(self) -> bool {
+        matches!(self, Self::Attention | Self::Router)
     }
 
     /// The input that says how much it counts.
@@ -101,7 +110,7 @@ pub const ADD: &str = "add";
 ///
 /// # Errors
 /// `train.model` with every output that a loss misses; `train.recipe` for patterns that match no weight, passes that
-/// refuse the model or do not exist, a loss without a teacher; `train.gradient` with every operation without a gradient.
+/// refuse the model or do not exist, a loss of students without what it needs; `train.gradient` with every operation without a gradient.
 pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>, Vec<String>)> {
     let (mut graph, trained) = differentiated(model, recipe)?;
     let mut notes = Vec::new();
@@ -133,6 +142,11 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
     let options = Options(AttrMap::from([("names".to_string(), Attr::List(names))]));
     passes::run(&STATES, &mut graph, &options).map_err(|e| wrong("train.recipe", e))?;
     let trained = trained(&graph, recipe)?;
+    if recipe.losses.contains(&Loss::Router) && Routed::all(&graph).is_empty() {
+        let problem = "loss `router` trains the weights of routers, and no attention of the student has any: \
+                       `sla{…,router_weights=true}`";
+        return Err(Error::usage("train.recipe", problem));
+    }
     let teacher = match distils {
         true => join(&mut graph, &base).map_err(|e| wrong("train.model", PassError::Op(e)))?,
         false => BTreeMap::new(),
@@ -162,7 +176,7 @@ pub(super) fn reads(loss: Loss) -> &'static [&'static str] {
         Loss::Points => &["world_points", "world_points_conf"],
         Loss::Rays => &["ray", "ray_conf"],
         Loss::Pose => &["pose"],
-        Loss::Attention => &[],
+        Loss::Attention | Loss::Router => &[],
     }
 }
 
@@ -183,9 +197,13 @@ fn check(model: &Graph, recipe: &Recipe) -> Result<()> {
     if recipe.train.is_empty() {
         problems.push("there is nothing to train: name weights, such as `proj_lin`".to_string());
     }
-    if recipe.losses.contains(&Loss::Attention) && recipe.student.is_none() {
-        problems
-            .push("loss `attention` compares a student with its teacher: say by which passes a student is made".into());
+    if recipe.student.is_none() {
+        let of_students = recipe.losses.iter().filter(|loss| loss.needs_student());
+        problems.extend(
+            of_students.map(|loss| {
+                format!("loss `{}` is one of students: say by which passes a student is made", loss.name())
+            }),
+        );
     }
     if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "train.recipe", problems)) }
 }
@@ -257,6 +275,10 @@ fn objective(graph: &mut Graph, recipe: &Recipe, teacher: &BTreeMap<String, Valu
     let mut terms = Vec::with_capacity(recipe.losses.len());
     for loss in &recipe.losses {
         let value = match loss {
+            Loss::Router => {
+                let routers = Routed::all(graph);
+                losses::router::loss(&mut Builder::new(graph, "loss.router"), &routers)?
+            }
             Loss::Camera => {
                 let last = outputs["pose_enc"];
                 let early = (0..).map_while(|round| outputs.get(&format!("pose_enc.{round}"))).copied();

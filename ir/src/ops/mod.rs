@@ -246,6 +246,7 @@ ops! {
     // Shape and movement.
     Reshape: reshape,
     Again: again,
+    StopGradient: stop_gradient,
     Transpose: transpose,
     Concat: concat,
     Slice: slice,

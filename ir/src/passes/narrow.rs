@@ -1,8 +1,8 @@
 //! `bf16`, `f16`: products and attention read elements of 16 bits; sums, the residual stream, norms, RoPE and softmax
 //! stay f32. What follows says bf16 for either.
 //!
-//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers and centroids), and
-//! what is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum
+//! Operands of linear layers, convolutions and attentions (dense, sparse, linear, their routers, with the products that
+//! these read, and centroids), and what is quantised, are cast to bf16, weights when the plan is made. A linear layer gives f32 from its wide sum
 //! (`out=f32`), so the residual stream is never rounded; attentions, convolutions and resizes give bf16, cast back to
 //! f32. Then casts that meet go: movements and elementwise operations between what is read as bf16 alone and what is
 //! bf16 already are done in bf16, and a linear layer or norm whose result is only read as bf16 gives bf16 itself; so
@@ -19,6 +19,7 @@ use super::{
     Effect, Options, Pass, PassError, Report,
     dce::{DCE, weight_time},
     named::{Names, Weights},
+    uses::sole_reader,
 };
 use crate::{
     graph::{Graph, NodeId, Value},
@@ -54,7 +55,8 @@ fn run(graph: &mut Graph, options: &Options, to: DType) -> Result<Report, PassEr
     let (mut products, mut weights_alone, mut wide) = (0, 0, 0);
     for id in graph.topological() {
         let operands = graph.operands(id);
-        if reads_narrow(graph.op(id), 0).is_none() {
+        let routes = maps_for_router(graph, id);
+        if reads_narrow(graph.op(id), 0).is_none() && !routes {
             continue;
         }
         let f32s = operands.first().is_some_and(|v| graph.ty(*v).dtype == DType::F32);
@@ -64,7 +66,7 @@ fn run(graph: &mut Graph, options: &Options, to: DType) -> Result<Report, PassEr
         let own = weights.names(graph, id);
         if wide_names.excluded(&own).is_none() {
             let op = graph.op(id).clone();
-            rewrite(graph, id, |i| reads_narrow(&op, i) == Some(true), (&mut narrow, to))?;
+            rewrite(graph, id, |i| routes || reads_narrow(&op, i) == Some(true), (&mut narrow, to))?;
             products += 1;
         } else if names.excluded(&own).is_none() && narrows_weights(graph, id, &weights) {
             rewrite(graph, id, |i| i == 1, (&mut narrow, to))?;
@@ -88,6 +90,13 @@ fn run(graph: &mut Graph, options: &Options, to: DType) -> Result<Report, PassEr
 /// Whether an operation is a linear layer whose weights are known when the plan is made.
 fn narrows_weights(graph: &Graph, id: NodeId, weights: &Weights) -> bool {
     matches!(graph.op(id), Op::Linear(_)) && weights.is_known(graph.operands(id)[1])
+}
+
+/// Whether an operation is the product that a router with weights reads, and nothing else does.
+fn maps_for_router(graph: &Graph, id: NodeId) -> bool {
+    let result = Value { node: id, slot: 0 };
+    matches!(graph.op(id), Op::MatMul(_))
+        && sole_reader(graph, result).is_some_and(|(reader, _)| matches!(graph.op(reader), Op::BlockRoute(_)))
 }
 
 /// Whether an operation reads an operand as bf16; `None` for what this pass does not touch.

@@ -67,9 +67,9 @@ impl<'g> Kept<'g> {
         kept
     }
 
-    /// The value whose memory a value is in: what stands before reshapes.
+    /// The value whose memory a value is in.
     fn base(&self, mut value: Value) -> Value {
-        while let Op::Reshape(_) | Op::Again(_) = self.graph.op(value.node) {
+        while is_view(self.graph.op(value.node)) {
             value = self.graph.operands(value.node)[0];
         }
         value
@@ -144,6 +144,11 @@ impl<'g> Kept<'g> {
     }
 }
 
+/// Whether a result is its operand in another shape or under another name.
+fn is_view(op: &Op) -> bool {
+    matches!(op, Op::Reshape(_) | Op::Again(_) | Op::StopGradient(_))
+}
+
 /// What a node costs: bytes moved, and operations by how many a device does while it moves a byte.
 fn cost_alone(graph: &Graph, id: NodeId) -> f64 {
     const OPERATIONS_A_BYTE: f64 = 100.0;
@@ -192,8 +197,7 @@ fn copy(graph: &mut Graph, given_up: &HashSet<NodeId>, forward: &HashSet<NodeId>
     let mut lost = given_up.clone();
     let order = graph.topological();
     for id in &order {
-        let view = matches!(graph.op(*id), Op::Reshape(_) | Op::Again(_));
-        if forward.contains(id) && view && lost.contains(&graph.operands(*id)[0].node) {
+        if forward.contains(id) && is_view(graph.op(*id)) && lost.contains(&graph.operands(*id)[0].node) {
             lost.insert(*id);
         }
     }

@@ -12,8 +12,10 @@
 //! ```
 //!
 //! In `mix`, a = σ(w·logit(m) + b) a query block and head, m the mass that the router gives to what is kept; w and b
-//! are weights a head that start as 1 and 0. Weights are named after the attention: `<layer>.proj_lin.w`,
-//! `<layer>.mix.w`, `<layer>.mix.b`.
+//! are weights a head that start as 1 and 0. With `router_weights=true` the router reads q·W in place of q: a form qᵀWk
+//! a head that can be trained to score blocks. W [H, D, D] starts as I, which chooses what is chosen without it; the
+//! attention itself reads q. Weights are named after the attention: `<layer>.proj_lin.w`, `<layer>.mix.w`,
+//! `<layer>.mix.b`, `<layer>.router.w`.
 //!
 //! Blocks are cut by the `runs` of the attention, which `token_layout` sets; without them the sequence is cut as it
 //! comes, across views. `always` takes `special` (all special tokens), `reference` (the tokens of view `reference`,
@@ -30,8 +32,8 @@ use super::{Effect, Options, Pass, PassError, Report, chosen_attentions, dce::DC
 use crate::{
     graph::{Graph, NodeId, Value},
     ops::{
-        Add, Attention, BlockAttention, BlockMean, BlockRoute, Cast, Clip, Constant, Gather, LinearAttention, Log, Mul,
-        Op, Param, Reshape, Sigmoid, Sub,
+        Add, Attention, BlockAttention, BlockMean, BlockRoute, Cast, Clip, Constant, Gather, LinearAttention, Log,
+        MatMul, Mul, Op, Param, Reshape, Sigmoid, Sub,
         block_route::{Own, Router},
         blocks::Blocks,
         linear_attention::{FeatureMap, Scope},
@@ -77,12 +79,19 @@ crate::word_enum! {
     }
 }
 
+/// What the projection of the linear branch is called behind the name of its attention.
+const PROJECTION: &str = "proj_lin.w";
+
+/// What the weight of a router is called behind the name of its attention.
+const ROUTER: &str = "router.w";
+
 /// The options, read.
 struct Settings {
     keep: Keep,
     block_q: usize,
     block_k: usize,
     router: Router,
+    router_weights: bool,
     form: Form,
     map: FeatureMap,
     scope: Scope,
@@ -109,7 +118,7 @@ impl Keep {
     }
 }
 
-const OPTIONS: [&str; 14] = [
+const OPTIONS: [&str; 15] = [
     "kind",
     "layers",
     "except",
@@ -118,6 +127,7 @@ const OPTIONS: [&str; 14] = [
     "block_q",
     "block_k",
     "router",
+    "router_weights",
     "form",
     "map",
     "scope",
@@ -152,6 +162,7 @@ impl Settings {
             block_q: options.get_or("block_q", 64)?,
             block_k,
             router: options.get_or("router", Router::Pooled)?,
+            router_weights: options.get_or("router_weights", false)?,
             form,
             map: options.get_or("map", FeatureMap::Elu1)?,
             scope: options.get_or("scope", Scope::All)?,
@@ -244,10 +255,8 @@ fn run(graph: &mut Graph, options: &Options) -> Result<Report, PassError> {
         let operands = graph.operands(id);
         match settings.route(op, graph.ty(operands[0]), graph.ty(operands[1])) {
             Ok((route, note)) => {
-                let base = match settings.form {
-                    Form::Add | Form::Mix => layer_name(&graph.node(id).origin, number, &mut names),
-                    Form::Sparse | Form::Centroid => String::new(),
-                };
+                let weighs = settings.router_weights || matches!(settings.form, Form::Add | Form::Mix);
+                let base = if weighs { layer_name(&graph.node(id).origin, number, &mut names) } else { String::new() };
                 routes.push((id, route, base, note));
             }
             Err(problem) => problems.push(format!("attention at `{}`: {problem}", graph.node(id).origin)),
@@ -271,10 +280,10 @@ fn layer_name(origin: &str, number: usize, names: &mut HashSet<String>) -> Strin
         None if origin.is_empty() => format!("attention.{number}"),
         None => origin.to_string(),
     };
-    let free = |base: &String| !names.contains(&format!("{base}.proj_lin.w"));
+    let free = |base: &String| [PROJECTION, ROUTER].iter().all(|w| !names.contains(&format!("{base}.{w}")));
     let name = std::iter::once(module.clone()).chain((2..).map(|n| format!("{module}.{n}"))).find(free);
     let name = name.expect("there are more numbers than names");
-    names.insert(format!("{name}.proj_lin.w"));
+    names.insert(format!("{name}.{PROJECTION}"));
     name
 }
 
@@ -284,7 +293,8 @@ fn rewrite(graph: &mut Graph, id: NodeId, settings: &Settings, route: BlockRoute
     let (q, k, v) = (operands[0], operands[1], operands[2]);
     let old = Value { node: id, slot: 0 };
     let mut patch = Patch::new(graph, "sla", old);
-    let lists = patch.wire_all(route.clone(), &[q, k])?;
+    let routed = if settings.router_weights { mapped(&mut patch, q, base)? } else { q };
+    let lists = patch.wire_all(route.clone(), &[routed, k])?;
     let (idx, cnt) = (lists[0], lists[1]);
     let mut inputs = vec![q, k, v, idx, cnt];
     let centroid = if settings.form == Form::Centroid { settings.centroid } else { 0 };
@@ -320,6 +330,33 @@ fn rewrite(graph: &mut Graph, id: NodeId, settings: &Settings, route: BlockRoute
     Ok(())
 }
 
+/// q·W, which a router with weights reads, in the type of q.
+fn mapped(patch: &mut Patch<'_>, q: Value, base: &str) -> Result<Value, PatchError> {
+    let q_ty = patch.graph().ty(q).clone();
+    let (heads, width) = (q_ty.shape[1].clone(), q_ty.shape[3].clone());
+    let ty = ValueType::new(DType::F32, [heads, width.clone(), width]);
+    let w = Param { name: format!("{base}.{ROUTER}"), ty, init: "identity".into(), state: false };
+    let w = patch.wire(w, &[])?;
+    let w = if q_ty.dtype == DType::F32 { w } else { patch.wire(Cast { to: q_ty.dtype }, &[w])? };
+    patch.wire(MatMul { transpose_b: false }, &[q, w])
+}
+
+/// q and W of a router with weights, as the pass and those after it leave it; none of any other value.
+pub fn weighted(graph: &Graph, routed: Value) -> Option<(Value, Value)> {
+    let through_casts = |mut value: Value| {
+        while let Op::Cast(_) = graph.op(value.node) {
+            value = graph.operands(value.node)[0];
+        }
+        value
+    };
+    let product = through_casts(routed);
+    let Op::MatMul(MatMul { transpose_b: false }) = graph.op(product.node) else { return None };
+    let [q, w] = <[Value; 2]>::try_from(graph.operands(product.node)).ok()?;
+    let w = through_casts(w);
+    let named = |p: &Param| p.name.strip_suffix(ROUTER).is_some_and(|base| base.ends_with('.'));
+    matches!(graph.op(w.node), Op::Param(p) if named(p)).then_some((q, w))
+}
+
 /// The linear branch over `inputs` = q, k, v, idx, cnt.
 fn linear(
     patch: &mut Patch<'_>,
@@ -331,7 +368,7 @@ fn linear(
 ) -> Result<Value, PatchError> {
     let width = patch.graph().ty(inputs[2]).shape[3].clone();
     let ty = ValueType::new(DType::F32, [width.clone(), width]);
-    let w = patch.wire(Param { name: format!("{base}.proj_lin.w"), ty, init: init.into(), state: false }, &[])?;
+    let w = patch.wire(Param { name: format!("{base}.{PROJECTION}"), ty, init: init.into(), state: false }, &[])?;
     let rest = settings.scope == Scope::Rest;
     let op = LinearAttention {
         map: settings.map,

@@ -5,6 +5,7 @@
 //! - [`dense`]: depth or world points with confidence, and their differences at several scales
 //! - [`rays`]: ray maps with confidence
 //! - [`attention`]: what attention modules of a student give against those of its teacher
+//! - [`router`]: which blocks the routers of a student expect attention in against where it is
 //!
 //! Values are f32. Masks are 1 where the truth is known and 0 elsewhere; what they cut off gives no gradient.
 
@@ -13,6 +14,7 @@ pub mod camera;
 pub mod dense;
 pub mod pose;
 pub mod rays;
+pub mod router;
 
 use lite3r_ir::{
     Builder, DType, OpError, Tensor, Value,
