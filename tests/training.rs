@@ -115,7 +115,7 @@ fn scalars(losses: &[Loss], dtype: DType) -> BTreeMap<String, Tensor> {
     all.map(|(name, x)| (name, Tensor::scalar(dtype, x))).collect()
 }
 
-const FORMS: [(&str, Option<&str>); 6] = [
+const FORMS: [(&str, Option<&str>); 7] = [
     ("dense", None),
     ("add", Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=4,block_k=4,form=add}")),
     ("rest", Some("sla{kind=global,kept=2,block_q=4,block_k=4,form=add,map=softmax,scope=rest}")),
@@ -123,6 +123,10 @@ const FORMS: [(&str, Option<&str>); 6] = [
     (
         "centroid",
         Some("token_layout{kind=global};sla{kind=global,kept=1,block_q=8,block_k=4,form=centroid,router=sub16}"),
+    ),
+    (
+        "adapted",
+        Some(r#"lora{names=["*blocks*"],rank=2,alpha=3};sla{kind=global,kept=2,block_q=4,block_k=4,form=sparse}"#),
     ),
     (
         "routed",
@@ -445,6 +449,51 @@ fn a_student_learns_where_attention_is() {
     config.model.train = vec!["*".into()];
     let error = Trainer::new(config, &Cpu, &session::Options::default()).err().unwrap();
     assert!(error.code == "train.recipe" && error.to_string().contains("router_weights"), "{error}");
+}
+
+/// Adapters change nothing until they are trained, and no launch when they are compiled.
+#[test]
+fn adapters_are_learnt_and_become_part_of_their_weights() {
+    use lite3r::compile::{self, Model, options::Bind, source::ArchWeights};
+    let options = r#"names=["qkv","proj"],rank=2,alpha=4"#;
+    let sla = "sla{kind=global,kept=1,block_q=4,block_k=4,form=centroid}";
+    let mut config = settings(6);
+    config.model.train = vec!["lora_*".into()];
+    config.loss = Losses { attention: Scheduled::Constant(0.1), ..Losses::default() };
+    let passes = format!("lora{{{options}}};token_layout{{kind=global}};{sla};fp8{{mode=fake}}");
+    config.student = Some(Student { passes, attentions: "kind=global".into() });
+    let mut trainer = trainer(config);
+    assert!(trainer.trained().len() > 8 && trainer.trained().iter().all(|t| t.name.contains(".lora_")));
+    let reports: Vec<_> = (0..6).map(|_| trainer.learn(&[scene(1, 2), scene(2, 3)]).unwrap()).collect();
+    assert!(reports[5].loss < reports[0].loss, "{reports:?}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("adapters.safetensors");
+    trainer.export(&file, false).unwrap();
+
+    let model = Model::Arch { name: "vggt-tiny".into(), size: (SIZE, SIZE), weights: ArchWeights::Random(3) };
+    let plan = |lora: bool, trained: bool| {
+        let calls = lite3r_ir::text::parse_calls(&format!("lora{{{options}}}")).unwrap();
+        let options = compile::Options {
+            bind: vec![Bind { symbol: "S".into(), values: vec![2] }],
+            lora: lora.then(|| calls[0].1.clone()),
+            trained: if trained { vec![file.clone()] } else { Vec::new() },
+            attention: vec!["global=sla{kept=1,block_q=4,block_k=4,form=centroid}".parse().unwrap()],
+            precision: "fp8".parse().unwrap(),
+            ..Default::default()
+        };
+        compile::plan(&compile::compile(&model, &options, &mut |_, _, _| true).unwrap(), &Cpu).unwrap()
+    };
+    let seen = |plan: lite3r::plan::Plan| {
+        let kernels: Vec<String> = plan.entries()[0].steps.iter().map(|s| s.kernel.clone()).collect();
+        let bytes = plan.weight_bytes();
+        let mut session = session::Session::new(plan, &session::Options::default()).unwrap();
+        let images = BTreeMap::from([("images".to_string(), scene(0, 2).tensors["images"].clone())]);
+        (kernels, bytes, session.run(0, &images).unwrap())
+    };
+    let (without, untrained, trained) = (seen(plan(false, false)), seen(plan(true, false)), seen(plan(true, true)));
+    assert_eq!(untrained, without);
+    assert_eq!((&trained.0, trained.1), (&without.0, without.1));
+    assert_ne!(trained.2["pose_enc"], without.2["pose_enc"]);
 }
 
 #[test]

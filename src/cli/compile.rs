@@ -3,7 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use lite3r_ir::{Bindings, Graph, passes::Step, text::Printer};
+use lite3r_ir::{
+    Bindings, Graph,
+    attr::AttrMap,
+    passes::Step,
+    text::{Printer, parse_calls},
+};
 
 use super::{Common, progress};
 use crate::{
@@ -60,6 +65,10 @@ pub struct Args {
     /// Weights that `lite3r train`, `distill` or `fit` has written, in front of the model's own; repeatable
     #[arg(long, value_name = "FILE")]
     trained: Vec<PathBuf>,
+    /// The options of the pass `lora` that the model was trained with, `names=["qkv"],rank=8`; its weights come from
+    /// `--trained` and become part of those that they adapt
+    #[arg(long, value_name = "OPTIONS", value_parser = lora)]
+    lora: Option<Adapters>,
     /// Random weights of this seed, for measuring
     #[arg(long, value_name = "SEED", conflicts_with = "weights")]
     random_weights: Option<u64>,
@@ -120,6 +129,18 @@ pub struct Args {
     time: bool,
 }
 
+/// Options of the pass `lora`.
+#[derive(Clone, Debug)]
+struct Adapters(AttrMap);
+
+fn lora(text: &str) -> std::result::Result<Adapters, String> {
+    let calls = parse_calls(&format!("lora{{{text}}}")).map_err(|e| e.to_string())?;
+    match <[_; 1]>::try_from(calls) {
+        Ok([(name, attrs)]) if name == "lora" => Ok(Adapters(attrs)),
+        _ => Err(format!("`{text}` is not options such as names=[\"qkv\"],rank=8")),
+    }
+}
+
 /// What a compilation writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Emit {
@@ -159,6 +180,7 @@ impl Args {
         Options {
             bind: self.bind.clone(),
             views_axis: self.views,
+            lora: self.lora.as_ref().map(|adapters| adapters.0.clone()),
             attention: self.attention.clone(),
             precision: self.precision.clone().for_target(target),
             heads: target.dense_heads(),

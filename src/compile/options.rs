@@ -22,6 +22,8 @@ pub struct Options {
     pub bind: Vec<Bind>,
     /// Which axis of the images counts views, where the compiler cannot tell.
     pub views_axis: Option<usize>,
+    /// Options of the pass `lora`, for a model that has been trained with it.
+    pub lora: Option<AttrMap>,
     /// How attentions are rewritten, later ones winning.
     pub attention: Vec<AttentionRule>,
     /// What products compute in.
@@ -360,8 +362,9 @@ pub fn check(options: &Options) -> Result<()> {
         }
     }
     problems.dedup();
-    if options.passes.is_some() && (!options.attention.is_empty() || options.precision != Precision::F32) {
-        problems.push("`--passes` names every pass itself: write sla{…}, fp8{…} there".into());
+    let said = !options.attention.is_empty() || options.precision != Precision::F32 || options.lora.is_some();
+    if options.passes.is_some() && said {
+        problems.push("`--passes` names every pass itself: write lora{…}, sla{…}, fp8{…} there".into());
     }
     match problems.is_empty() {
         true => Ok(()),

@@ -68,7 +68,12 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     if let Some(text) = &options.passes {
         return named(text);
     }
-    let mut selected = named(EXACT)?;
+    let mut selected = Vec::new();
+    if let Some(attrs) = &options.lora {
+        // Trained beside weights into which nothing had been folded.
+        selected.push(with("lora", attrs)?);
+    }
+    selected.extend(named(EXACT)?);
     let rules = effective(options);
     for rule in &rules {
         let targets: AttrMap =

@@ -1,10 +1,14 @@
 //! Names by pattern: what options of passes choose weights and inputs with.
 
-/// Whether a name is meant by a pattern: the whole name, with `*` for any characters, or one of the parts between its
-/// dots. `proj_lin` means `blocks.3.attn.proj_lin.w`, and so does `blocks.*.w`.
+/// Whether a name is meant by a pattern: the whole name or one of the parts between its dots, with `*` for any
+/// characters. `proj_lin` means `blocks.3.attn.proj_lin.w`, and so do `blocks.*.w` and `proj_*`.
 pub fn matches(pattern: &str, name: &str) -> bool {
+    whole(pattern, name) || name.split('.').any(|part| whole(pattern, part))
+}
+
+fn whole(pattern: &str, name: &str) -> bool {
     if !pattern.contains('*') {
-        return name == pattern || name.split('.').any(|part| part == pattern);
+        return name == pattern;
     }
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|start| name.strip_prefix(start)) else { return false };
@@ -30,6 +34,7 @@ mod tests {
             ("*", "anything"),
             ("blocks.*.w", "blocks.3.attn.proj_lin.w"),
             ("*lin*", "proj_lin.w"),
+            ("proj_*", "blocks.3.attn.proj_lin.w"),
             ("a*a", "aa"),
         ] {
             assert!(matches(pattern, name), "{pattern} {name}");

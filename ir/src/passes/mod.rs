@@ -30,6 +30,7 @@ pub mod grad;
 pub mod join_slices;
 pub mod late_slices;
 pub mod layout;
+pub mod lora;
 pub mod named;
 pub mod narrow;
 pub mod narrow_residual;
@@ -88,6 +89,7 @@ pub const ALL: &[&Pass] = &[
     &join_slices::JOIN_SLICES,
     &late_slices::LATE_SLICES,
     &layout::LAYOUT,
+    &lora::LORA,
     &pad_products::PAD_PRODUCTS,
     &prune_outputs::PRUNE_OUTPUTS,
     &recognize::attention::RECOGNIZE_ATTENTION,

@@ -66,7 +66,8 @@ impl Weights {
         names
     }
 
-    fn behind(&mut self, graph: &Graph, id: NodeId) -> &[String] {
+    /// The names of the weights that a known value is computed from.
+    pub fn behind(&mut self, graph: &Graph, id: NodeId) -> &[String] {
         self.names.entry(id).or_insert_with(|| {
             let mut names = Vec::new();
             let mut seen = HashSet::new();
