@@ -159,6 +159,16 @@ fn plans_are_measured_by_named_protocols() {
         assert_eq!(run["samples"].as_array().unwrap().len(), 2);
     }
     assert_eq!(report["samples"][1]["views"], serde_json::json!([0, 1, 2]));
+    let cost = |run: usize| &report["runs"][run]["costs"][0];
+    assert!(cost(0)["seconds"].as_f64().unwrap() > 0.0 && cost(1)["weight_bytes"].as_u64().unwrap() > 1 << 20);
+    assert!(cost(0)["run_bytes"].as_u64().unwrap() > 1 << 20, "{}", cost(0));
+    // Two plans as one row.
+    let pair = eval(&[&format!("{dense},{lite}"), "--protocol", "depth/none", "--json"]);
+    let pair: serde_json::Value = serde_json::from_str(&pair).unwrap();
+    let abs_rel = |report: &serde_json::Value, run: usize| report["runs"][run]["tables"][0]["rows"][0].clone();
+    let each = [0, 1].map(|run| abs_rel(&report, run)["mean"]["estimate"].clone());
+    assert_eq!(abs_rel(&pair, 0)["seeds"]["estimates"], serde_json::json!(each));
+    assert_eq!(pair["runs"][0]["costs"][1]["plan"], serde_json::json!(lite));
     // The frozen samples give the same numbers again, beside other protocols; the published code's faults are named.
     let text = eval(&[&dense, "--protocol", "depth/none,lite3r-compat", "--samples", &saved.to_string_lossy()]);
     let mean = report["runs"][0]["tables"][0]["rows"][0]["mean"]["estimate"].as_f64().unwrap();

@@ -10,6 +10,7 @@
 
 pub mod report;
 pub mod sources;
+mod text;
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -78,6 +79,8 @@ pub struct Measured {
     pub coverage: Option<f64>,
     /// Wall time of the run.
     pub seconds: f64,
+    /// What the run allocates.
+    pub run_bytes: u64,
 }
 
 /// Runs a session on a sample and measures the result by every protocol.
@@ -101,7 +104,8 @@ pub fn measure(session: &mut Session, sample: &Sample, options: &Options) -> Res
         Ok(predicted) => outcomes(sample, &truth, compat, &predicted, options),
         Err(error) => options.protocols.iter().map(|_| Outcome::Failed(error.to_string())).collect(),
     };
-    Ok(Measured { outcomes, coverage: truth.coverage, seconds })
+    let run_bytes = session.plan().entries()[entry].peak_bytes();
+    Ok(Measured { outcomes, coverage: truth.coverage, seconds, run_bytes })
 }
 
 fn outcomes(

@@ -1,12 +1,11 @@
 //! What an evaluation has found: per sample, per scene and over all, with everything that made the numbers.
 
-use std::fmt::Write;
-
 use serde::Serialize;
 
 use super::{Measured, Options, Pick};
 use crate::eval::{
     Interval, Protocol, bootstrap,
+    depth::median,
     summary::{Outcome, Row, summarise},
 };
 
@@ -23,7 +22,7 @@ pub struct Report {
     pub samples: Vec<Pick>,
     /// What each protocol's numbers need beside them.
     pub notes: Vec<Notes>,
-    /// One a plan.
+    /// One a plan, or one for several that differ by the seed of their training alone.
     pub runs: Vec<Run>,
 }
 
@@ -36,11 +35,13 @@ pub struct Notes {
     pub notes: Vec<String>,
 }
 
-/// One plan over all samples.
+/// One plan over all samples, or several that are one but for the seed of their training.
 #[derive(Clone, Debug, Serialize)]
 pub struct Run {
-    /// The plan.
+    /// As the command line names it, or them.
     pub plan: String,
+    /// What each plan costs.
+    pub costs: Vec<Cost>,
     /// The target that it was made for.
     pub target: String,
     /// How pictures became frames.
@@ -49,10 +50,21 @@ pub struct Run {
     pub size: (usize, usize),
     /// Over all scenes, and over each group of scenes where there are any.
     pub tables: Vec<Table>,
-    /// One a sample.
+    /// One a sample; those of one plan after those of another.
     pub samples: Vec<SampleReport>,
-    /// Median wall time of a run.
+}
+
+/// What a plan costs on its target.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cost {
+    /// The plan.
+    pub plan: String,
+    /// Median wall time of a run, inputs and outputs included.
     pub seconds: f64,
+    /// What a run allocates: the arena, and the tensors that it gives back.
+    pub run_bytes: u64,
+    /// What all weights take.
+    pub weight_bytes: u64,
 }
 
 /// Rows over some of the scenes.
@@ -61,12 +73,34 @@ pub struct Table {
     /// `all`, or what these scenes have in common.
     pub scenes: String,
     /// By protocol and measure.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Line>,
+}
+
+/// A number over scenes; of several plans, over their mean in each scene.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// Of all plans.
+    #[serde(flatten)]
+    pub row: Row,
+    /// What it is for each, where there are several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<Seeds>,
+}
+
+/// One number of plans that differ by the seed of their training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Seeds {
+    /// The mean over scenes, one a plan.
+    pub estimates: Vec<f64>,
+    /// Their standard deviation, as of a sample: over one less than there are.
+    pub deviation: f64,
 }
 
 /// One sample.
 #[derive(Clone, Debug, Serialize)]
 pub struct SampleReport {
+    /// Which of the plans.
+    pub plan: usize,
     /// Its scene.
     pub scene: String,
     /// What must be known about the scene.
@@ -96,6 +130,8 @@ pub struct Result {
 
 /// A sample of a run, with the scene that it belongs to.
 pub struct Entry<'a> {
+    /// Which of the plans.
+    pub plan: usize,
     /// The scene's index and what must be known about it.
     pub scene: (usize, Option<&'a str>),
     /// What was drawn.
@@ -105,9 +141,10 @@ pub struct Entry<'a> {
 }
 
 impl Run {
-    /// Summarises the samples of a plan.
+    /// Summarises the samples of plans, each with what its weights take: the same samples for every plan, those of one after
+    /// those of another.
     pub fn new(
-        plan: String,
+        plans: &[(String, u64)],
         target: String,
         frames: (String, (usize, usize)),
         entries: &[Entry<'_>],
@@ -127,6 +164,7 @@ impl Run {
         });
         let tables = std::iter::once(all).chain(some).collect();
         let samples = entries.iter().map(|entry| SampleReport {
+            plan: entry.plan,
             scene: entry.pick.scene.clone(),
             group: entry.scene.1.map(String::from),
             views: entry.pick.views.clone(),
@@ -134,27 +172,70 @@ impl Run {
             coverage: entry.measured.coverage,
             seconds: entry.measured.seconds,
         });
-        let seconds = crate::eval::depth::median(entries.iter().map(|e| e.measured.seconds));
-        Self { plan, target, preprocess: frames.0, size: frames.1, tables, samples: samples.collect(), seconds }
+        let cost = |(i, (plan, weight_bytes)): (usize, &(String, u64))| {
+            let own = || entries.iter().filter(|e| e.plan == i).map(|e| &e.measured);
+            Cost {
+                plan: plan.clone(),
+                seconds: median(own().map(|m| m.seconds)),
+                run_bytes: own().map(|m| m.run_bytes).max().unwrap_or(0),
+                weight_bytes: *weight_bytes,
+            }
+        };
+        let names: Vec<&str> = plans.iter().map(|(plan, _)| plan.as_str()).collect();
+        Self {
+            plan: names.join(","),
+            costs: plans.iter().enumerate().map(cost).collect(),
+            target,
+            preprocess: frames.0,
+            size: frames.1,
+            tables,
+            samples: samples.collect(),
+        }
     }
 
-    /// (scene, number) of every sample that has one, for a measure.
+    /// A measure of every sample, a mean over the plans; `None` where one has no number.
     fn numbers(&self, protocol: &str, measure: &str) -> Vec<Option<f64>> {
         let value = |s: &SampleReport| {
             let result = s.results.iter().find(|r| r.protocol == protocol)?;
             result.values.iter().find(|(m, _)| *m == measure)?.1
         };
-        self.samples.iter().map(value).collect()
+        let plans = self.costs.len().max(1);
+        let count = self.samples.len() / plans;
+        let mean = |i: usize| {
+            let sum: Option<f64> = (0..plans).map(|plan| value(&self.samples[plan * count + i])).sum();
+            Some(sum? / plans as f64)
+        };
+        (0..count).map(mean).collect()
     }
 }
 
-fn rows(entries: &[Entry<'_>], options: &Options, wanted: impl Fn(&Entry<'_>) -> bool) -> Vec<Row> {
-    let entries: Vec<&Entry<'_>> = entries.iter().filter(|e| wanted(e)).collect();
+fn rows(entries: &[Entry<'_>], options: &Options, wanted: impl Fn(&Entry<'_>) -> bool) -> Vec<Line> {
+    let plans = entries.iter().map(|e| e.plan + 1).max().unwrap_or(0);
     let of = |(i, protocol): (usize, &Protocol)| {
-        let outcomes: Vec<(usize, &Outcome)> = entries.iter().map(|e| (e.scene.0, &e.measured.outcomes[i])).collect();
-        summarise(protocol, &outcomes, options.seed)
+        let rows = |own: &dyn Fn(&Entry<'_>) -> bool| {
+            let chosen = entries.iter().filter(|e| wanted(e) && own(e));
+            let outcomes: Vec<(usize, &Outcome)> = chosen.map(|e| (e.scene.0, &e.measured.outcomes[i])).collect();
+            summarise(protocol, &outcomes, options.seed)
+        };
+        let each: Vec<Vec<Row>> = (0..plans).filter(|_| plans > 1).map(|plan| rows(&|e| e.plan == plan)).collect();
+        let line = |row: Row| {
+            let of_plan = |rows: &Vec<Row>| Some(rows.iter().find(|r| r.measure == row.measure)?.mean.estimate);
+            let estimates: Option<Vec<f64>> = each.iter().map(of_plan).collect();
+            let seeds = estimates.filter(|_| plans > 1).map(Seeds::new);
+            Line { row, seeds }
+        };
+        rows(&|_| true).into_iter().map(line).collect::<Vec<_>>()
     };
     options.protocols.iter().enumerate().flat_map(of).collect()
+}
+
+impl Seeds {
+    fn new(estimates: Vec<f64>) -> Self {
+        let count = estimates.len() as f64;
+        let mean = estimates.iter().sum::<f64>() / count;
+        let squares: f64 = estimates.iter().map(|e| (e - mean).powi(2)).sum();
+        Self { deviation: (squares / (count - 1.0).max(1.0)).sqrt(), estimates }
+    }
 }
 
 fn results(measured: &Measured, options: &Options) -> Vec<Result> {
@@ -181,140 +262,6 @@ impl Report {
             .ok()
             .filter(|r| [r.estimate, r.low, r.high].iter().all(|v| v.is_finite()))
     }
-
-    /// The tables as text: every number beside the name of its protocol.
-    pub fn text(&self) -> String {
-        let mut out = format!("{}, seed {}\n", self.data, self.seed);
-        self.about.iter().for_each(|line| wrap(&mut out, line));
-        for (index, run) in self.runs.iter().enumerate() {
-            let (height, width) = run.size;
-            let views: std::collections::BTreeSet<usize> = run.samples.iter().map(|s| s.views.len()).collect();
-            let views: Vec<String> = views.iter().map(usize::to_string).collect();
-            let _ = write!(
-                out,
-                "\n{} ({}), {} samples of {} views, {height}x{width} by {}, {:.3} s a run",
-                run.plan,
-                run.target,
-                run.samples.len(),
-                views.join(" and "),
-                run.preprocess,
-                run.seconds
-            );
-            let covered: Vec<f64> = run.samples.iter().filter_map(|s| s.coverage).collect();
-            if let Some(least) = covered.iter().copied().reduce(f64::min) {
-                let mean = covered.iter().sum::<f64>() / covered.len() as f64;
-                let _ =
-                    write!(out, ", {:.1} % of the truth in the frames (least {:.1} %)", 100.0 * mean, 100.0 * least);
-            }
-            out.push('\n');
-            for table in &run.tables {
-                let _ = writeln!(out, "\n{}", heading(table));
-                self.print_rows(&mut out, index, table);
-            }
-            failures(&mut out, run);
-        }
-        self.print_notes(&mut out);
-        out
-    }
-
-    fn print_rows(&self, out: &mut String, index: usize, table: &Table) {
-        let paired = index > 0 && table.scenes == "all";
-        let mut cells =
-            vec![["protocol", "measure", "mean", "95 % interval", "scenes", "failed"].map(String::from).to_vec()];
-        if paired {
-            cells[0].push(format!("times {}", self.runs[0].plan));
-        }
-        for row in &table.rows {
-            let Interval { estimate, low, high } = row.mean;
-            let failed = match row.failure_counts {
-                Some(worst) => format!("{} (each counts {})", row.failed, number(worst)),
-                None if row.failed > 0 => format!("{} (left out)", row.failed),
-                None => "0".into(),
-            };
-            let mut line = vec![
-                row.protocol.into(),
-                row.measure.into(),
-                number(estimate),
-                format!("{} .. {}", number(low), number(high)),
-                row.scenes.to_string(),
-                failed,
-            ];
-            let ratio = paired.then(|| self.ratio(index, row.protocol, row.measure)).flatten();
-            line.extend(ratio.map(|r| format!("{:.3} ({:.3} .. {:.3})", r.estimate, r.low, r.high)));
-            cells.push(line);
-        }
-        let width = |i: usize| cells.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).max().unwrap_or(0);
-        for row in &cells {
-            let line: Vec<String> =
-                row.iter().enumerate().map(|(i, cell)| format!("{cell:<w$}", w = width(i))).collect();
-            let _ = writeln!(out, "{}", line.join("  ").trim_end());
-        }
-    }
-
-    /// What stands beside the protocols that gave numbers; protocols that say the same say it once.
-    fn print_notes(&self, out: &mut String) {
-        let has_rows =
-            |n: &&Notes| self.runs.iter().any(|run| run.tables[0].rows.iter().any(|r| r.protocol == n.protocol));
-        let mut told: Vec<(Vec<&str>, &[String])> = Vec::new();
-        for notes in self.notes.iter().filter(|n| !n.notes.is_empty()).filter(has_rows) {
-            match told.iter_mut().find(|(_, lines)| *lines == notes.notes) {
-                Some((names, _)) => names.push(notes.protocol),
-                None => told.push((vec![notes.protocol], &notes.notes)),
-            }
-        }
-        for (names, lines) in told {
-            let _ = writeln!(out, "\n{}:", names.join(", "));
-            lines.iter().for_each(|line| wrap(out, line));
-        }
-    }
-}
-
-fn heading(table: &Table) -> String {
-    match table.scenes.as_str() {
-        "all" => "all scenes".into(),
-        group => format!("scenes: {group}"),
-    }
-}
-
-fn failures(out: &mut String, run: &Run) {
-    let mut lines = Vec::new();
-    for sample in &run.samples {
-        for result in &sample.results {
-            if let Some(why) = &result.failed {
-                lines.push(format!("{}, {}: {why}", sample.scene, result.protocol));
-            }
-        }
-    }
-    if !lines.is_empty() {
-        let _ = writeln!(out, "\nfailed:");
-        lines.iter().for_each(|line| wrap(out, line));
-    }
-}
-
-/// Four significant digits, or what is not finite.
-fn number(v: f64) -> String {
-    match v.is_finite() {
-        false => "none".into(),
-        true if v == 0.0 => "0".into(),
-        true => {
-            let digits = (3 - v.abs().log10().floor() as i32).clamp(0, 9) as usize;
-            format!("{v:.digits$}")
-        }
-    }
-}
-
-/// A sentence as an item of a list, in lines of at most 110 columns.
-fn wrap(out: &mut String, sentence: &str) {
-    let mut line = String::from("-");
-    for word in sentence.split_whitespace() {
-        if line.chars().count() + word.chars().count() > 109 {
-            let _ = writeln!(out, "{line}");
-            line = " ".into();
-        }
-        line.push(' ');
-        line.push_str(word);
-    }
-    let _ = writeln!(out, "{line}");
 }
 
 #[cfg(test)]
@@ -330,19 +277,30 @@ mod tests {
     }
 
     fn run(plan: &str, outcomes: Vec<Outcome>) -> Run {
+        runs(&[(plan, outcomes)])
+    }
+
+    /// Plans that differ by their seed, with their outcomes.
+    fn runs(plans: &[(&str, Vec<Outcome>)]) -> Run {
         let picks: Vec<Pick> =
-            (0..outcomes.len()).map(|i| Pick { scene: format!("s{i}"), views: vec![0, 4] }).collect();
-        let entries: Vec<Entry<'_>> = outcomes
-            .into_iter()
-            .zip(&picks)
-            .enumerate()
-            .map(|(i, (outcome, pick))| Entry {
-                scene: (i, Some(if i == 0 { "training" } else { "unseen" })),
-                pick,
-                measured: Measured { outcomes: vec![outcome], coverage: Some(0.5), seconds: 0.25 },
-            })
-            .collect();
-        Run::new(plan.into(), "cpu".into(), ("vggt_crop".into(), (28, 42)), &entries, &options("depth/none"))
+            (0..plans[0].1.len()).map(|i| Pick { scene: format!("s{i}"), views: vec![0, 4] }).collect();
+        let entry = |plan: usize, i: usize, outcome: &Outcome| Entry {
+            plan,
+            scene: (i, Some(if i == 0 { "training" } else { "unseen" })),
+            pick: &picks[i],
+            measured: Measured {
+                outcomes: vec![outcome.clone()],
+                coverage: Some(0.5),
+                seconds: 0.25 * (plan + 1) as f64,
+                run_bytes: (3 << 20) + plan as u64,
+            },
+        };
+        let of_plan = |(plan, (_, outcomes)): (usize, &(&str, Vec<Outcome>))| {
+            outcomes.iter().enumerate().map(|(i, outcome)| entry(plan, i, outcome)).collect::<Vec<_>>()
+        };
+        let entries: Vec<Entry<'_>> = plans.iter().enumerate().flat_map(of_plan).collect();
+        let names: Vec<(String, u64)> = plans.iter().map(|(name, _)| (name.to_string(), 5 << 20)).collect();
+        Run::new(&names, "cpu".into(), ("vggt_crop".into(), (28, 42)), &entries, &options("depth/none"))
     }
 
     fn report(runs: Vec<Run>) -> Report {
@@ -376,8 +334,22 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_four_digits() {
-        assert_eq!([0.0930123, 6.7412, 180.0, 0.0, 12345.6].map(number), ["0.09301", "6.741", "180.0", "0", "12346"]);
-        assert_eq!(number(f64::INFINITY), "none");
+    fn seeds_of_a_training_are_one_row_with_their_spread() {
+        let of = |a: f64, b: f64| vec![depth(a), depth(b)];
+        let lite = runs(&[("l.0.l3r", of(0.2, 0.6)), ("l.1.l3r", of(0.1, 0.5)), ("l.2.l3r", of(0.3, 0.4))]);
+        let report = report(vec![run("a.l3r", of(0.1, 0.3)), lite]);
+        insta::assert_snapshot!("seeds", report.text());
+        let line = &report.runs[1].tables[0].rows[0];
+        assert!((line.row.mean.estimate - 0.35).abs() < 1e-12 && (line.row.scenes, line.row.samples) == (2, 6));
+        // In each scene the mean over seeds counts: 0.2 and 0.5.
+        assert!((line.row.mean.low - 0.2).abs() < 1e-12 && (line.row.mean.high - 0.5).abs() < 1e-12);
+        let seeds = line.seeds.clone().unwrap();
+        for (got, want) in seeds.estimates.iter().zip([0.4, 0.3, 0.35]) {
+            assert!((got - want).abs() < 1e-12);
+        }
+        assert!((seeds.deviation - 0.05).abs() < 1e-12);
+        let ratio = report.ratio(1, "depth/none", "AbsRel").unwrap();
+        assert!((ratio.estimate - 1.75).abs() < 1e-12);
+        assert_eq!((report.runs[1].costs[2].seconds, report.runs[1].costs[2].run_bytes), (0.75, (3 << 20) + 2));
     }
 }

@@ -31,6 +31,9 @@ Examples:
     lite3r eval plan.l3r --data blendedmvs:BlendedMVS/ --protocol standard,lite3r-compat --views 8
     lite3r eval plan.l3r --data dtu64:dtu/ --protocol pose,ate,lite3r-compat --views 64
 
+  Three seeds of one training as one row, with their mean and spread:
+    lite3r eval dense.l3r lite.0.l3r,lite.1.l3r,lite.2.l3r --data synthetic
+
   The same samples again for another plan:
     lite3r eval other.l3r --data synthetic --samples report.json
 
@@ -40,9 +43,9 @@ Protocols: standard, all, a family (depth, pose, ate, points) or a name; an unkn
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Plans; ratios are to the first
-    #[arg(value_name = "PLAN.l3r", required = true)]
-    plans: Vec<PathBuf>,
+    /// Plans; ratios are to the first. Several with commas between them are one row: the same but for the seed of training
+    #[arg(value_name = "PLAN.l3r[,…]", required = true, value_parser = row)]
+    plans: Vec<Row>,
     /// The data: blendedmvs:FOLDER, dtu64:FOLDER (poses), dtu:FOLDER (points), synthetic (the scenes of the demo),
     /// synthetic:arc or synthetic:varied (as `lite3r data synth` makes them), synthetic:test
     #[arg(long, value_name = "NAME[:PLACE]")]
@@ -85,6 +88,18 @@ pub struct Args {
     device: DeviceArgs,
 }
 
+/// The plans of a row.
+#[derive(Clone, Debug)]
+struct Row(Vec<PathBuf>);
+
+fn row(text: &str) -> std::result::Result<Row, String> {
+    let paths: Vec<PathBuf> = text.split(',').map(PathBuf::from).collect();
+    match paths.iter().any(|path| path.as_os_str().is_empty()) {
+        true => Err(format!("`{text}` lacks a plan beside a comma")),
+        false => Ok(Row(paths)),
+    }
+}
+
 /// Carries the command out.
 pub fn main(args: &Args, common: &Common) -> Result<()> {
     let protocols = protocols(&args.protocol)?;
@@ -93,7 +108,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     }
     let options =
         Options { protocols, preprocess: args.preprocess.clone(), threshold: args.threshold, seed: args.seed };
-    let first = Session::open(&args.plans[0], &args.device.options())?;
+    let first = Session::open(&args.plans[0].0[0], &args.device.options())?;
     let frozen = args.samples.as_deref().map(read_samples).transpose()?;
     let views = match (&frozen, args.views) {
         (Some(picks), _) => picks.iter().map(|p| p.views.len()).max().unwrap_or(0),
@@ -112,25 +127,34 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     let scenes = find_scenes(source.as_ref(), &picks)?;
     let mut session = Some(first);
     let mut runs = Vec::new();
-    for path in &args.plans {
-        let mut session = match session.take() {
-            Some(first) => first,
-            None => Session::open(path, &args.device.options())?,
-        };
-        let bar = progress::bar(common.quiet, picks.len() as u64, &path.display().to_string());
-        let mut entries = Vec::new();
-        for (pick, scene) in picks.iter().zip(&scenes) {
-            let sample = source.load(*scene, &pick.views)?;
-            let measured = measure(&mut session, &sample, &options)?;
-            let group = source.scenes()[*scene].group.as_deref();
-            entries.push(Entry { scene: (*scene, group), pick, measured });
-            bar.inc(1);
+    for Row(paths) in &args.plans {
+        let (mut plans, mut made, mut entries) = (Vec::new(), None, Vec::new());
+        for (plan, path) in paths.iter().enumerate() {
+            let mut session = match session.take() {
+                Some(first) => first,
+                None => Session::open(path, &args.device.options())?,
+            };
+            let bar = progress::bar(common.quiet, picks.len() as u64, &path.display().to_string());
+            for (pick, scene) in picks.iter().zip(&scenes) {
+                let sample = source.load(*scene, &pick.views)?;
+                let measured = measure(&mut session, &sample, &options)?;
+                let group = source.scenes()[*scene].group.as_deref();
+                entries.push(Entry { plan, scene: (*scene, group), pick, measured });
+                bar.inc(1);
+            }
+            bar.finish_and_clear();
+            let input = predict::image_input(session.plan())?;
+            let mode = args.preprocess.clone().unwrap_or(input.preprocess);
+            let own = (session.plan().header().target.clone(), (mode, input.size));
+            if *made.get_or_insert_with(|| own.clone()) != own {
+                let problem =
+                    format!("{} has another target or other frames than {}", path.display(), paths[0].display());
+                return Err(Error::usage("eval.seeds", problem));
+            }
+            plans.push((path.display().to_string(), session.plan().weight_bytes()));
         }
-        bar.finish_and_clear();
-        let input = predict::image_input(session.plan())?;
-        let mode = args.preprocess.clone().unwrap_or(input.preprocess);
-        let target = session.plan().header().target.clone();
-        runs.push(Run::new(path.display().to_string(), target, (mode, input.size), &entries, &options));
+        let Some((target, frames)) = made else { continue };
+        runs.push(Run::new(&plans, target, frames, &entries, &options));
     }
     let notes = |p: &Protocol| Notes { protocol: p.name(), notes: p.notes(args.threshold) };
     let report = Report {

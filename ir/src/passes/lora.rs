@@ -5,10 +5,10 @@
 //! linear(x, w, …)   →   linear(x, w + (alpha/rank)·B·A, …)        w [out, in], A [rank, in], B [out, rank]
 //! ```
 //!
-//! Which weights, `names` say, as [`super::glob`] reads them: a layer is known by its weight and by where it comes from. A starts as
-//! N(0, 1/rank) and B as zero, so that nothing changes without training; `alpha` is `rank` by default. They are named
-//! after the weight: `<layer>.lora_a`, `<layer>.lora_b`. What is computed of several weights, and weights of fewer than
-//! `rank` rows or columns, stay.
+//! Which weights, `names` say, as [`super::glob`] reads them: a layer is known by its weight and by where it comes from.
+//! A starts as N(0, 1/rank) and B as zero, so that nothing changes without training; `alpha` is `rank` by default. They
+//! are named after the weight: `<layer>.lora_a`, `<layer>.lora_b`. What is computed of several weights, and weights of
+//! fewer than `rank` rows or columns, stay.
 //!
 //! The sum depends on weights alone: where none of them is a state, it is computed when the plan is made, and runs as
 //! what it was before. This stands in front of whatever folds other weights into w.

@@ -9,8 +9,8 @@
 //! loss    = mean over layers, heads and s of Σⱼ p log(p/r)
 //! ```
 //!
-//! q and k count as given, so that the loss moves W and nothing else; in W it is convex. p takes N×M numbers at a time, those of
-//! one head. Law: the indexer of DeepSeek-V3.2, arXiv 2512.02556, 2025, over blocks in place of tokens.
+//! q and k count as given, so that the loss moves W and nothing else; in W it is convex. p takes N×M numbers at a time,
+//! those of one head. Law: the indexer of DeepSeek-V3.2, arXiv 2512.02556, 2025, over blocks in place of tokens.
 
 use lite3r_ir::{
     Builder, DType, Graph, Op, Tensor, Value,
