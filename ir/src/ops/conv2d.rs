@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Case, Conv2dWeightGrad, ConvTranspose2d, Cost, Gather, Less, OpDef, ReduceSum, Tolerance, Transpose, Where,
+    Case, Conv2dWeightGrad, ConvTranspose2d, Cost, Gather, Less, OpDef, Pad, ReduceSum, Tolerance, Transpose, Where,
     activation::Activation, images::ImageLayout, traffic,
 };
 use crate::{
@@ -71,6 +71,10 @@ impl Conv2d {
             let turned = self.turned(at, w)?;
             return at.op(Self { pads, ..self.plain(false) }, &[g, turned]);
         }
+        if let Some((g, pads)) = self.stuffed(at, g, [h, width], [kh, kw])? {
+            let turned = self.turned(at, w)?;
+            return at.op(Self { pads, strides: vec![1, 1], ..self.plain(false) }, &[g, turned]);
+        }
         let [_, _, oh, ow] = planes(&at.dims(g)?);
         let left = |size: usize, out: usize, axis: usize| {
             size + self.pads[axis] + self.pads[axis + 2] - reach[axis] - 1 - (out - 1) * self.strides[axis]
@@ -90,6 +94,39 @@ impl Conv2d {
         let (g, w) = (at.op(to_planes.clone(), &[g])?, at.op(to_planes, &[w])?);
         let part = at.op(back, &[g, w])?;
         at.op(Transpose { perm: vec![0, 2, 3, 1] }, &[part])
+    }
+
+    /// Cotangents with zeros between the pixels, and the padding under which a convolution of stride one takes them back
+    /// to an image of that size: of kernels that are wider than their stride, whose stamps overlap.
+    fn stuffed(
+        &self,
+        at: &mut Vjp<'_>,
+        g: Value,
+        size: [usize; 2],
+        kernel: [usize; 2],
+    ) -> Result<Option<(Value, Vec<usize>)>, OpError> {
+        let shape = at.dims(g)?;
+        let first = if self.layout == ImageLayout::Planes { 2 } else { 1 };
+        let [oh, ow] = [shape[first], shape[first + 1]];
+        if self.dilations != [1, 1] || kernel[0] <= self.strides[0] || kernel[1] <= self.strides[1] {
+            return Ok(None);
+        }
+        let reach = kernel.map(|k| k - 1);
+        let wide = [oh * self.strides[0], ow * self.strides[1]];
+        let pads = [0, 1, 0, 1].into_iter().enumerate().map(|(i, axis)| {
+            let front = reach[axis].checked_sub(self.pads[axis])?;
+            if i < 2 { Some(front) } else { (size[axis] + reach[axis]).checked_sub(wide[axis] + front) }
+        });
+        let Some(pads) = pads.collect::<Option<Vec<usize>>>() else { return Ok(None) };
+        let (before, behind) = (&shape[..first], &shape[first + 2..]);
+        let between = [before, &[oh, 1, ow, 1], behind].concat();
+        let g = at.reshape(g, &between.into_iter().map(Dim::from).collect::<Vec<_>>())?;
+        let rank = shape.len() + 2;
+        let mut after = vec![0; rank];
+        (after[first + 1], after[first + 3]) = (self.strides[0] - 1, self.strides[1] - 1);
+        let g = at.op(Pad { before: vec![0; rank], after, value: 0.0 }, &[g])?;
+        let whole = [before, &wide, behind].concat();
+        Ok(Some((at.reshape(g, &whole.into_iter().map(Dim::from).collect::<Vec<_>>())?, pads)))
     }
 
     /// The weights of the convolution that takes cotangents back: taps turned round, inputs and outputs exchanged.

@@ -1,6 +1,6 @@
 //! `gather(x, indices) {axis}`: slices of x along an axis, by index.
 
-use super::{Case, Less, OpDef, ScatterAdd, Tolerance, Where, elementwise::operands};
+use super::{Case, Less, Op, OpDef, ScatterAdd, Tolerance, Where, elementwise::operands};
 use crate::{
     graph::{OpError, Value},
     tensor::Tensor,
@@ -38,6 +38,24 @@ pub fn integer(indices: &ValueType) -> Result<(), String> {
     }
 }
 
+impl Gather {
+    /// The table that undoes a constant one which only changes the order: adding up what was read once is reading again.
+    fn inverse(&self, at: &Vjp<'_>) -> Option<Tensor> {
+        let Op::Constant(table) = at.graph.op(at.operand(1).node) else { return None };
+        let (order, shape) = (table.value.to_i64(), table.value.shape());
+        let size = at.ty(at.operand(0)).shape[self.axis].size()?;
+        if shape != [size] {
+            return None;
+        }
+        let mut inverse = vec![None; size];
+        for (to, from) in order.iter().enumerate() {
+            inverse[wrap(*from, size).ok()?] = Some(to as i64);
+        }
+        let inverse: Option<Vec<i64>> = inverse.into_iter().collect();
+        Some(Tensor::from_i64(table.value.dtype(), shape, &inverse?))
+    }
+}
+
 impl OpDef for Gather {
     const NAME: &'static str = "gather";
 
@@ -66,6 +84,11 @@ impl OpDef for Gather {
 
     fn vjp(&self, at: &mut Vjp<'_>) -> Result<(), OpError> {
         let (g, indices) = (at.cotangent()?, at.operand(1));
+        if let Some(inverse) = self.inverse(at) {
+            let inverse = at.constant(inverse);
+            let part = at.op(self.clone(), &[g, inverse])?;
+            return at.give(0, part);
+        }
         let size = at.ty(at.operand(0)).shape[self.axis].clone();
         let part = at.op(ScatterAdd { axis: self.axis, size }, &[g, indices])?;
         at.give(0, part)
@@ -96,5 +119,37 @@ impl OpDef for Gather {
                 vec![Tensor::wave(DType::F16, &[2, 1, 9], 1), index(&[4], &[0, 8, 8, -1])],
             ),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        graph::Graph,
+        interpret::interpret,
+        passes::{ALL, pipeline},
+        tensor::Tensor,
+        types::DType,
+    };
+
+    #[test]
+    fn an_order_is_undone_by_an_order() {
+        let gradient = |order: &str| {
+            let text = format!(
+                "graph @g(%w: f32[3,2]) {{\n  param $x: f32[3,2] {{state=true}}\n  %t = constant([{order}]) : i64[3]\n  %y = gather($x, %t) {{axis=0}}\n  \
+                 %p = mul(%y, %w)\n  %l = reduce_sum(%p) {{axes=[0,1],keep=false}}\n  return loss=%l\n}}"
+            );
+            let mut graph: Graph = text.parse().unwrap_or_else(|e| panic!("{e}"));
+            let passes = pipeline::select("grad{wrt=[\"x\"]},dce", ALL).unwrap();
+            pipeline::execute(&mut graph, &passes, true, &mut |_, _| true).unwrap();
+            let w = Tensor::from_f32(&[3, 2], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let x = Tensor::from_f64(DType::F32, &[3, 2], &[0.0; 6]);
+            let outputs = interpret(&graph, &[("w".to_string(), w)].into(), &|_| Some(x.clone())).unwrap();
+            let adds = graph.node_ids().any(|id| graph.op(id).name() == "scatter_add");
+            let (_, gradient) = outputs.iter().find(|(name, _)| name.as_str() != "loss").unwrap();
+            (adds, gradient.to_f64())
+        };
+        assert_eq!(gradient("2,-3,1"), (false, vec![3.0, 4.0, 5.0, 6.0, 1.0, 2.0]));
+        assert_eq!(gradient("2,2,1"), (true, vec![0.0, 0.0, 5.0, 6.0, 4.0, 6.0]));
     }
 }

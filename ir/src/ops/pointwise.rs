@@ -51,7 +51,7 @@ enum Real {
     Binary(fn(f64, f64) -> f64),
 }
 
-const FUNCTIONS: [Function; 18] = [
+const FUNCTIONS: [Function; 19] = [
     unary("neg", |x| -x),
     unary("abs", f64::abs),
     unary("exp", f64::exp),
@@ -63,6 +63,7 @@ const FUNCTIONS: [Function; 18] = [
     unary("silu", |x| x / (1.0 + (-x).exp())),
     unary("gelu", |x| 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))),
     unary("relu", |x| x.max(0.0)),
+    unary("erf", erf),
     unary("sign", |x| if x == 0.0 { 0.0 } else { x.signum() }),
     binary("add", |a, b| a + b),
     binary("sub", |a, b| a - b),

@@ -77,6 +77,7 @@ fn apply(name: &str, x: &mut [f32], second: &[f32]) {
         "sigmoid" => map(x, math::sigmoid),
         "silu" => map(x, math::silu),
         "gelu" => map(x, math::gelu),
+        "erf" => map(x, math::erf),
         "relu" => map(x, math::relu),
         "sign" => map(x, |x| if x == 0.0 { 0.0 } else { x.signum() }),
         "add" => zip(x, second, |a, b| a + b),
