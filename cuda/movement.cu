@@ -2,11 +2,11 @@
 // merge_heads have in common; and pad, a copy into a constant border. Elements are known by their size alone, and
 // where all runs allow it, an "element" is a chunk of up to 16 bytes.
 //
-// Macros: ELEMENT u8, u16, u32, u64 or uint4; INDEX u32 or u64, which counts elements.
+// Macros: ELEMENT u8, u16, u32, u64 or uint4; INDEX u32 or u64, which counts elements; TILE rows and columns of a tile
+// that is transposed in shared memory.
 #include "strides.cuh"
 
 const int MAX_COPIES = 4;
-const int TILE = 32;
 
 // A box of `n` elements, starts and strides in elements.
 struct Copy { i64 n, from_start, to_start; Strides from, to; Shape shape; u32 unused; };
@@ -44,13 +44,13 @@ extern "C" __global__ void __launch_bounds__(256) transpose(
         const INDEX plane = at / (down * across), within = at - plane * (down * across);
         const i64 row = (i64)(within / across) * TILE, column = (i64)(within % across) * TILE;
         const Pair<i64> start = offsets(plane, shape, from_strides, to_strides);
-#pragma unroll
+#pragma unroll 8
         for (int i = first; i < TILE; i += 256 / TILE) {
             if (row + lane < rows && column + i < columns)
                 tile[i][lane] = from[start.first + row + lane + (column + i) * from_column];
         }
         __syncthreads();
-#pragma unroll
+#pragma unroll 8
         for (int i = first; i < TILE; i += 256 / TILE) {
             if (row + i < rows && column + lane < columns)
                 to[start.second + (row + i) * to_row + column + lane] = tile[lane][i];

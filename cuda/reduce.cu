@@ -3,9 +3,11 @@
 // products are f64; integers are i64, and saturate where the result is narrower.
 //
 // Macros: TX the operand's elements, TR the result's; OPERATION one of the partial results below; GROUP the threads that
-// share a result: 32 or 256; INDEX u32 or u64, which counts elements of x.
+// share a result: 1, 32 or 256; INDEX u32 or u64, which counts elements of x.
 #include "strides.cuh"
 
+// Loads that a thread has on their way at a time.
+const int AHEAD = 8;
 const int THREADS = 256, WARPS = THREADS / 32;
 
 template <class C> struct Sum;
@@ -118,32 +120,73 @@ DEVICE i64 place(INDEX at, const Shape& shape, const Strides& strides) {
     return shape.rank == 1 ? (i64)at * strides.of[0] : offset(at, shape, strides);
 }
 
-// The terms of a result lie side by side, or results are few.
+// Terms begin..end of a result as the lanes of a group take them in turn; lane 0 of the group has all of them.
+DEVICE Partial row(
+    const TX* __restrict__ from, INDEX begin, INDEX end, const Shape& gone, const Strides& gone_strides,
+    Partial (&parts)[WARPS])
+{
+    Partial partial = Partial::start();
+    INDEX i = begin + threadIdx.x % GROUP;
+    for (; i + (AHEAD - 1) * GROUP < end; i += AHEAD * GROUP) {
+        compute<TX>::type ahead[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) ahead[k] = load(from + place(i + k * GROUP, gone, gone_strides));
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) partial.take(ahead[k], i + k * GROUP);
+    }
+    for (; i < end; i += GROUP) partial.take(load(from + place(i, gone, gone_strides)), i);
+#pragma unroll
+    for (int step = GROUP > 1 ? 16 : 0; step; step >>= 1) partial.join(shifted(partial, step));
+    if (GROUP > 32) {
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = partial;
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            for (int warp = 1; warp < WARPS; warp++) partial.join(parts[warp]);
+        }
+    }
+    return partial;
+}
+
+// The same with a result a lane, whose terms the warps of a block share; warp 0 has all of them.
+DEVICE Partial column(
+    const TX* __restrict__ from, INDEX begin, INDEX end, const Shape& gone, const Strides& gone_strides,
+    Partial (&parts)[WARPS][32])
+{
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Partial partial = Partial::start();
+    INDEX i = begin + warp;
+    // Several loads are on their way at a time.
+    for (; i + (AHEAD - 1) * WARPS < end; i += AHEAD * WARPS) {
+        compute<TX>::type ahead[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) ahead[k] = load(from + place(i + k * WARPS, gone, gone_strides));
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) partial.take(ahead[k], i + k * WARPS);
+    }
+    for (; i < end; i += WARPS) partial.take(load(from + place(i, gone, gone_strides)), i);
+    parts[warp][lane] = partial;
+    __syncthreads();
+    if (warp == 0) {
+        for (int i = 1; i < WARPS; i++) partial.join(parts[i][lane]);
+    }
+    __syncthreads();
+    return partial;
+}
+
+// The terms of a result lie side by side, or results are few. All threads of a block take the same number of turns,
+// whether or not their result exists.
 extern "C" __global__ void __launch_bounds__(256) reduce_rows(
     const TX* __restrict__ x, TR* __restrict__ y, const Shape kept, const Strides kept_strides, const Shape gone,
     const Strides gone_strides, const i64 results, const i64 terms)
 {
     wait_for_launch_before();
     __shared__ Partial parts[WARPS];
-    const int lane = threadIdx.x % GROUP;
-    // All threads of a block take the same number of turns, whether or not their result exists.
     for (i64 first = blockIdx.x * (i64)(THREADS / GROUP); first < results; first += gridDim.x * (i64)(THREADS / GROUP)) {
         const i64 result = first + threadIdx.x / GROUP;
-        const INDEX count = result < results ? terms : 0;
         const TX* from = x + place((INDEX)result, kept, kept_strides);
-        Partial partial = Partial::start();
-        for (INDEX i = lane; i < count; i += GROUP) partial.take(load(from + place(i, gone, gone_strides)), i);
-#pragma unroll
-        for (int step = 16; step; step >>= 1) partial.join(shifted(partial, step));
-        if (GROUP > 32) {
-            __syncthreads();
-            if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = partial;
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                for (int warp = 1; warp < WARPS; warp++) partial.join(parts[warp]);
-            }
-        }
-        if (lane == 0 && result < results) put(y + result, partial.finish(terms));
+        const Partial all = row(from, 0, result < results ? terms : 0, gone, gone_strides, parts);
+        if (threadIdx.x % GROUP == 0 && result < results) put(y + result, all.finish(terms));
     }
 }
 
@@ -154,19 +197,59 @@ extern "C" __global__ void __launch_bounds__(256) reduce_columns(
 {
     wait_for_launch_before();
     __shared__ Partial parts[WARPS][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (i64 first = blockIdx.x * 32ll; first < results; first += gridDim.x * 32ll) {
-        const i64 result = first + lane;
-        const INDEX count = result < results ? terms : 0;
+        const i64 result = first + threadIdx.x % 32;
         const TX* from = x + place((INDEX)result, kept, kept_strides);
-        Partial partial = Partial::start();
-        for (INDEX i = warp; i < count; i += WARPS) partial.take(load(from + place(i, gone, gone_strides)), i);
-        parts[warp][lane] = partial;
-        __syncthreads();
-        if (warp == 0 && result < results) {
-            for (int i = 1; i < WARPS; i++) partial.join(parts[i][lane]);
-            put(y + result, partial.finish(terms));
-        }
-        __syncthreads();
+        const Partial all = column(from, 0, result < results ? terms : 0, gone, gone_strides, parts);
+        if (threadIdx.x < 32 && result < results) put(y + result, all.finish(terms));
+    }
+}
+
+// The same of pieces of the terms where results are few: partial results [pieces, results].
+extern "C" __global__ void __launch_bounds__(256) reduce_rows_pieces(
+    const TX* __restrict__ x, Partial* __restrict__ to, const Shape kept, const Strides kept_strides, const Shape gone,
+    const Strides gone_strides, const i64 results, const i64 terms, const i64 pieces)
+{
+    wait_for_launch_before();
+    __shared__ Partial parts[WARPS];
+    const i64 all = results * pieces, span = (terms + pieces - 1) / pieces;
+    for (i64 first = blockIdx.x * (i64)(THREADS / GROUP); first < all; first += gridDim.x * (i64)(THREADS / GROUP)) {
+        const i64 at = first + threadIdx.x / GROUP, result = at % results, begin = at / results * span;
+        const TX* from = x + place((INDEX)result, kept, kept_strides);
+        const i64 end = at < all ? min(terms, begin + span) : begin;
+        const Partial partial = row(from, begin, max(begin, end), gone, gone_strides, parts);
+        if (threadIdx.x % GROUP == 0 && at < all) to[at] = partial;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256) reduce_columns_pieces(
+    const TX* __restrict__ x, Partial* __restrict__ to, const Shape kept, const Strides kept_strides, const Shape gone,
+    const Strides gone_strides, const i64 results, const i64 terms, const i64 pieces)
+{
+    wait_for_launch_before();
+    __shared__ Partial parts[WARPS][32];
+    const i64 across = (results + 31) / 32, span = (terms + pieces - 1) / pieces;
+    for (i64 tile = blockIdx.x; tile < across * pieces; tile += gridDim.x) {
+        const i64 result = tile % across * 32 + threadIdx.x % 32, piece = tile / across, begin = piece * span;
+        const TX* from = x + place((INDEX)result, kept, kept_strides);
+        const i64 end = result < results ? min(terms, begin + span) : begin;
+        const Partial partial = column(from, begin, max(begin, end), gone, gone_strides, parts);
+        if (threadIdx.x < 32 && result < results) to[piece * results + result] = partial;
+    }
+}
+
+// Joins pieces in their order: eight lanes a result take them in turn.
+extern "C" __global__ void __launch_bounds__(256) join_pieces(
+    const Partial* __restrict__ from, TR* __restrict__ y, const i64 results, const i64 terms, const i64 pieces)
+{
+    wait_for_launch_before();
+    const int lanes = 8, lane = threadIdx.x % lanes;
+    for (i64 first = blockIdx.x * (i64)(THREADS / lanes); first < results; first += gridDim.x * (i64)(THREADS / lanes)) {
+        const i64 result = first + threadIdx.x / lanes;
+        Partial all = Partial::start();
+        for (i64 piece = lane; piece < pieces && result < results; piece += lanes) all.join(from[piece * results + result]);
+#pragma unroll
+        for (int step = lanes / 2; step; step >>= 1) all.join(shifted(all, step));
+        if (lane == 0 && result < results) put(y + result, all.finish(terms));
     }
 }

@@ -3,7 +3,7 @@
 // column of dx who sees it, in order; a third one gathers, in f32.
 //
 // Macros: TX the elements of g and dx; ROWS and COLUMNS taps of the resize an axis; PIXELS 1 where channels lie side by
-// side; INDEX u32 or u64.
+// side; CHUNK the channels of a thread, 1 for planes; INDEX u32 or u64.
 #include "resize.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) taps(
@@ -47,29 +47,43 @@ extern "C" __global__ void __launch_bounds__(256) lists(
 // Of dx: channels, then height and width of g and of dx.
 struct Sizes { i64 channels, from_height, from_width, height, width, elements; };
 
+// Sums of CHUNK channels that lie side by side.
+DEVICE void take(float (&sums)[CHUNK], const TX* from, float weight) {
+    struct alignas(CHUNK * sizeof(TX)) Chunk { TX of[CHUNK]; };
+    const Chunk chunk = *reinterpret_cast<const Chunk*>(from);
+#pragma unroll
+    for (int k = 0; k < CHUNK; k++) sums[k] += load(&chunk.of[k]) * weight;
+}
+
 extern "C" __global__ void __launch_bounds__(256) resize_grad(
     const TX* __restrict__ g, TX* __restrict__ dx, const Tap* __restrict__ rows, const Tap* __restrict__ columns,
     const u32 most_rows, const u32 most_columns, const Sizes s)
 {
     wait_for_launch_before();
-    const INDEX h = (INDEX)s.height, w = (INDEX)s.width, channels = (INDEX)s.channels;
+    const INDEX h = (INDEX)s.height, w = (INDEX)s.width, chunks = (INDEX)(s.channels / CHUNK);
     const i64 pitch = PIXELS ? s.channels : 1;
-    for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)s.elements; at += (INDEX)gridDim.x * 256u) {
-        const INDEX pixel = PIXELS ? at / channels : at, line = pixel / w, j = pixel - line * w;
-        const INDEX plane = line / h, i = line - plane * h;
-        const TX* from = g + (i64)plane * s.from_height * s.from_width * pitch + (PIXELS ? at - pixel * channels : 0);
-        float sum = 0.f;
+    for (INDEX at = blockIdx.x * 256u + threadIdx.x; at < (INDEX)s.elements / CHUNK; at += (INDEX)gridDim.x * 256u) {
+        const INDEX pixel = PIXELS ? at / chunks : at, line = pixel / w, j = pixel - line * w;
+        const INDEX plane = line / h, i = line - plane * h, channel = PIXELS ? (at - pixel * chunks) * CHUNK : 0;
+        const TX* from = g + (i64)plane * s.from_height * s.from_width * pitch + channel;
+        float sums[CHUNK];
+#pragma unroll
+        for (int k = 0; k < CHUNK; k++) sums[k] = 0.f;
         for (u32 r = 0; r < most_rows; r++) {
             const Tap row = rows[(i64)i * most_rows + r];
             if (row.weight == 0.f) break;
-            float blend = 0.f;
+            float blends[CHUNK];
+#pragma unroll
+            for (int k = 0; k < CHUNK; k++) blends[k] = 0.f;
             for (u32 q = 0; q < most_columns; q++) {
                 const Tap column = columns[(i64)j * most_columns + q];
                 if (column.weight == 0.f) break;
-                blend += load(from + (row.source * s.from_width + column.source) * pitch) * column.weight;
+                take(blends, from + (row.source * s.from_width + column.source) * pitch, column.weight);
             }
-            sum += blend * row.weight;
+#pragma unroll
+            for (int k = 0; k < CHUNK; k++) sums[k] += blends[k] * row.weight;
         }
-        store(dx + at, sum);
+#pragma unroll
+        for (int k = 0; k < CHUNK; k++) store(dx + at * CHUNK + k, sums[k]);
     }
 }

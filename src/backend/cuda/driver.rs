@@ -496,7 +496,8 @@ impl Code {
         // SAFETY: the module is loaded, the name terminated.
         let done = unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) };
         check(done, "cuda.module", || format!("kernel `{name}`"))?;
-        if shared > 48 << 10 {
+        // What a kernel declares itself counts beside it, so 48 KiB may be passed below 48 KiB.
+        if shared > 0 {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
             // SAFETY: the function was just found.
             let done = unsafe { sys::cuFuncSetAttribute(function, SHARED, shared as i32) };

@@ -17,8 +17,9 @@ use crate::backend::{
 
 /// Copies of one launch.
 const MAX_COPIES: usize = 4;
-/// Rows and columns of a tile that is transposed in shared memory.
-const TILE: usize = 32;
+/// Rows and columns of a tile that is transposed in shared memory: the smaller one where an axis is short or elements
+/// are wide.
+const TILES: [usize; 2] = [64, 32];
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
     Kernel { name, op, dtypes: &DType::ALL, lower }
@@ -109,6 +110,11 @@ fn lower(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     Ok(Lowered { launches, scratch: 0 })
 }
 
+/// The file for elements of `size` bytes, counted up to `most`.
+fn module(size: usize, most: u64, tile: usize) -> Module {
+    Module::new("movement.cu").define("ELEMENT", element(size)).define("INDEX", index_type(most)).define("TILE", tile)
+}
+
 /// One launch of up to [`MAX_COPIES`] copies of elements of `size` bytes.
 fn copy(copies: &[Copy], size: usize) -> Result<Launch, String> {
     let elements = copies.iter().map(Copy::elements).max().unwrap_or(0) as u64;
@@ -121,7 +127,7 @@ fn copy(copies: &[Copy], size: usize) -> Result<Launch, String> {
     let each = |of: fn(&Copy) -> Arg| (0..MAX_COPIES).map(move |i| copies.get(i).map_or(Arg::Null, of));
     let args = each(|c| Arg::operand(c.operand)).chain(each(|c| Arg::result(c.result)));
     Ok(Launch {
-        module: Module::new("movement.cu").define("ELEMENT", element(size)).define("INDEX", index_type(elements)),
+        module: module(size, elements, TILES[1]),
         function: "copy",
         grid: [blocks(elements, THREADS), copies.len() as u32, 1],
         block: THREADS,
@@ -142,9 +148,10 @@ fn transpose(copy: &Copy, size: usize) -> Result<Option<Launch>, String> {
         (0..copy.axes.len()).filter(|i| ![rows, columns].contains(i)).map(|i| copy.axes[i].clone()).collect();
     let (shape, steps) = pack(&outer, 2)?;
     let ((height, down), (width, across)) = (&copy.axes[rows], &copy.axes[columns]);
-    let tiles = (height.div_ceil(TILE) * width.div_ceil(TILE) * outer.iter().map(|a| a.0).product::<usize>()) as u64;
+    let tile = TILES[usize::from(size > 4 || (*height).min(*width) < 48)];
+    let tiles = (height.div_ceil(tile) * width.div_ceil(tile) * outer.iter().map(|a| a.0).product::<usize>()) as u64;
     Ok(Some(Launch {
-        module: Module::new("movement.cu").define("ELEMENT", element(size)).define("INDEX", index_type(tiles)),
+        module: module(size, tiles, tile),
         function: "transpose",
         grid: [blocks(tiles, 1), 1, 1],
         block: THREADS,
@@ -198,7 +205,7 @@ fn pad(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let value: [u8; 16] = std::array::from_fn(|i| value.bytes()[i % dtype.size()]);
     let elements = axes.iter().map(|a| a[2] as u64).product();
     Ok(Launch::over(
-        Module::new("movement.cu").define("ELEMENT", element(chunk)).define("INDEX", index_type(elements)),
+        module(chunk, elements, TILES[1]),
         "pad",
         elements,
         vec![

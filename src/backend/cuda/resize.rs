@@ -15,6 +15,7 @@ use super::{
     Arch, Kernel, dims,
     floats::{FLOATS, floats},
     launch::{Arg, Launch, Lowered, Module, PROCESSORS, THREADS, index_type},
+    movement::chunk,
     product::activation,
 };
 use crate::backend::Request;
@@ -290,11 +291,14 @@ fn back(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let taps = [down.taps(&resize), across.taps(&resize)];
     let most = |axis, from, to| op.weights(axis, from, to).iter().map(Vec::len).max().unwrap_or(0).max(1);
     let most = [most(0, h, oh), most(1, w, ow)];
+    let (dtype, pixels) = (request.operands[0].dtype, op.layout == ImageLayout::Pixels);
+    let chunk = if pixels { chunk(dtype.size(), |n| channels.is_multiple_of(n)) / dtype.size() } else { 1 };
     let module = Module::new("resize_grad.cu")
-        .element("TX", request.operands[0].dtype)
+        .element("TX", dtype)
+        .define("CHUNK", chunk)
         .define("ROWS", taps[0])
         .define("COLUMNS", taps[1])
-        .define("PIXELS", i32::from(op.layout == ImageLayout::Pixels))
+        .define("PIXELS", i32::from(pixels))
         .define("INDEX", index_type(elements as u64));
     let mut scratch = 0;
     let tables = [oh * taps[0], ow * taps[1], h * most[0], w * most[1]].map(|count| {
@@ -315,7 +319,7 @@ fn back(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
             launch("lists", h + w, &[&tables, &laws, &counts]),
             launch(
                 "resize_grad",
-                elements,
+                elements / chunk,
                 &[&[Arg::operand(0), Arg::result(0)], &tables[2..], &counts, &[Arg::of(sizes)]],
             ),
         ],
