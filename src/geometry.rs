@@ -29,13 +29,20 @@ impl Camera {
     }
 
     /// The world point at `depth` (along the z axis of the camera) behind the image position (u, v).
+    #[inline]
     pub fn unproject(&self, u: f64, v: f64, depth: f64) -> Vec3 {
-        let k = &self.intrinsic;
-        let point = [(u - k[0][2]) / k[0][0] * depth, (v - k[1][2]) / k[1][1] * depth, depth];
-        transform(&inverse(&self.extrinsic), point)
+        self.lift()(u, v, depth)
+    }
+
+    /// [`Camera::unproject`] for many positions.
+    #[inline]
+    pub fn lift(&self) -> impl Fn(f64, f64, f64) -> Vec3 + use<> {
+        let (world, k) = (inverse(&self.extrinsic), self.intrinsic);
+        move |u, v, depth| transform(&world, [(u - k[0][2]) / k[0][0] * depth, (v - k[1][2]) / k[1][1] * depth, depth])
     }
 
     /// The image position (u, v) of a world point, and its depth along the z axis of the camera.
+    #[inline]
     pub fn project(&self, point: Vec3) -> (f64, f64, f64) {
         let ([x, y, z], k) = (transform(&self.extrinsic, point), &self.intrinsic);
         (k[0][0] * x / z + k[0][2], k[1][1] * y / z + k[1][2], z)
@@ -43,36 +50,43 @@ impl Camera {
 }
 
 /// a + b.
+#[inline]
 pub fn add(a: Vec3, b: Vec3) -> Vec3 {
     [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
 }
 
 /// a − b.
+#[inline]
 pub fn sub(a: Vec3, b: Vec3) -> Vec3 {
     [a[0] - b[0], a[1] - b[1], a[2] - b[2]]
 }
 
 /// s a.
+#[inline]
 pub fn scale(a: Vec3, s: f64) -> Vec3 {
     [a[0] * s, a[1] * s, a[2] * s]
 }
 
 /// a · b.
+#[inline]
 pub fn dot(a: Vec3, b: Vec3) -> f64 {
     a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 }
 
 /// a × b.
+#[inline]
 pub fn cross(a: Vec3, b: Vec3) -> Vec3 {
     [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
 }
 
 /// |a|.
+#[inline]
 pub fn norm(a: Vec3) -> f64 {
     dot(a, a).sqrt()
 }
 
 /// a / |a|; not a number for the zero vector.
+#[inline]
 pub fn unit(a: Vec3) -> Vec3 {
     scale(a, 1.0 / norm(a))
 }
@@ -83,6 +97,7 @@ pub fn compose(a: &Mat4, b: &Mat4) -> Mat4 {
 }
 
 /// The inverse of a rigid motion: its rotation is transposed, not inverted.
+#[inline]
 pub fn inverse(m: &Mat4) -> Mat4 {
     let t = translation(m);
     std::array::from_fn(|i| {
@@ -95,16 +110,19 @@ pub fn inverse(m: &Mat4) -> Mat4 {
 }
 
 /// The rotation of a rigid motion.
+#[inline]
 pub fn rotation(m: &Mat4) -> Mat3 {
     std::array::from_fn(|i| [m[i][0], m[i][1], m[i][2]])
 }
 
 /// The translation of a rigid motion.
+#[inline]
 pub fn translation(m: &Mat4) -> Vec3 {
     [m[0][3], m[1][3], m[2][3]]
 }
 
 /// The image of a point under a rigid motion.
+#[inline]
 pub fn transform(m: &Mat4, p: Vec3) -> Vec3 {
     std::array::from_fn(|i| m[i][0] * p[0] + m[i][1] * p[1] + m[i][2] * p[2] + m[i][3])
 }

@@ -52,11 +52,12 @@ pub fn normalise_posed(views: &[Posed<'_>], stride: usize) -> Result<Normalised>
     let mut cameras: Vec<Camera> = views.iter().map(|v| camera(&v.camera)).collect();
     let (mut sum, mut count) = (0.0, 0usize);
     for (view, camera) in views.iter().zip(&cameras) {
+        let lift = camera.lift();
         for row in (0..view.height).step_by(stride) {
             for column in (0..view.width).step_by(stride) {
                 let depth = view.depth[row * view.width + column];
                 if depth > 0.0 {
-                    sum += norm(camera.unproject(column as f64 + 0.5, row as f64 + 0.5, f64::from(depth)));
+                    sum += norm(lift(column as f64 + 0.5, row as f64 + 0.5, f64::from(depth)));
                     count += 1;
                 }
             }

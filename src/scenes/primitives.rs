@@ -1,7 +1,7 @@
 //! Ray intersections and normals of the solids, in their own axes with the middle at the origin, and of the room.
 
 use super::{Object, Room};
-use crate::geometry::{Vec3, add, dot, scale, unit};
+use crate::geometry::{Mat4, Vec3, add, dot, inverse, norm, scale, transform, translation, unit};
 
 /// Nothing nearer than this is seen.
 const NEAR: f64 = 0.05;
@@ -29,6 +29,7 @@ pub(super) struct Ray {
 }
 
 impl Ray {
+    #[inline]
     pub(super) fn at(&self, t: f64) -> Vec3 {
         add(self.origin, scale(self.direction, t))
     }
@@ -36,6 +37,7 @@ impl Ray {
 
 impl Shape {
     /// The t of the first hit from outside.
+    #[inline]
     pub(super) fn hit(self, half: Vec3, ray: &Ray) -> Option<f64> {
         let t = match self {
             Self::Sphere => sphere(half[0], ray)?,
@@ -50,7 +52,18 @@ impl Shape {
         (t > NEAR).then_some(t)
     }
 
+    /// Of a sphere about the middle that holds it.
+    fn radius(self, half: Vec3) -> f64 {
+        match self {
+            Self::Sphere => half[0],
+            Self::Cuboid => norm(half),
+            Self::Cylinder => norm([half[0], 0.0, half[2]]),
+            Self::Ellipsoid => half.into_iter().fold(0.0, f64::max),
+        }
+    }
+
     /// The outward normal at a point of the surface.
+    #[inline]
     pub(super) fn normal(self, half: Vec3, p: Vec3) -> Vec3 {
         match self {
             Self::Sphere => unit(p),
@@ -114,32 +127,58 @@ fn steep(d: f64) -> f64 {
 /// An object with what its rays need, computed once a view.
 pub(super) struct Placed<'a> {
     pub(super) object: &'a Object,
+    /// Where rays begin, in the object's axes.
+    pub(super) eye: Vec3,
+    /// Least and largest x and y, at z = 1 in the axes of the camera, outside of which it is not seen.
+    seen: [[f64; 2]; 2],
     sin: f64,
     cos: f64,
 }
 
 impl<'a> Placed<'a> {
-    pub(super) fn new(object: &'a Object) -> Self {
-        Self { object, sin: libm::sin(object.yaw), cos: libm::cos(object.yaw) }
+    /// Seen by a camera: world to its axes.
+    pub(super) fn new(object: &'a Object, camera: &Mat4) -> Self {
+        let [x, y, z] = transform(camera, object.centre);
+        let radius = object.shape.radius(object.half);
+        // What is nearest to the camera spreads most; behind it, anything may be seen.
+        let range = |at: f64| {
+            let edge = |side: f64| (at + side * radius) / (z - radius * (side * (at + side * radius)).signum());
+            if z > radius { [edge(-1.0), edge(1.0)] } else { [f64::NEG_INFINITY, f64::INFINITY] }
+        };
+        let (sin, cos) = (libm::sin(object.yaw), libm::cos(object.yaw));
+        let mut placed = Self { object, eye: translation(&inverse(camera)), seen: [range(x), range(y)], sin, cos };
+        placed.eye = placed.local(placed.eye);
+        placed
+    }
+
+    /// Whether rays through (x, ·, 1) of the camera, or (·, y, 1), may meet it.
+    #[inline]
+    pub(super) fn may_be_at(&self, axis: usize, at: f64) -> bool {
+        let [least, most] = self.seen[axis];
+        least <= at && at <= most
     }
 
     /// A direction of the world in the object's axes.
+    #[inline]
     pub(super) fn inward(&self, [x, y, z]: Vec3) -> Vec3 {
         [self.cos * x + self.sin * y, self.cos * y - self.sin * x, z]
     }
 
     /// A direction of the object's axes in the world.
+    #[inline]
     pub(super) fn outward(&self, [x, y, z]: Vec3) -> Vec3 {
         [self.cos * x - self.sin * y, self.sin * x + self.cos * y, z]
     }
 
     /// A point of the world in the object's axes.
+    #[inline]
     pub(super) fn local(&self, p: Vec3) -> Vec3 {
         self.inward(crate::geometry::sub(p, self.object.centre))
     }
 }
 
 /// The first surface of the room along a ray from inside: t, which of [`Room::textures`], and the normal inward.
+#[inline]
 pub(super) fn room(room: &Room, ray: &Ray) -> Option<(f64, usize, Vec3)> {
     let (o, d) = (ray.origin, ray.direction);
     let level = if d[2] < 0.0 { Some((0.0, 0)) } else { room.closed.then_some((room.height, 1)) };
@@ -157,6 +196,7 @@ pub(super) fn room(room: &Room, ray: &Ray) -> Option<(f64, usize, Vec3)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::IDENTITY;
 
     const HALF: Vec3 = [0.5, 0.25, 0.75];
 
@@ -244,7 +284,7 @@ mod tests {
     fn placing_turns_there_and_back() {
         let texture = super::super::Scene::sample(0, 0, 0).room.textures[0].clone();
         let object = Object { shape: Shape::Cuboid, centre: [1.0, 2.0, 3.0], half: HALF, yaw: 0.7, texture };
-        let placed = Placed::new(&object);
+        let placed = Placed::new(&object, &IDENTITY);
         let back = placed.outward(placed.inward([0.3, -0.2, 0.9]));
         assert!(back.iter().zip([0.3, -0.2, 0.9]).all(|(a, b)| (a - b).abs() < 1e-15));
         assert_eq!(placed.local(object.centre), [0.0; 3]);

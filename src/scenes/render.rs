@@ -27,7 +27,7 @@ impl Scene {
     pub fn render(&self, view: usize, width: usize, height: usize) -> Rendered {
         let camera = self.views[view].camera(width, height);
         let (focal, pose) = (camera.intrinsic[0][0], inverse(&camera.extrinsic));
-        let objects: Vec<Placed<'_>> = self.objects.iter().map(Placed::new).collect();
+        let objects: Vec<Placed<'_>> = self.objects.iter().map(|o| Placed::new(o, &camera.extrinsic)).collect();
         let mut rgb = vec![0; width * height * 3];
         let mut depth = vec![0.0; width * height];
         let mut normals = vec![[0.0; 3]; width * height];
@@ -35,10 +35,12 @@ impl Scene {
         let shot = self.sensor.shot(&self.views[view].extrinsic);
         let rows = rgb.par_chunks_mut((width * 3).max(1)).zip(depth.par_chunks_mut(width.max(1)));
         rows.zip(normals.par_chunks_mut(width.max(1))).enumerate().for_each(|(row, ((rgb, depth), normals))| {
+            let y = (row as f64 + 0.5 - height as f64 / 2.0) / focal;
+            let level: Vec<&Placed<'_>> = objects.iter().filter(|placed| placed.may_be_at(1, y)).collect();
             for (column, ((rgb, depth), normal)) in rgb.chunks_exact_mut(3).zip(depth).zip(normals).enumerate() {
                 let x = (column as f64 + 0.5 - width as f64 / 2.0) / focal;
-                let y = (row as f64 + 0.5 - height as f64 / 2.0) / focal;
-                let (colour, hit) = self.look(&objects, &through(&pose, x, y));
+                let near = level.iter().copied().filter(|placed| placed.may_be_at(0, x));
+                let (colour, hit) = self.look(near, &through(&pose, x, y));
                 let colour = shot.expose(colour, row * width + column);
                 rgb.iter_mut().zip(colour).for_each(|(to, c)| *to = (c.clamp(0.0, 1.0) * 255.0 + 0.5) as u8);
                 if let Some((t, outward)) = hit {
@@ -52,18 +54,17 @@ impl Scene {
     }
 
     /// The lit colour along a ray, and depth and normal unless it is sky.
-    fn look(&self, objects: &[Placed<'_>], ray: &Ray) -> ([f64; 3], Option<(f64, Vec3)>) {
+    fn look<'p>(&self, objects: impl Iterator<Item = &'p Placed<'p>>, ray: &Ray) -> ([f64; 3], Option<(f64, Vec3)>) {
         match self.hit(objects, ray).filter(|hit| hit.t < FAR) {
             Some(hit) => (self.lights.shade(hit.colour, ray.at(hit.t), hit.normal), Some((hit.t, hit.normal))),
             None => (sky(ray.direction), None),
         }
     }
 
-    fn hit(&self, objects: &[Placed<'_>], ray: &Ray) -> Option<Hit> {
+    fn hit<'p>(&self, objects: impl Iterator<Item = &'p Placed<'p>>, ray: &Ray) -> Option<Hit> {
         let solid = objects
-            .iter()
             .filter_map(|placed| {
-                let local = Ray { origin: placed.local(ray.origin), direction: placed.inward(ray.direction) };
+                let local = Ray { origin: placed.eye, direction: placed.inward(ray.direction) };
                 Some((placed.object.shape.hit(placed.object.half, &local)?, placed))
             })
             .min_by(|a, b| a.0.total_cmp(&b.0));

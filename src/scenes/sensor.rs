@@ -36,6 +36,7 @@ pub(super) struct Shot {
 
 impl Shot {
     /// The colour that comes out at a pixel.
+    #[inline]
     pub(super) fn expose(&self, colour: [f64; 3], pixel: usize) -> [f64; 3] {
         if self.noise == 0.0 {
             return colour.map(|c| c * self.gain);

@@ -21,6 +21,7 @@ pub struct Lights {
 
 impl Lights {
     /// The colour of a surface point with that normal, lit (Lambert).
+    #[inline]
     pub(super) fn shade(&self, colour: [f64; 3], p: Vec3, normal: Vec3) -> [f64; 3] {
         let to_lamp = sub(self.lamp, p);
         let distance = norm(to_lamp);
@@ -31,6 +32,7 @@ impl Lights {
 }
 
 /// The colour of the sky in a direction.
+#[inline]
 pub(super) fn sky(direction: Vec3) -> [f64; 3] {
     let up = direction[2] / norm(direction);
     [0.55 - 0.2 * up, 0.7 - 0.15 * up, 0.9 - 0.05 * up]

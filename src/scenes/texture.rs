@@ -40,6 +40,7 @@ pub struct Texture {
 
 impl Texture {
     /// The colour at a point, before light.
+    #[inline]
     pub fn colour(&self, p: Vec3) -> [f64; 3] {
         let (share, gain) = self.mixture(p);
         let [a, b] = &self.colours;
@@ -75,11 +76,16 @@ impl Texture {
     /// Random numbers at the corners of cubes of 1 / `finer` of the size, interpolated by 3 t² − 2 t³ on every axis.
     fn smooth(&self, p: Vec3, finer: f64, octave: i64) -> f64 {
         let at = p.map(|x| x * self.frequency * finer + self.phase);
-        let ease = at.map(|x| (x - x.floor()).powi(2) * (3.0 - 2.0 * (x - x.floor())));
+        let floor = at.map(f64::floor);
+        let ease: Vec3 = std::array::from_fn(|axis| {
+            let x = at[axis] - floor[axis];
+            x * x * (3.0 - 2.0 * x)
+        });
+        let first = floor.map(|x| x as i64);
         (0..8)
             .map(|corner: i64| {
                 let side = |axis: usize| corner >> axis & 1;
-                let cube = std::array::from_fn(|axis| at[axis].floor() as i64 + side(axis));
+                let cube = std::array::from_fn(|axis| first[axis] + side(axis));
                 let weight = |axis: usize| if side(axis) == 1 { ease[axis] } else { 1.0 - ease[axis] };
                 weight(0) * weight(1) * weight(2) * hash(cube, self.seed + 977 * octave).0
             })
