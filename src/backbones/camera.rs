@@ -13,10 +13,15 @@ use super::{
 
 pub(super) const REFINEMENTS: usize = 4;
 
-/// Refines (translation, quaternion xyzw, vertical and horizontal field of view) of every view: tokens [1, S, 2C] to
-/// [1, S, 9] after every round. Each round modulates the tokens by the last estimate; only what is returned has its
+/// Refines (translation, quaternion xyzw, vertical and horizontal field of view) of every view: tokens [B, S, 2C] to
+/// [B, S, 9] after every round. Each round modulates the tokens by the last estimate; only what is returned has its
 /// fields of view made positive.
-pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim) -> Built<Vec<Value>> {
+pub(super) fn head(
+    s: &mut Scope<'_>,
+    config: &Vggt,
+    tokens: Value,
+    (scenes, views): (usize, &Dim),
+) -> Built<Vec<Value>> {
     let dim = 2 * config.dim;
     let block = Block {
         heads: config.camera_heads,
@@ -37,7 +42,7 @@ pub(super) fn head(s: &mut Scope<'_>, config: &Vggt, tokens: Value, views: &Dim)
             None => {
                 s.at("camera_head.empty_pose_tokens");
                 let empty = s.param("camera_head.empty_pose_tokens".into(), &[1, 1, 9]);
-                s.expand(empty, [1.into(), views.clone(), 9.into()])?
+                s.expand(empty, [scenes.into(), views.clone(), 9.into()])?
             }
         };
         let embedded = s.linear("camera_head.embed_pose", given, dim)?;

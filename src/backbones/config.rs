@@ -83,14 +83,16 @@ pub enum Config {
 
 impl Config {
     /// The names of the known models.
-    pub const NAMES: [&'static str; 7] =
-        ["vggt-tiny", "vggt-small", "vggt-1b", "da3-tiny", "da3-small", "da3-base", "da3-large"];
+    pub const NAMES: [&'static str; 8] =
+        ["vggt-tiny", "vggt-small", "vggt-small-points", "vggt-1b", "da3-tiny", "da3-small", "da3-base", "da3-large"];
 
     /// The model of that name. Errors: `backbones.unknown`, which lists all.
     pub fn named(name: &str) -> Result<Self> {
         Ok(match name {
             "vggt-tiny" => Self::Vggt(vggt_tiny()),
             "vggt-small" => Self::Vggt(vggt_small()),
+            // With a head that teaches the rest what it is about, and that nobody need keep.
+            "vggt-small-points" => Self::Vggt(Vggt { points: true, ..vggt_small() }),
             "vggt-1b" => Self::Vggt(vggt_1b()),
             "da3-tiny" => Self::Da3(da3_tiny()),
             "da3-small" => Self::Da3(da3(384, 6, 64)),

@@ -91,7 +91,7 @@ fn backbone(s: &mut Scope<'_>, config: &Da3, options: &BuildOptions, image: Valu
         }
         if i == config.alt_start {
             let name = format!("{BACKBONE}.camera_token");
-            let camera = vit::per_view_tokens(s, &name, &[1, 2, dim], views)?;
+            let camera = vit::per_view_tokens(s, &name, &[1, 2, dim], (1, views))?;
             let patches = s.slice(x, 1, 1, tokens)?;
             x = s.concat(1, &[camera, patches])?;
         }

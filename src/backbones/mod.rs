@@ -2,7 +2,8 @@
 //!
 //! The graphs are in recognised form already (LayerNorm, linear, attention with its kind, RoPE, convolutions and
 //! resizes are single operations), and their params bear the names of the published checkpoints. Images are [1, S, 3,
-//! H, W]; H and W are multiples of the patch size 14; the number of views S is a constant or a symbol.
+//! H, W]; H and W are multiples of the patch size 14; the number of views S is a constant or a symbol. A VGGT also takes
+//! several scenes at once, for training: then every leading 1 below is their number.
 //!
 //! | model | input | outputs |
 //! | --- | --- | --- |
@@ -41,7 +42,9 @@ pub const PATCH: usize = 14;
 /// What a graph is built for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BuildOptions {
-    /// Views: a constant, or a symbol that is bound later.
+    /// Scenes at once; more than one for VGGT alone.
+    pub scenes: usize,
+    /// Views of a scene: a constant, or a symbol that is bound later.
     pub views: Dim,
     /// Rows of an image; a multiple of [`PATCH`].
     pub height: usize,
@@ -82,14 +85,20 @@ impl std::str::FromStr for ReferenceView {
 }
 
 impl BuildOptions {
-    /// All outputs of `views` views of that size; DA3 chooses its reference view.
+    /// All outputs of one scene of `views` views of that size; DA3 chooses its reference view.
     pub fn new(views: impl Into<Dim>, height: usize, width: usize) -> Self {
-        Self { views: views.into(), height, width, outputs: Vec::new(), reference_view: ReferenceView::Auto }
+        let (views, outputs) = (views.into(), Vec::new());
+        Self { scenes: 1, views, height, width, outputs, reference_view: ReferenceView::Auto }
     }
 
     /// Rows and columns of patches.
     fn grid(&self) -> (usize, usize) {
         (self.height / PATCH, self.width / PATCH)
+    }
+
+    /// The views of all scenes.
+    fn frames(&self) -> Dim {
+        Dim::from(self.scenes) * self.views.clone()
     }
 }
 
@@ -126,6 +135,14 @@ fn check(config: &Config, options: &BuildOptions) -> Result<()> {
     let count = views.size();
     if views.constant().is_some_and(|n| n < 1) {
         problems.push(format!("there must be at least one view, not {views}"));
+    }
+    match config {
+        _ if options.scenes == 0 => problems.push("there must be at least one scene".into()),
+        Config::Da3(_) if options.scenes > 1 => {
+            problems
+                .push(format!("DA3 is built for one scene at once, not {}: it chooses a view of it", options.scenes));
+        }
+        _ => {}
     }
     let (known, hidden) = (config.outputs(), config.hidden());
     for name in options.outputs.iter().filter(|name| !known.contains(&name.as_str()) && !hidden.contains(name)) {

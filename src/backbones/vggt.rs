@@ -21,15 +21,15 @@ const DEVIATION: [f64; 3] = [0.229, 0.224, 0.225];
 /// The whole model.
 pub(super) fn build(config: &Vggt, options: &BuildOptions) -> Built<Graph> {
     let mut graph = Graph::new("vggt");
-    let (views, height, width) = (&options.views, options.height, options.width);
-    let shape = [1.into(), views.clone(), 3.into(), height.into(), width.into()];
+    let (height, width) = (options.height, options.width);
+    let shape = [options.scenes.into(), options.views.clone(), 3.into(), height.into(), width.into()];
     let images = graph.input("images", ValueType::new(DType::F32, shape));
     let s = &mut Scope::new(&mut graph);
 
     let patches = encode(s, config, options, images)?;
     let taps = aggregate(s, config, options, patches)?;
-    let (camera, taps) = separate(s, config, views, taps)?;
-    let mut rounds = camera::head(s, config, camera, views)?;
+    let (camera, taps) = separate(s, config, options, taps)?;
+    let mut rounds = camera::head(s, config, camera, (options.scenes, &options.views))?;
     let pose = rounds.pop().expect("there is at least one refinement");
     s.graph().output("pose_enc", pose);
     for (round, early) in rounds.into_iter().enumerate() {
@@ -53,7 +53,7 @@ pub(super) fn build(config: &Vggt, options: &BuildOptions) -> Built<Graph> {
     Ok(graph)
 }
 
-/// Images [1, S, 3, H, W] in 0..=1 as patch tokens [S, hw, C].
+/// Images [B, S, 3, H, W] in 0..=1 as patch tokens [BS, hw, C].
 fn encode(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, images: Value) -> Built {
     let module = "aggregator.patch_embed";
     s.at("aggregator");
@@ -61,8 +61,8 @@ fn encode(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, images: Valu
     let deviation = s.constant(&[1, 1, 3, 1, 1], &DEVIATION)?;
     let x = s.op(Sub {}, &[images, mean])?;
     let x = s.op(Div {}, &[x, deviation])?;
-    let (views, dim, grid) = (&options.views, config.dim, options.grid());
-    let x = s.reshape(x, [views.clone(), 3.into(), options.height.into(), options.width.into()])?;
+    let (frames, dim, grid) = (&options.frames(), config.dim, options.grid());
+    let x = s.reshape(x, [frames.clone(), 3.into(), options.height.into(), options.width.into()])?;
     let plain = config.dino_depth == 0;
     let patches =
         vit::patch_embed(s, &if plain { module.to_string() } else { format!("{module}.patch_embed") }, x, dim)?;
@@ -71,12 +71,12 @@ fn encode(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, images: Valu
     if plain {
         return posembed::add(s, patches, positions);
     }
-    let class = vit::same_tokens(s, &format!("{module}.cls_token"), &[1, 1, dim], views)?;
+    let class = vit::same_tokens(s, &format!("{module}.cls_token"), &[1, 1, dim], frames)?;
     let x = s.concat(1, &[class, patches])?;
     let x = posembed::add(s, x, positions)?;
     // Registers stand between the class token and the patches, and have no position.
     let n = grid.0 * grid.1;
-    let registers = vit::same_tokens(s, &format!("{module}.register_tokens"), &[1, config.registers, dim], views)?;
+    let registers = vit::same_tokens(s, &format!("{module}.register_tokens"), &[1, config.registers, dim], frames)?;
     let class = s.slice(x, 1, 0, 1)?;
     let patches = s.slice(x, 1, 1, 1 + n)?;
     let mut x = s.concat(1, &[class, registers, patches])?;
@@ -95,11 +95,11 @@ fn encode(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, images: Valu
     s.slice(x, 1, 1 + config.registers, 1 + config.registers + n)
 }
 
-/// The four taps [S, T, 2C] of the alternating blocks: concat(frame, global).
+/// The four taps [BS, T, 2C] of the alternating blocks: concat(frame, global).
 fn aggregate(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, patches: Value) -> Built<[Value; 4]> {
-    let (views, dim, registers) = (&options.views, config.dim, config.registers);
-    let camera = vit::per_view_tokens(s, "aggregator.camera_token", &[1, 2, 1, dim], views)?;
-    let register = vit::per_view_tokens(s, "aggregator.register_token", &[1, 2, registers, dim], views)?;
+    let (scenes, views, dim, registers) = (options.scenes, &options.views, config.dim, config.registers);
+    let camera = vit::per_view_tokens(s, "aggregator.camera_token", &[1, 2, 1, dim], (scenes, views))?;
+    let register = vit::per_view_tokens(s, "aggregator.register_token", &[1, 2, registers, dim], (scenes, views))?;
     let mut x = s.concat(1, &[camera, register, patches])?;
     let special = 1 + registers;
     let tokens = special + options.grid().0 * options.grid().1;
@@ -119,10 +119,10 @@ fn aggregate(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, patches: 
         let local = frame.build(s, &format!("aggregator.frame_blocks.{i}"), x, Some(alone))?;
         let module = format!("aggregator.global_blocks.{i}");
         s.at(&module);
-        let joined = s.reshape(local, [1.into(), views.clone() * tokens.into(), dim.into()])?;
+        let joined = s.reshape(local, [scenes.into(), views.clone() * tokens.into(), dim.into()])?;
         let joined = global.build(s, &module, joined, Some(together))?;
         s.at(&module);
-        x = s.reshape(joined, [views.clone(), tokens.into(), dim.into()])?;
+        x = s.reshape(joined, [options.frames(), tokens.into(), dim.into()])?;
         outputs.push((local, x));
     }
     s.at("aggregator");
@@ -133,18 +133,23 @@ fn aggregate(s: &mut Scope<'_>, config: &Vggt, options: &BuildOptions, patches: 
     Ok(taps)
 }
 
-/// The camera tokens [1, S, 2C] of the last tap, and the patch tokens [S, hw, 2C] of all.
-fn separate(s: &mut Scope<'_>, config: &Vggt, views: &Dim, mut taps: [Value; 4]) -> Built<(Value, [Value; 4])> {
+/// The camera tokens [B, S, 2C] of the last tap, and the patch tokens [BS, hw, 2C] of all.
+fn separate(
+    s: &mut Scope<'_>,
+    config: &Vggt,
+    options: &BuildOptions,
+    mut taps: [Value; 4],
+) -> Built<(Value, [Value; 4])> {
     let tokens = s.shape(taps[0])[1].clone();
     let camera = s.slice(taps[3], 1, 0, 1)?;
-    let camera = s.reshape(camera, [1.into(), views.clone(), (2 * config.dim).into()])?;
+    let camera = s.reshape(camera, [options.scenes.into(), options.views.clone(), (2 * config.dim).into()])?;
     for tap in &mut taps {
         *tap = s.slice(*tap, 1, 1 + config.registers, tokens.clone())?;
     }
     Ok((camera, taps))
 }
 
-/// Logits [S, H, W, outputs].
+/// Logits [BS, H, W, outputs].
 fn dense_head(s: &mut Scope<'_>, head: &Dpt, module: &str, taps: &[Value; 4]) -> Built {
     let levels = head.levels(s, module, taps)?;
     let fused = head.fuse(s, module, &levels, "")?;
@@ -179,15 +184,15 @@ fn points(s: &mut Scope<'_>, logits: Value, options: &BuildOptions) -> Built<()>
     Ok(())
 }
 
-/// 1 + e^x of logits [S, H, W, 1] as [1, S, H, W].
+/// 1 + e^x of logits [BS, H, W, 1] as [B, S, H, W].
 fn confidence(s: &mut Scope<'_>, logits: Value, options: &BuildOptions) -> Built {
     let grown = s.op(Exp {}, &[logits])?;
     let grown = s.plus(grown, 1.0)?;
     s.reshape(grown, image_shape(options, None))
 }
 
-/// [1, S, H, W] with channels behind or without.
+/// [B, S, H, W] with channels behind or without.
 fn image_shape(options: &BuildOptions, channels: Option<usize>) -> Vec<Dim> {
-    let image = [1.into(), options.views.clone(), options.height.into(), options.width.into()];
+    let image = [options.scenes.into(), options.views.clone(), options.height.into(), options.width.into()];
     image.into_iter().chain(channels.map(Dim::from)).collect()
 }

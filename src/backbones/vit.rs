@@ -89,20 +89,26 @@ pub(super) fn patch_embed(s: &mut Scope<'_>, module: &str, images: Value, dim: u
     s.transpose(x, &[0, 2, 1])
 }
 
-/// Two versions of a token group, stored as `shape` with [2, n, C] elements, for every view [S, n, C]: version 0 for
-/// the first view, version 1 for the others.
-pub(super) fn per_view_tokens(s: &mut Scope<'_>, name: &str, shape: &[usize], views: &Dim) -> Built {
+/// Two versions of a token group, stored as `shape` with [2, n, C] elements, for every view [BS, n, C]: version 0 for
+/// the first view of a scene, version 1 for the others.
+pub(super) fn per_view_tokens(s: &mut Scope<'_>, name: &str, shape: &[usize], (scenes, views): (usize, &Dim)) -> Built {
     let (c, n) = (shape[shape.len() - 1], shape[2..shape.len() - 1].iter().product::<usize>());
     let stored = s.param(name.to_string(), shape);
     s.at(name);
     let both = s.reshape(stored, [2, n, c])?;
     let first = s.slice(both, 0, 0, 1)?;
-    if views.is_one() {
-        return Ok(first);
+    let mut all = first;
+    if !views.is_one() {
+        let other = s.slice(both, 0, 1, 2)?;
+        let others = s.expand(other, [views.clone() - Dim::from(1), n.into(), c.into()])?;
+        all = s.concat(0, &[first, others])?;
     }
-    let other = s.slice(both, 0, 1, 2)?;
-    let others = s.expand(other, [views.clone() - Dim::from(1), n.into(), c.into()])?;
-    s.concat(0, &[first, others])
+    if scenes == 1 {
+        return Ok(all);
+    }
+    let all = s.reshape(all, [1.into(), views.clone(), n.into(), c.into()])?;
+    let all = s.expand(all, [scenes.into(), views.clone(), n.into(), c.into()])?;
+    s.reshape(all, [Dim::from(scenes) * views.clone(), n.into(), c.into()])
 }
 
 /// A token group [1, n, C] for every view [S, n, C].

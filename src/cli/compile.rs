@@ -173,7 +173,7 @@ impl Args {
             (None, None) => return Err(usage("`--arch` needs --weights FILE or --random-weights SEED")),
         };
         let size = self.size.ok_or_else(|| usage("`--arch` needs --size HEIGHTxWIDTH"))?;
-        Ok(Model::Arch { name, size, weights })
+        Ok(Model::Arch { name, scenes: 1, size, weights })
     }
 
     fn options(&self, target: &dyn backend::Target) -> Options {

@@ -26,6 +26,8 @@ pub enum Model {
     Arch {
         /// `vggt-1b`, `da3-large`, …
         name: String,
+        /// Scenes at once.
+        scenes: usize,
         /// Height and width of the images.
         size: (usize, usize),
         /// Where its weights come from.
@@ -71,7 +73,7 @@ pub fn open(model: &Model, options: &Options, bindings: &[Bindings]) -> Result<S
             }
             Ok(source)
         }
-        Model::Arch { name, size: (height, width), weights } => {
+        Model::Arch { name, scenes, size: (height, width), weights } => {
             let config = Config::named(name)?;
             let mut graphs = Vec::with_capacity(bindings.len());
             for bound in bindings {
@@ -81,6 +83,7 @@ pub fn open(model: &Model, options: &Options, bindings: &[Bindings]) -> Result<S
                     ReferenceView::View(view) => backbones::ReferenceView::View(view),
                 };
                 let build = BuildOptions {
+                    scenes: *scenes,
                     views: views.into(),
                     height: *height,
                     width: *width,

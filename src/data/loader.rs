@@ -210,13 +210,12 @@ fn choose(scene: &Scene, views: usize, stream: &mut Stream) -> Vec<usize> {
     chosen
 }
 
-/// An endless stream of samples, in order. Dropping it ends its threads.
+/// An endless stream of samples, or of what is made of them, in order. Dropping it ends its threads.
 #[derive(Debug)]
-pub struct Loader {
-    sampler: Arc<Sampler>,
+pub struct Loader<T = Sample> {
     next: u64,
-    /// One a thread; thread t makes every sample whose number leaves the rest t.
-    channels: Vec<Receiver<Result<Sample>>>,
+    /// One a thread; thread t makes every item whose number leaves the rest t.
+    channels: Vec<Receiver<Result<T>>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -226,23 +225,34 @@ impl Loader {
     /// # Errors
     /// As [`Sampler::new`]; `data.threads` if no thread can be started.
     pub fn new(source: Source, split: Split, options: Options, first: u64) -> Result<Self> {
-        Self::of(Arc::new(Sampler::new(source, split, options)?), first)
+        let (threads, ahead) = (options.threads, options.ahead);
+        let sampler = Sampler::new(source, split, options)?;
+        Self::of(move |step| sampler.sample(step), (threads, ahead), first)
     }
+}
 
-    /// The same for scenes that are open.
+impl<T: Send + 'static> Loader<T> {
+    /// Starts `threads` threads that make items from number `first` on, each keeping `ahead` of them.
     ///
     /// # Errors
     /// `data.threads` if no thread can be started.
-    pub fn of(sampler: Arc<Sampler>, first: u64) -> Result<Self> {
-        let count = sampler.options.threads as u64;
-        let mut loader = Self { sampler, next: first, channels: Vec::new(), threads: Vec::new() };
+    pub fn of(
+        make: impl Fn(u64) -> Result<T> + Send + Sync + 'static,
+        (threads, ahead): (usize, usize),
+        first: u64,
+    ) -> Result<Self> {
+        let (count, make) = (threads as u64, Arc::new(make));
+        let mut loader = Self { next: first, channels: Vec::new(), threads: Vec::new() };
         for thread in 0..count {
-            let (sender, receiver) = sync_channel(loader.sampler.options.ahead);
-            let sampler = loader.sampler.clone();
+            let (sender, receiver) = sync_channel(ahead);
+            let make = make.clone();
             let mut step = first + (thread + count - first % count) % count;
             let work = move || {
+                // What it does in parallel it does by itself: threads enough are busy with other items, and the reader's own
+                // parallel work must not stand behind them.
+                let _alone = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
                 // A reader that has gone wants no more.
-                while sender.send(sampler.sample(step)).is_ok() {
+                while sender.send(make(step)).is_ok() {
                     step += count;
                 }
             };
@@ -253,31 +263,28 @@ impl Loader {
         }
         Ok(loader)
     }
+}
 
-    /// What draws the samples.
-    pub fn sampler(&self) -> &Sampler {
-        &self.sampler
-    }
-
-    /// The number of the next sample.
+impl<T> Loader<T> {
+    /// The number of the next item.
     pub fn step(&self) -> u64 {
         self.next
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<Sample>;
+impl<T> Iterator for Loader<T> {
+    type Item = Result<T>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let channel = &self.channels[(self.next % self.channels.len() as u64) as usize];
         let gone = |_| Err(Error::device("data.threads", format!("the thread of sample {} has ended", self.next)));
-        let sample = channel.recv().unwrap_or_else(gone);
+        let item = channel.recv().unwrap_or_else(gone);
         self.next += 1;
-        Some(sample)
+        Some(item)
     }
 }
 
-impl Drop for Loader {
+impl<T> Drop for Loader<T> {
     fn drop(&mut self) {
         // Without receivers the threads stop at their next sample.
         self.channels.clear();

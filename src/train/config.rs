@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{adamw::AdamW, schedule::Scheduled, step::Loss};
+use super::{adamw::AdamW, init, schedule::Scheduled, step::Loss};
 use crate::{Error, Kind, Result};
 
 /// A training run.
@@ -19,6 +19,8 @@ pub struct Config {
     pub run: Run,
     /// What it is measured by while it learns; weights of losses that are zero throughout leave them out.
     pub loss: Losses,
+    /// Which attentions learn to match.
+    pub matching: Matching,
     /// How weights follow gradients.
     pub optimizer: AdamW,
     /// How a student is made of the model; none: the model itself learns.
@@ -37,12 +39,16 @@ pub struct Model {
     pub weights: Option<PathBuf>,
     /// Of random weights.
     pub seed: u64,
+    /// What LayerScale begins with among random weights. More makes a small model learn sooner.
+    pub layer_scale: f64,
     /// Rows and columns of the images, for an architecture.
     pub size: [usize; 2],
     /// Patterns of the names of weights that change: `["proj_lin"]`, `["*"]`.
     pub train: Vec<String>,
     /// Factors of the learning rate by pattern; the first that matches counts, 1 otherwise.
     pub rates: Vec<(String, f64)>,
+    /// Patterns of the names of weights that are not written in the end: of heads that only taught, `["point_head.*"]`.
+    pub leave_out: Vec<String>,
 }
 
 impl Default for Model {
@@ -52,9 +58,11 @@ impl Default for Model {
             onnx: None,
             weights: None,
             seed: 0,
+            layer_scale: init::LAYER_SCALE,
             size: [224, 224],
             train: vec!["*".into()],
             rates: Vec::new(),
+            leave_out: Vec::new(),
         }
     }
 }
@@ -89,8 +97,12 @@ impl Default for Data {
 pub struct Run {
     /// Steps of the optimiser.
     pub steps: u64,
-    /// Scenes a step, whose gradients are gathered.
+    /// Scenes a step, all of as many views, whose gradients are gathered.
     pub scenes: usize,
+    /// How many of them are computed at once, as one graph; more than one for VGGT by its name alone.
+    pub together: usize,
+    /// What products are computed in; sums, weights and what they are updated by are f32.
+    pub precision: Precision,
     /// The highest learning rate.
     pub rate: f64,
     /// Steps of its rise.
@@ -112,6 +124,8 @@ impl Default for Run {
         Self {
             steps: 1000,
             scenes: 4,
+            together: 1,
+            precision: Precision::F32,
             rate: 1e-3,
             warmup: 30,
             last: 0.01,
@@ -120,6 +134,32 @@ impl Default for Run {
             activation_memory: None,
             patience: 20,
         }
+    }
+}
+
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits.
+    F32,
+    /// 16 bits, as the pass `bf16` has it; for CUDA.
+    Bf16,
+}
+
+/// Which attentions [`Loss::Matching`] is about, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Matching {
+    /// As the pass `sla` chooses them.
+    pub attentions: String,
+    /// The head that matches.
+    pub head: usize,
+}
+
+impl Default for Matching {
+    fn default() -> Self {
+        Self { attentions: "kind=global,layers=[1,2]".into(), head: 0 }
     }
 }
 
@@ -141,6 +181,8 @@ pub struct Losses {
     pub attention: Scheduled,
     /// Of routers with weights against where attention is.
     pub router: Scheduled,
+    /// Of a head of early global attentions against where the same surface is seen.
+    pub matching: Scheduled,
 }
 
 impl Default for Losses {
@@ -154,6 +196,7 @@ impl Default for Losses {
             pose: one(0.0),
             attention: one(0.0),
             router: one(0.0),
+            matching: one(0.0),
         }
     }
 }
@@ -169,6 +212,7 @@ impl Losses {
             Loss::Pose => self.pose,
             Loss::Attention => self.attention,
             Loss::Router => self.router,
+            Loss::Matching => self.matching,
         }
     }
 
@@ -215,14 +259,20 @@ impl Config {
                 problems.push(what.to_string());
             }
         };
-        let Self { model, data, run, loss, optimizer, student } = self;
+        let Self { model, data, run, loss, matching: _, optimizer, student } = self;
         let named = usize::from(!model.arch.is_empty()) + usize::from(model.onnx.is_some());
         require(named == 1, "`model` names either `arch` or `onnx`");
         require(!model.train.is_empty(), "`model.train` names no weight");
+        require(model.layer_scale.is_finite(), "`model.layer_scale` must be finite");
         require(model.rates.iter().all(|(_, r)| r.is_finite() && *r >= 0.0), "`model.rates` are finite, from 0");
         require(!data.views.is_empty() && !data.views.contains(&0), "`data.views` are numbers from 1");
         require(data.threads > 0, "`data.threads` must be at least 1");
         require(run.steps > 0 && run.scenes > 0, "`run.steps` and `run.scenes` must be at least 1");
+        let together = run.together.max(1);
+        require(run.together > 0, "`run.together` must be at least 1");
+        require(run.scenes.is_multiple_of(together), "`run.scenes` must be a multiple of `run.together`");
+        require(data.validation.is_multiple_of(together), "`data.validation` must be a multiple of `run.together`");
+        require(together == 1 || model.onnx.is_none(), "`run.together`: an imported model takes one scene at once");
         require(run.checkpoint > 0 && run.validate > 0 && run.patience > 0, "intervals must be at least 1 step");
         require(run.rate.is_finite() && run.rate > 0.0, "`run.rate` must be above 0");
         require((0.0..=1.0).contains(&run.last), "`run.last` must be between 0 and 1");
@@ -236,6 +286,10 @@ impl Config {
         for loss in of_students.filter(|_| student.is_none()) {
             require(false, &format!("`loss.{}` needs a `student`", loss.name()));
         }
+        require(
+            loss.matching.is_zero() || student.is_none(),
+            "`loss.matching` is of a model itself: a `student` has other attentions",
+        );
         if problems.is_empty() { Ok(()) } else { Err(Error::all(Kind::Usage, "train.config", problems)) }
     }
 }

@@ -313,6 +313,7 @@ mod tests {
         let wave = |i| Tensor::wave(lite3r_ir::DType::F32, &[1, 2, 130, 32], seed * 10 + i);
         let tensors = [("images", wave(1)), ("k", wave(2)), ("v", wave(3))];
         Sample {
+            scenes: 1,
             views: 1,
             cameras: Vec::new(),
             tensors: tensors.into_iter().map(|(n, t)| (n.to_string(), t)).collect(),

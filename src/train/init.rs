@@ -1,11 +1,12 @@
 //! What the weights of a backbone start as before they have learnt anything.
 //!
 //! Matrices are normal with deviation 0.02, convolutions with 1/√(3·values that one output sums), position tables with
-//! 0.02, tokens with 1e-6 about nothing; norms begin as the identity, LayerScale at 0.01, the encoding that camera
+//! 0.02, tokens with 1e-6 about nothing; norms begin as the identity, LayerScale at what a run says, the encoding that camera
 //! refinement begins with and all biases at zero, as the published code has it. Every weight is named by the seed and its
 //! own name alone.
 
 use lite3r_ir::{Graph, Op, Tensor};
+use rayon::prelude::*;
 
 use crate::{
     rng::Stream,
@@ -14,31 +15,38 @@ use crate::{
 
 const MATRIX: f64 = 0.02;
 const TOKEN: f64 = 1e-6;
-const LAYER_SCALE: f64 = 0.01;
+
+/// What LayerScale begins with in the published code.
+pub const LAYER_SCALE: f64 = 0.01;
 
 /// The weights of a graph that has none, as [`crate::backbones`] names them.
-pub fn weights(graph: &Graph, seed: u64) -> Weights {
-    let mut weights = Weights::default();
-    for id in graph.node_ids() {
-        let Op::Param(op) = graph.op(id) else { continue };
-        let (Some(shape), true) = (op.ty.dims(), op.init.is_empty()) else { continue };
-        let (mean, deviation) = distribution(&op.name, &shape);
+pub fn weights(graph: &Graph, seed: u64, layer_scale: f64) -> Weights {
+    let named = graph.node_ids().filter_map(|id| match graph.op(id) {
+        Op::Param(op) if op.init.is_empty() => Some((op, op.ty.dims()?)),
+        _ => None,
+    });
+    let drawn = named.collect::<Vec<_>>().into_par_iter().map(|(op, shape)| {
+        let (mean, deviation) = distribution(&op.name, &shape, layer_scale);
         let words: Vec<u64> = std::iter::once(seed).chain(op.name.bytes().map(u64::from)).collect();
         let mut stream = Stream::new(&words);
         let values: Vec<f64> = (0..shape.iter().product()).map(|_| mean + deviation * stream.normal()).collect();
-        weights.insert(op.name.clone(), Weight::owned(Tensor::from_f64(op.ty.dtype, &shape, &values)));
+        (op.name.clone(), Weight::owned(Tensor::from_f64(op.ty.dtype, &shape, &values)))
+    });
+    let mut weights = Weights::default();
+    for (name, weight) in drawn.collect::<Vec<_>>() {
+        weights.insert(name, weight);
     }
     weights
 }
 
 /// Mean and deviation.
-fn distribution(name: &str, shape: &[usize]) -> (f64, f64) {
+fn distribution(name: &str, shape: &[usize], layer_scale: f64) -> (f64, f64) {
     let norm = name.contains("norm") || name.ends_with("trunk_norm.weight");
     match shape {
         _ if name.contains("pos_embed") => (0.0, MATRIX),
         _ if name.contains("empty_pose") => (0.0, 0.0),
         _ if name.ends_with("token") || name.ends_with("tokens") => (0.0, TOKEN),
-        [_] if name.ends_with("gamma") => (LAYER_SCALE, 0.0),
+        [_] if name.ends_with("gamma") => (layer_scale, 0.0),
         [_] if norm && name.ends_with("weight") => (1.0, 0.0),
         [_] => (0.0, 0.0),
         [_, rest @ ..] if shape.len() == 4 => {
@@ -56,7 +64,7 @@ mod tests {
     #[test]
     fn norms_are_identities_and_the_same_seed_gives_the_same() {
         let graph = build(&Config::named("vggt-tiny").unwrap(), &BuildOptions::new(2, 28, 28)).unwrap();
-        let first = weights(&graph, 3);
+        let first = weights(&graph, 3, LAYER_SCALE);
         let (all, values) = (first.len(), |name: &str| first.get(name).unwrap().tensor().to_f64());
         assert!(all > 100);
         assert!(values("aggregator.frame_blocks.0.norm1.weight").iter().all(|v| *v == 1.0));
@@ -67,7 +75,7 @@ mod tests {
         let deviation = (w.iter().map(|v| v * v).sum::<f64>() / w.len() as f64).sqrt();
         assert!((deviation - 0.02).abs() < 2e-3, "{deviation}");
         let name = "aggregator.camera_token";
-        assert_eq!(weights(&graph, 3).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
-        assert_ne!(weights(&graph, 4).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
+        assert_eq!(weights(&graph, 3, LAYER_SCALE).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
+        assert_ne!(weights(&graph, 4, LAYER_SCALE).get(name).unwrap().tensor(), first.get(name).unwrap().tensor());
     }
 }

@@ -55,18 +55,18 @@ impl Models {
         let known = |name: &&str| usual.contains(name) || hidden.iter().any(|h| h == name);
         let read = losses.into_iter().flat_map(reads).copied().filter(known).map(String::from);
         let outputs: Vec<String> = rounds.into_iter().chain(read).collect();
-        let [height, width] = model.size;
+        let ([height, width], scenes) = (model.size, config.run.together);
         let given = match &model.weights {
             Some(path) => ArchWeights::File(path.clone()),
             None => ArchWeights::Random(model.seed),
         };
-        let source = Model::Arch { name: model.arch.clone(), size: (height, width), weights: given };
+        let source = Model::Arch { name: model.arch.clone(), scenes, size: (height, width), weights: given };
         let options =
             Options { outputs: outputs.clone(), reference_view: ReferenceView::View(0), ..Options::default() };
         let mut models = Self::bound(&source, &views, options)?;
         if model.weights.is_none() {
-            let options = BuildOptions { outputs, ..BuildOptions::new(views[0], height, width) };
-            models.weights = init::weights(&backbones::build(&arch, &options)?, model.seed);
+            let options = BuildOptions { outputs, scenes, ..BuildOptions::new(views[0], height, width) };
+            models.weights = init::weights(&backbones::build(&arch, &options)?, model.seed, model.layer_scale);
         }
         Ok(models)
     }
@@ -91,19 +91,23 @@ fn take_first_view(model: &mut Graph) -> Result<()> {
 /// Inputs that take pictures.
 pub const IMAGES: [&str; 2] = ["images", "image"];
 
-/// Rows and columns of the images of a model. Errors: `train.model` where it takes no `images` or `image` [1, S, 3, H, W].
+/// Rows and columns of the images of a model. Errors: `train.model` where it takes no `images` or `image` [B, S, 3, H, W].
 pub fn image_size(model: &Graph) -> Result<(usize, usize)> {
-    let images = model.inputs().iter().find_map(|id| match model.op(*id) {
+    rows_and_columns(images(model))
+}
+
+/// The type of the input that takes pictures.
+pub(super) fn images(model: &Graph) -> Option<ValueType> {
+    model.inputs().iter().find_map(|id| match model.op(*id) {
         Op::Input(op) if IMAGES.contains(&op.name.as_str()) => Some(op.ty.clone()),
         _ => None,
-    });
-    rows_and_columns(images)
+    })
 }
 
 /// Of the type of such an input. Errors: as [`image_size`].
 pub fn rows_and_columns(images: Option<ValueType>) -> Result<(usize, usize)> {
     match images.as_ref().and_then(ValueType::dims).as_deref() {
-        Some(&[1, _, 3, height, width]) => Ok((height, width)),
-        _ => Err(Error::unsupported("train.model", "the model takes no `images` [1,S,3,H,W]")),
+        Some(&[_, _, 3, height, width]) => Ok((height, width)),
+        _ => Err(Error::unsupported("train.model", "the model takes no `images` [B,S,3,H,W]")),
     }
 }

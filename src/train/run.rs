@@ -26,13 +26,13 @@ use crate::{Error, Result, atomic};
 
 /// Where scenes come from, in an order that their position alone decides.
 pub trait Scenes {
-    /// The scene at the position behind the last one.
+    /// The sample behind the last one: as many scenes as are computed together.
     fn next(&mut self) -> Result<Sample>;
 
-    /// Goes to a position: the number of scenes in front of it.
+    /// Goes to a position: the number of samples in front of it.
     fn seek(&mut self, position: u64) -> Result<()>;
 
-    /// Scenes that are never learnt from.
+    /// Samples that are never learnt from.
     fn validation(&mut self) -> Result<Vec<Sample>>;
 }
 
@@ -150,10 +150,11 @@ pub fn run(
     let io = |e: std::io::Error| Error::io(&path, "cannot be written", &e);
     let mut out = std::fs::OpenOptions::new().append(true).open(&path).map_err(io)?;
     let validation = if config.data.validation > 0 { scenes.validation()? } else { Vec::new() };
-    scenes.seek(made * config.run.scenes as u64)?;
+    let samples = config.run.scenes / config.run.together;
+    scenes.seek(made * samples as u64)?;
     for step in made + 1..=config.run.steps {
         let begun = Instant::now();
-        let batch = (0..config.run.scenes).map(|_| scenes.next()).collect::<Result<Vec<Sample>>>()?;
+        let batch = (0..samples).map(|_| scenes.next()).collect::<Result<Vec<Sample>>>()?;
         let report = trainer.learn(&batch)?;
         let seconds = begun.elapsed().as_secs_f64();
         let last = step == config.run.steps;

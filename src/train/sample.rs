@@ -1,11 +1,13 @@
-//! One scene as a training step takes it: images, and the truth that losses compare with.
+//! Scenes as a training step takes them: images, and the truth that losses compare with.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use lite3r_ir::{Tensor, ValueType};
+use lite3r_ir::{DType, Tensor, ValueType};
 
 use crate::{
-    Error, Result, data,
+    Error, Result,
+    backbones::PATCH,
+    data,
     geometry::{Camera, rigid, sub},
     plan::{Entry, Port},
     recon::{
@@ -17,20 +19,24 @@ use crate::{
 /// Images and targets by the names of the inputs of a gradients entry.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
-    /// How many views there are.
+    /// How many scenes there are, B.
+    pub scenes: usize,
+    /// How many views each has, S.
     pub views: usize,
-    /// Their cameras, in pixels of the images. The first is the world.
+    /// Their cameras, in pixels of the images, scene by scene. The first of a scene is its world.
     pub cameras: Vec<Camera>,
-    /// `images` f32 [1, S, 3, H, W] in 0..=1, `target.pose_enc` [1, S, 9] (camera from world), `target.pose` [1, S, 9] (world
-    /// from camera), `target.depth` [1, S, H, W, 1], `target.mask` [1, S, H, W], `target.points` [1, S, H, W, 3].
+    /// `images` f32 [B, S, 3, H, W] in 0..=1, `target.pose_enc` [B, S, 9] (camera from world), `target.pose` [B, S, 9] (world
+    /// from camera), `target.depth` [B, S, H, W, 1], `target.mask` [B, S, H, W], `target.points` [B, S, H, W, 3],
+    /// `target.match` [B, S, patches, 3]: where in the next view, in patches, lies what the middle of a patch shows, and
+    /// whether it is seen there.
     pub tensors: BTreeMap<String, Tensor>,
 }
 
 impl TryFrom<&data::Sample> for Sample {
     type Error = Error;
 
-    /// With the world points of all pixels that have a depth. Errors: `data.sample` for tensors that do not fit each
-    /// other; `recon.pose` for encodings that are no cameras.
+    /// One scene, with the world points of all pixels that have a depth. Errors: `data.sample` for tensors that do not fit
+    /// each other; `recon.pose` for encodings that are no cameras.
     fn try_from(sample: &data::Sample) -> Result<Self> {
         let &[views, height, width] = sample.depth.shape() else {
             return Err(Error::bad_file("data.sample", format!("{}: depth must be [V, H, W]", sample.scene)));
@@ -47,18 +53,18 @@ impl TryFrom<&data::Sample> for Sample {
         let encoded = decode_vggt(&sample.pose_encoding, frame.0, frame.1)?.into_iter();
         let pose = encoded.flat_map(|(pose, k)| encode_da3(&pose, &k, frame.0, frame.1).map(|x| x as f32));
         let pose = Tensor::from_f32(&[1, views, 9], pose.collect::<Vec<f32>>());
+        let planes = depth.chunks(height * width).zip(&cameras);
+        let seen: Vec<Seen<'_>> =
+            planes.map(|(depth, camera)| Seen { camera: *camera, depth, width, height }).collect();
         let mut points = Vec::with_capacity(3 * depth.len());
-        for (plane, camera) in depth.chunks(height * width).zip(&cameras) {
-            for (at, z) in plane.iter().enumerate() {
-                let (u, v) = ((at % width) as f64 + 0.5, (at / width) as f64 + 0.5);
-                let point = if *z > 0.0 { camera.unproject(u, v, f64::from(*z)) } else { [0.0; 3] };
-                points.extend(point.map(|x| x as f32));
-            }
+        for view in &seen {
+            let lift = view.lift();
+            points.extend((0..height * width).flat_map(|at| lift(at).unwrap_or_default().map(|x| x as f32)));
         }
         let image = [1, views, height, width];
         let misfit = || Error::bad_file("data.sample", format!("{}: tensors do not fit each other", sample.scene));
         let shaped = |tensor: &Tensor, shape: &[usize]| tensor.reshaped(shape).ok_or_else(misfit);
-        let tensors = [
+        let mut tensors = vec![
             ("images", shaped(&sample.images, &[1, views, 3, height, width])?),
             ("target.pose_enc", shaped(&sample.pose_encoding, &[1, views, 9])?),
             ("target.pose", pose),
@@ -66,21 +72,94 @@ impl TryFrom<&data::Sample> for Sample {
             ("target.mask", shaped(&sample.mask, &image)?),
             ("target.points", Tensor::from_f32(&[&image[..], &[3]].concat(), points)),
         ];
+        if height % PATCH == 0 && width % PATCH == 0 {
+            tensors.push(("target.match", matches(&seen)));
+        }
         let tensors = tensors.into_iter().map(|(name, tensor)| (name.to_string(), tensor)).collect();
-        Ok(Self { views, cameras, tensors })
+        Ok(Self { scenes: 1, views, cameras, tensors })
     }
 }
 
+/// A view with its depth.
+struct Seen<'d> {
+    camera: Camera,
+    depth: &'d [f32],
+    width: usize,
+    height: usize,
+}
+
+impl Seen<'_> {
+    /// The world point that a pixel shows, if it has a depth.
+    fn lift(&self) -> impl Fn(usize) -> Option<[f64; 3]> + '_ {
+        let lift = self.camera.lift();
+        move |at| {
+            let z = f64::from(self.depth[at]);
+            (z > 0.0).then(|| lift((at % self.width) as f64 + 0.5, (at / self.width) as f64 + 0.5, z))
+        }
+    }
+
+    /// Where a world point is seen, in pixels; none if it is not, or hides behind something.
+    fn sees(&self, point: [f64; 3]) -> Option<[f64; 2]> {
+        let (u, v, z) = self.camera.project(point);
+        let inside = z > 0.0 && (0.0..self.width as f64).contains(&u) && (0.0..self.height as f64).contains(&v);
+        let known = f64::from(*self.depth.get(v as usize * self.width + u as usize).filter(|_| inside)?);
+        (known > 0.0 && (z - known).abs() < SAME * known).then_some([u, v])
+    }
+}
+
+/// Depths that differ by less than this share of them are of one surface.
+const SAME: f64 = 0.05;
+
+/// Where the middles of patches lie in the next view: [1, S, patches, 3].
+fn matches(seen: &[Seen<'_>]) -> Tensor {
+    let mut values = Vec::new();
+    for (view, next) in seen.iter().zip(seen.iter().cycle().skip(1)) {
+        let lift = view.lift();
+        let (rows, columns) = (view.height / PATCH, view.width / PATCH);
+        for patch in 0..rows * columns {
+            let middle = |i: usize| i * PATCH + PATCH / 2;
+            let point = lift(middle(patch / columns) * view.width + middle(patch % columns));
+            let place = point.and_then(|p| next.sees(p)).map(|at| at.map(|x| (x / PATCH as f64) as f32));
+            values.extend(place.map_or([0.0; 3], |[x, y]| [x, y, 1.0]));
+        }
+    }
+    let patches = values.len() / (3 * seen.len().max(1));
+    Tensor::from_f32(&[1, seen.len(), patches, 3], values)
+}
+
 impl Sample {
-    /// What an entry takes of the scene, by name.
+    /// Scenes of the same shapes, one after the other. Errors: `data.sample` for none, and for shapes that differ.
+    pub fn join(samples: Vec<Self>) -> Result<Self> {
+        let misfit = || Error::bad_file("data.sample", "scenes of a sample must have the same views and sizes");
+        let Some(first) = samples.first() else { return Err(misfit()) };
+        if samples.len() == 1 {
+            return Ok(samples.into_iter().next().expect("there is one"));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, like) in &first.tensors {
+            let mut values: Arc<[f32]> = std::iter::repeat_n(0.0, samples.len() * like.len()).collect();
+            let all = Arc::get_mut(&mut values).expect("nobody else has it yet");
+            for (sample, to) in samples.iter().zip(all.chunks_mut(like.len().max(1))) {
+                let one = sample.tensors.get(name).filter(|t| t.value_type() == like.value_type());
+                let one = one.filter(|t| t.dtype() == DType::F32).ok_or_else(misfit)?;
+                bytemuck::cast_slice_mut(to).copy_from_slice(one.bytes());
+            }
+            let shape = [&[like.shape()[0] * samples.len()], &like.shape()[1..]].concat();
+            tensors.insert(name.clone(), Tensor::from_f32(&shape, values));
+        }
+        let cameras = samples.iter().flat_map(|s| s.cameras.iter().copied()).collect();
+        Ok(Self { scenes: samples.iter().map(|s| s.scenes).sum(), views: first.views, cameras, tensors })
+    }
+
+    /// What an entry takes of the scenes, by name.
     pub fn inputs(&self, entry: &Entry) -> BTreeMap<String, Tensor> {
         let ty = |port: &Port| &entry.buffers[port.buffer as usize].ty;
         entry.inputs.iter().filter_map(|p| Some((p.name.clone(), self.input(&p.name, ty(p))?))).collect()
     }
 
-    /// What an input of that name and type takes of the scene: as it is, in the shape that is asked for; for `image` the
+    /// What an input of that name and type takes of the scenes: as it is, in the shape that is asked for; for `image` the
     /// images after ImageNet normalisation; for `target.ray` [1, S, h, w, 6] the rays of h x w parts of every image. None
-    /// where the scene has nothing of the kind.
+    /// where they have nothing of the kind.
     pub fn input(&self, name: &str, ty: &ValueType) -> Option<Tensor> {
         if name == "image" {
             let images = self.tensors.get("images")?;
@@ -155,6 +234,21 @@ mod tests {
             let (pose, same) = (pose.matrix().concat(), same.matrix().concat());
             assert!(pose.iter().zip(same).all(|(a, b)| (a - b).abs() < 1e-5), "{pose:?}");
         }
+        // Where the middle of a patch is seen again is where its point projects to in the next view.
+        let matches = sample.tensors["target.match"].to_f64();
+        let (columns, n) = (width / PATCH, width / PATCH * (height / PATCH));
+        let mut seen = 0;
+        for (i, place) in matches.chunks(3).enumerate().filter(|(_, place)| place[2] > 0.0) {
+            let (view, patch) = (i / n, i % n);
+            let at = (patch / columns * PATCH + PATCH / 2) * width + patch % columns * PATCH + PATCH / 2;
+            let point = &points[3 * (view * height * width + at)..][..3];
+            let (pose, k) = &cameras[(view + 1) % 3];
+            let [u, v] = k.project(pose.apply([point[0], point[1], point[2]]));
+            let off = (u / PATCH as f64 - place[0]).abs() + (v / PATCH as f64 - place[1]).abs();
+            assert!(off < 1e-3 && place[0] < columns as f64, "{off}");
+            seen += 1;
+        }
+        assert!(seen > n, "{seen} of {}", 3 * n);
         let ty = "f32[1,3,28,42]".parse().unwrap();
         assert_eq!(sample.input("target.depth", &ty).unwrap().shape(), [1, 3, 28, 42]);
         let image = sample.input("image", &"f32[1,3,3,28,42]".parse().unwrap()).unwrap();

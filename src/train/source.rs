@@ -1,18 +1,28 @@
 //! Where a run's scenes come from: a data set, its training scenes to learn from and its validation scenes to measure.
 
+use std::sync::Arc;
+
 use super::{config::Config, run::Scenes, sample::Sample};
 use crate::{
     Result,
     data::{Loader, Options, Sampler, Split},
 };
 
+/// Samples that every thread keeps ready.
+const AHEAD: usize = 2;
+
 /// Scenes for a run, made ahead by threads.
 pub struct Source {
-    learning: std::sync::Arc<Sampler>,
+    learning: Arc<Sampler>,
     /// From where the run stands on.
-    loader: Option<Loader>,
+    loader: Option<Loader<Sample>>,
     validation: Sampler,
+    /// Validation scenes.
     count: u64,
+    /// Scenes of a sample.
+    together: u64,
+    threads: usize,
+    /// The number of the next sample.
     next: u64,
 }
 
@@ -39,8 +49,10 @@ impl Source {
         Ok(Self {
             learning: open(Split::Train, run.scenes)?.into(),
             loader: None,
-            validation: open(Split::Val, 1)?,
+            validation: open(Split::Val, run.together)?,
             count: data.validation as u64,
+            together: run.together as u64,
+            threads: data.threads,
             next: 0,
         })
     }
@@ -50,11 +62,14 @@ impl Scenes for Source {
     fn next(&mut self) -> Result<Sample> {
         let loader = match self.loader.take() {
             Some(loader) => loader,
-            None => Loader::of(self.learning.clone(), self.next)?,
+            None => {
+                let (sampler, together) = (self.learning.clone(), self.together);
+                Loader::of(move |number| joined(&sampler, number, together), (self.threads, AHEAD), self.next)?
+            }
         };
         let sample = self.loader.insert(loader).next().expect("samples do not end")?;
         self.next += 1;
-        Sample::try_from(&sample)
+        Ok(sample)
     }
 
     fn seek(&mut self, position: u64) -> Result<()> {
@@ -63,6 +78,12 @@ impl Scenes for Source {
     }
 
     fn validation(&mut self) -> Result<Vec<Sample>> {
-        (0..self.count).map(|i| Sample::try_from(&self.validation.sample(i)?)).collect()
+        (0..self.count / self.together).map(|number| joined(&self.validation, number, self.together)).collect()
     }
+}
+
+/// Sample `number` of `together` scenes each.
+fn joined(sampler: &Sampler, number: u64, together: u64) -> Result<Sample> {
+    let scenes = (number * together..(number + 1) * together).map(|step| Sample::try_from(&sampler.sample(step)?));
+    Sample::join(scenes.collect::<Result<_>>()?)
 }

@@ -1,4 +1,4 @@
-//! What one scene adds to the gradient: model, losses and their reverse, as the graph of one entry.
+//! What some scenes add to the gradient: model, losses and their reverse, as the graph of one entry.
 
 use std::collections::BTreeMap;
 
@@ -19,11 +19,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     adamw::{Trained, gradient_name, state},
     join::join,
-    losses::{self, Built, router::Routed},
+    losses::{self, Built, matching::Layer, router::Routed},
 };
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, backbones::PATCH};
 
-/// After the reverse pass: what every graph gets, then epilogues and chains of elementwise operations.
+/// At last: what every graph gets, then epilogues and chains of elementwise operations.
 pub const FINISH: &str =
     "fold,canonicalize,cse,dce,fuse,layout,canonicalize,cse,dce,fuse_pointwise,join_slices,cse,dce";
 
@@ -31,11 +31,11 @@ pub const FINISH: &str =
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Loss {
-    /// [`losses::camera`]: takes `target.pose_enc` [1, S, 9].
+    /// [`losses::camera`]: takes `target.pose_enc` [B, S, 9].
     Camera,
-    /// [`losses::dense`] of depth: takes `target.depth` [1, S, H, W, 1] and `target.mask` [1, S, H, W].
+    /// [`losses::dense`] of depth: takes `target.depth` [B, S, H, W, 1] and `target.mask` [B, S, H, W].
     Depth,
-    /// [`losses::dense`] of world points: takes `target.points` [1, S, H, W, 3] and `target.mask`.
+    /// [`losses::dense`] of world points: takes `target.points` [B, S, H, W, 3] and `target.mask`.
     Points,
     /// [`losses::rays`]: takes `target.ray` [1, S, h, w, 6], in the world of the first view.
     Rays,
@@ -45,12 +45,22 @@ pub enum Loss {
     Attention,
     /// [`losses::router`]: needs a student whose routers have weights.
     Router,
+    /// [`losses::matching`]: takes `target.match` [B, S, patches, 3].
+    Matching,
 }
 
 impl Loss {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Camera, Self::Depth, Self::Points, Self::Rays, Self::Pose, Self::Attention, Self::Router];
+    pub const ALL: [Self; 8] = [
+        Self::Camera,
+        Self::Depth,
+        Self::Points,
+        Self::Rays,
+        Self::Pose,
+        Self::Attention,
+        Self::Router,
+        Self::Matching,
+    ];
 
     /// As configurations and outputs name it.
     pub fn name(self) -> &'static str {
@@ -62,6 +72,7 @@ impl Loss {
             Self::Pose => "pose",
             Self::Attention => "attention",
             Self::Router => "router",
+            Self::Matching => "matching",
         }
     }
 
@@ -96,11 +107,17 @@ pub struct Recipe {
     pub memory: Option<usize>,
     /// Which attentions [`Loss::Attention`] compares, as the pass `sla` chooses them.
     pub attentions: Options,
+    /// Which attentions [`Loss::Matching`] is about, as the pass `sla` chooses them, and which head of them.
+    pub matching: (Options, usize),
+    /// The pass that has products computed in 16 bits; none: they are f32.
+    pub narrow: Option<&'static str>,
+    /// Whether images keep the channels of a pixel side by side, as the target wants it.
+    pub channels_last: bool,
 }
 
 /// The names of outputs and inputs of a gradients entry.
 pub const TOTAL: &str = "loss";
-/// How much the scene counts in the batch: one over the number of scenes.
+/// How much the scenes count in the step: their part of its scenes.
 pub const SHARE: &str = "share";
 /// 1 if gradients are added to what is there, 0 if they replace it.
 pub const ADD: &str = "add";
@@ -119,8 +136,16 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>,
         run(&mut graph, &selected("fold,canonicalize,cse,dce")?)?;
         notes = run(&mut graph, &selected(&format!("recompute{{bytes={bytes}}}"))?)?;
     }
+    if recipe.channels_last {
+        run(&mut graph, &selected("channels_last,layout,dce,late_slices,dce")?)?;
+    }
+    Ok((finished(graph)?, trained, notes))
+}
+
+/// A graph after the passes of [`FINISH`]. Errors: `train.recipe` where one of them refuses it.
+pub fn finished(mut graph: Graph) -> Result<Graph> {
     run(&mut graph, &selected(FINISH)?)?;
-    Ok((graph, trained, notes))
+    Ok(graph)
 }
 
 /// As [`gradients`], before anything is fused: in terms of operations that stand for themselves.
@@ -135,6 +160,10 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
         tap(&mut base, &recipe.attentions)?;
     }
     let mut graph = base.clone();
+    let matching = match recipe.losses.contains(&Loss::Matching) {
+        true => Some(matched(&mut graph, &recipe.matching)?),
+        false => None,
+    };
     if let Some(text) = &recipe.student {
         run(&mut graph, &selected(text)?)?;
     }
@@ -147,11 +176,18 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
                        `sla{…,router_weights=true}`";
         return Err(Error::usage("train.recipe", problem));
     }
+    if let Some(pass) = recipe.narrow {
+        let passes = selected(&format!("{pass},canonicalize,cse,dce"))?;
+        for graph in [&mut graph, &mut base] {
+            run(graph, &passes)?;
+        }
+    }
     let teacher = match distils {
         true => join(&mut graph, &base).map_err(|e| wrong("train.model", PassError::Op(e)))?,
         false => BTreeMap::new(),
     };
-    let total = objective(&mut graph, recipe, &teacher).map_err(|e| wrong("train.model", PassError::Op(e)))?;
+    let total = objective(&mut graph, recipe, &teacher, matching.as_ref())
+        .map_err(|e| wrong("train.model", PassError::Op(e)))?;
     let states = states(&graph, &trained);
     let gradients = grad(&mut graph, total, &states).map_err(|e| wrong("train.gradient", e))?;
     let idle: Vec<String> = trained
@@ -176,7 +212,7 @@ pub(super) fn reads(loss: Loss) -> &'static [&'static str] {
         Loss::Points => &["world_points", "world_points_conf"],
         Loss::Rays => &["ray", "ray_conf"],
         Loss::Pose => &["pose"],
-        Loss::Attention | Loss::Router => &[],
+        Loss::Attention | Loss::Router | Loss::Matching => &[],
     }
 }
 
@@ -221,6 +257,57 @@ pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
 /// What such outputs are called, a number behind it.
 pub(super) const TAP: &str = "tap.";
 
+/// What the loss of matches reads.
+struct Matched {
+    /// The scale of every layer, whose queries and keys are outputs.
+    scales: Vec<f64>,
+    head: usize,
+    /// Rows and columns of patches.
+    grid: (usize, usize),
+    /// Scenes and views of each.
+    views: [usize; 2],
+}
+
+/// What the outputs of queries and keys are called, a number behind them.
+const QUERIES: &str = "match.q.";
+const KEYS: &str = "match.k.";
+
+/// Names queries and keys of chosen attentions as outputs.
+fn matched(graph: &mut Graph, (chosen, head): &(Options, usize)) -> Result<Matched> {
+    let images = super::models::images(graph).and_then(|ty| ty.dims());
+    let Some([scenes, views, _, height, width]) = images.and_then(|dims| <[usize; 5]>::try_from(dims).ok()) else {
+        return Err(Error::unsupported("train.model", "matches need a model with `images` [B,S,3,H,W]"));
+    };
+    let grid = (height / PATCH, width / PATCH);
+    let (mut scales, mut problems) = (Vec::new(), Vec::new());
+    for (number, id) in choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?.into_iter().enumerate() {
+        let (q, k) = (graph.operands(id)[0], graph.operands(id)[1]);
+        let Op::Attention(op) = graph.op(id) else { continue };
+        let (scale, shape, origin) = (op.scale, graph.ty(q).dims(), graph.node(id).origin.to_string());
+        let fits = |shape: &[usize]| {
+            shape[0] == scenes
+                && *head < shape[1]
+                && shape[2].is_multiple_of(views)
+                && shape[2] / views >= grid.0 * grid.1
+        };
+        if !shape.as_deref().is_some_and(fits) {
+            problems.push(format!(
+                "`{origin}` has no head {head} over the patches of all views of a scene: its queries are {}",
+                graph.ty(q)
+            ));
+        }
+        graph.output(format!("{QUERIES}{number}"), q);
+        graph.output(format!("{KEYS}{number}"), k);
+        scales.push(scale);
+    }
+    let views = [scenes, views];
+    if problems.is_empty() {
+        Ok(Matched { scales, head: *head, grid, views })
+    } else {
+        Err(Error::all(Kind::Unsupported, "train.recipe", problems))
+    }
+}
+
 /// The passes that a text names.
 pub(super) fn selected(text: &str) -> Result<Vec<Selected>> {
     select(text, passes::ALL).map_err(|e| Error::usage("train.recipe", e.to_string()))
@@ -263,7 +350,12 @@ fn states(graph: &Graph, trained: &[Trained]) -> Vec<Value> {
 }
 
 /// The weighted sum of all losses times the share of the scene; outputs are the losses alone.
-fn objective(graph: &mut Graph, recipe: &Recipe, teacher: &BTreeMap<String, Value>) -> Built {
+fn objective(
+    graph: &mut Graph,
+    recipe: &Recipe,
+    teacher: &BTreeMap<String, Value>,
+    matching: Option<&Matched>,
+) -> Built {
     let outputs: BTreeMap<String, Value> = graph.outputs().iter().cloned().collect();
     graph.retain_outputs(|_| false);
     let scalar = ValueType::new(DType::F32, [0usize; 0]);
@@ -309,6 +401,15 @@ fn objective(graph: &mut Graph, recipe: &Recipe, teacher: &BTreeMap<String, Valu
                 let taps = outputs.iter().filter(|(name, _)| name.starts_with(TAP));
                 let pairs: Vec<(Value, Value)> = taps.map(|(name, student)| (teacher[name], *student)).collect();
                 losses::attention::loss(&mut Builder::new(graph, "loss.attention"), &pairs)?
+            }
+            Loss::Matching => {
+                let Some(Matched { scales, head, grid, views: [scenes, views] }) = matching else { continue };
+                let of = |kind: &str, number: usize| outputs[&format!("{kind}{number}")];
+                let layer = |(n, scale): (usize, &f64)| Layer { q: of(QUERIES, n), k: of(KEYS, n), scale: *scale };
+                let layers: Vec<Layer> = scales.iter().enumerate().map(layer).collect();
+                let ty = ValueType::new(DType::F32, [*scenes, *views, grid.0 * grid.1, 3]);
+                let truth = graph.input("target.match", ty);
+                losses::matching::loss(&mut Builder::new(graph, "loss.matching"), &layers, *head, truth, *grid)?
             }
         };
         let weight = graph.input(loss.weight(), scalar.clone());

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use lite3r_ir::{Bindings, DType, Tensor, ValueType};
+use lite3r_ir::{Bindings, DType, Tensor, ValueType, passes::glob::matches};
 use serde::Serialize;
 
 use super::{
@@ -16,7 +16,7 @@ use super::{
     models::{IMAGES, Models, rows_and_columns},
     sample::Sample,
     schedule::rate,
-    step::{ADD, Loss, Recipe, SHARE, TOTAL, gradients},
+    step::{ADD, Loss, Recipe, SHARE, TOTAL, finished, gradients},
 };
 use crate::{
     Error, Kind, Result,
@@ -69,7 +69,7 @@ impl Trainer {
     pub fn new(config: Config, target: &dyn Target, options: &session::Options) -> Result<Self> {
         config.check()?;
         let losses = config.loss.used();
-        let recipe = recipe(&config, &losses)?;
+        let recipe = recipe(&config, &losses, target)?;
         let Models { by_views, weights: mut frozen } = Models::of(&config)?;
         let mut sources = Vec::new();
         let (mut entries, mut trained, mut notes) = (HashMap::new(), Vec::new(), Vec::new());
@@ -85,7 +85,8 @@ impl Trainer {
         let kept: Vec<_> = kept.collect();
         kept.into_iter().for_each(|(name, weight)| drop(frozen.insert(name, weight)));
         let update = sources.len();
-        let graph = config.optimizer.graph(&trained).map_err(|e| Error::unsupported("train.model", e.to_string()))?;
+        let graph = config.optimizer.graph(&trained).map_err(|e| Error::unsupported("train.model", e.to_string()));
+        let graph = finished(graph?)?;
         sources.push(EntrySource { bindings: Bindings::new(), graph });
         let plan = plan::build(&sources, &frozen, target, Meta::default())?;
         let session = Session::new(plan, options)?;
@@ -155,8 +156,9 @@ impl Trainer {
     /// Gathers the gradients of some scenes; answers the weighted loss and each loss, means over them.
     fn run(&mut self, scenes: &[Sample]) -> Result<(f64, BTreeMap<&'static str, f64>)> {
         let (mut total, mut losses) = (0.0, BTreeMap::new());
-        let share = 1.0 / scenes.len().max(1) as f64;
+        let count: usize = scenes.iter().map(|s| s.scenes).sum();
         for (number, scene) in scenes.iter().enumerate() {
+            let share = scene.scenes as f64 / count.max(1) as f64;
             let entry = *self.entries.get(&scene.views).ok_or_else(|| {
                 let problem =
                     format!("a scene has {} views, `data.views` are {:?}", scene.views, self.config.data.views);
@@ -225,7 +227,9 @@ impl Trainer {
     pub fn export(&mut self, path: &Path, all: bool) -> Result<()> {
         let weights = self.weights(all)?;
         let narrow = |t: Tensor| if t.dtype() == DType::F32 { t.cast(DType::F16) } else { t };
-        let narrow = weights.into_iter().filter(|(_, t)| t.dtype().is_float()).map(|(name, t)| (name, narrow(t)));
+        let left = |name: &str| self.config.model.leave_out.iter().any(|pattern| matches(pattern, name));
+        let kept = weights.into_iter().filter(|(name, t)| t.dtype().is_float() && !left(name));
+        let narrow = kept.map(|(name, t)| (name, narrow(t)));
         weights::safetensors::write(path, &narrow.collect(), HashMap::new())
     }
 
@@ -247,7 +251,9 @@ fn numbers<const N: usize>(all: [(&str, f64); N]) -> BTreeMap<String, Tensor> {
     all.into_iter().map(|(name, x)| (name.to_string(), Tensor::scalar(DType::F32, x))).collect()
 }
 
-fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
+/// What a configuration says of the gradients of `losses`, as a target takes them best. Errors: those of
+/// [`compile::pipeline::named`].
+pub fn recipe(config: &Config, losses: &[Loss], target: &dyn Target) -> Result<Recipe> {
     let student = config.student.as_ref();
     let attentions = match student {
         Some(student) => {
@@ -256,6 +262,8 @@ fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
         }
         None => Default::default(),
     };
+    let matching = compile::pipeline::named(&format!("sla{{{}}}", config.matching.attentions))?;
+    let matching = matching.into_iter().next().map(|s| s.options).unwrap_or_default();
     Ok(Recipe {
         train: config.model.train.clone(),
         rates: config.model.rates.clone(),
@@ -263,5 +271,11 @@ fn recipe(config: &Config, losses: &[Loss]) -> Result<Recipe> {
         student: student.map(|s| s.passes.clone()),
         memory: config.run.activation_memory,
         attentions,
+        channels_last: target.dense_heads().channels_last,
+        matching: (matching, config.matching.head),
+        narrow: match config.run.precision {
+            config::Precision::F32 => None,
+            config::Precision::Bf16 => Some("bf16"),
+        },
     })
 }

@@ -6,12 +6,14 @@
 //! - [`rays`]: ray maps with confidence
 //! - [`attention`]: what attention modules of a student give against those of its teacher
 //! - [`router`]: which blocks the routers of a student expect attention in against where it is
+//! - [`matching`]: where a head of early global attentions looks against where the same surface is seen
 //!
 //! Values are f32. Masks are 1 where the truth is known and 0 elsewhere; what they cut off gives no gradient.
 
 pub mod attention;
 pub mod camera;
 pub mod dense;
+pub mod matching;
 pub mod pose;
 pub mod rays;
 pub mod router;
