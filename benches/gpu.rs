@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --features cuda --bench gpu -- compile [--arch sm_90a]     every module of every case, into the cache
-//! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3] [--small]
+//! cargo bench --features cuda --bench gpu -- check [--only NAME] [--repeats 3] [--jobs 1] [--small]
 //! cargo bench --features cuda --bench gpu -- time [--only NAME] [--torch python3]
 //! ```
 //!
@@ -30,7 +30,14 @@ use lite3r::{
 };
 use lite3r_ir::{
     Bindings, Builder, DType, Graph, Op, Tensor,
-    ops::{Attention, Case, Linear, MatMul, ScaledLinear, activation::Activation, quantize::Granularity},
+    ops::{
+        ArgMax, Attention, Case, Linear, MatMul, ReduceMax, ReduceMean, ReduceSum, Resize, ResizeGrad, ScaledLinear,
+        Transpose,
+        activation::Activation,
+        images::ImageLayout,
+        quantize::Granularity,
+        resize::{Coordinates, ResizeMode},
+    },
 };
 use rayon::prelude::*;
 
@@ -67,6 +74,9 @@ enum Command {
         /// Runs that must agree bit for bit
         #[arg(long, default_value_t = 3)]
         repeats: usize,
+        /// Rows that are held at the same time
+        #[arg(long, default_value_t = 1)]
+        jobs: usize,
         /// The row of exactly this name, in this process
         #[arg(long)]
         row: Option<String>,
@@ -106,7 +116,7 @@ fn main() -> ExitCode {
         Command::Compile { only, small } => compile(&only, small),
         Command::Check { repeats, row: Some(row), from, .. } => return check_row(&row, from, repeats),
         Command::Check { only, repeats, small: true, .. } => return check_small(&only, repeats),
-        Command::Check { only, repeats, row: None, .. } => check(&only, repeats),
+        Command::Check { only, repeats, jobs, row: None, .. } => check(&only, repeats, jobs),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -140,6 +150,7 @@ fn shapes() -> Vec<Case> {
             add(Attention::new(scale).into(), &[f, f, f], &[&[2, 3, q, d], &[2, 3, k, d], &[2, 3, k, d]]);
         }
         add(MatMul { transpose_b: true }.into(), &[b, b], &[&[3, m, 64], &[3, 65, 64]]);
+        add(Transpose { perm: vec![1, 0] }.into(), &[b], &[&[m, 192]]);
         // Codes within the range that waves of e4m3 cover; scales around one.
         for (n, k, x_scale, columns) in [
             (192, 192, Granularity::Row, 1),
@@ -163,6 +174,21 @@ fn shapes() -> Vec<Case> {
                 add(op.into(), &dtypes, &shapes);
             }
         }
+    }
+    // Few results of many terms, which are reduced in pieces.
+    for (shape, axes) in [(&[5, 1374, 192][..], &[0, 1][..]), (&[65, 63, 94], &[0, 1, 2]), (&[6, 4122, 7], &[1])] {
+        let axes = axes.to_vec();
+        add(ReduceSum { axes: axes.clone(), keep: false }.into(), &[f], &[shape]);
+        add(ReduceMax { axes: axes.clone(), keep: false }.into(), &[b], &[shape]);
+        add(ReduceMean { axes, keep: true }.into(), &[b], &[shape]);
+    }
+    add(ArgMax { axis: 1, keep: false }.into(), &[f], &[&[1, 20_000, 3]]);
+    let resize = Resize {
+        layout: ImageLayout::Pixels,
+        ..Resize::new(ResizeMode::Linear, Coordinates::AlignCorners, [63.into(), 94.into()])
+    };
+    for channels in [24, 9] {
+        add(ResizeGrad::of(&resize, [37.into(), 64.into()]).into(), &[b], &[&[2, 63, 94, channels]]);
     }
     cases
 }
@@ -272,30 +298,35 @@ fn judge(case: &Case, kernel: &Kernel, runs: &[Vec<Tensor>]) -> (f64, Option<Str
 }
 
 /// Every row in a process of its own: a kernel that fails takes the context of the device with it.
-fn check(only: &str, repeats: usize) -> Result<bool> {
+fn check(only: &str, repeats: usize, jobs: usize) -> Result<bool> {
     let mut rows: Vec<&str> = cuda::rows().map(|k| k.name).collect();
     rows.retain(|name| name.contains(only));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build();
+    let pool = pool.map_err(|e| lite3r::Error::device("bench.process", e.to_string()))?;
+    println!("kernel                           cases   error/allowed");
+    let held = pool.install(|| rows.par_iter().map(|row| processes(row, repeats)).collect::<Result<Vec<bool>>>())?;
+    let bad = held.iter().filter(|good| !**good).count();
+    println!("{} rows: {}", rows.len(), if bad == 0 { "all hold".into() } else { format!("{bad} do not hold") });
+    Ok(bad == 0)
+}
+
+/// One row, in a process for its cases up to a fault, then in another behind it; whether all hold.
+fn processes(row: &str, repeats: usize) -> Result<bool> {
     let failed = |e: std::io::Error| lite3r::Error::device("bench.process", e.to_string());
     let program = std::env::current_exe().map_err(failed)?;
-    println!("kernel                           cases   error/allowed");
-    let mut good = true;
-    for row in &rows {
-        let mut from = 0;
-        loop {
-            let mut command = std::process::Command::new(&program);
-            command.args(["check", "--row", row, "--from", &from.to_string(), "--repeats", &repeats.to_string()]);
-            let output = command.output().map_err(failed)?;
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            print!("{text}{}", String::from_utf8_lossy(&output.stderr));
-            good &= output.status.success();
-            match text.lines().last().and_then(|l| l.strip_prefix(FAULT)?.parse::<usize>().ok()) {
-                Some(case) => from = case + 1,
-                None => break,
-            }
+    let (mut from, mut good) = (0, true);
+    loop {
+        let mut command = std::process::Command::new(&program);
+        command.args(["check", "--row", row, "--from", &from.to_string(), "--repeats", &repeats.to_string()]);
+        let output = command.output().map_err(failed)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        print!("{text}{}", String::from_utf8_lossy(&output.stderr));
+        good &= output.status.success();
+        match text.lines().last().and_then(|l| l.strip_prefix(FAULT)?.parse::<usize>().ok()) {
+            Some(case) => from = case + 1,
+            None => return Ok(good),
         }
     }
-    println!("{} rows: {}", rows.len(), if good { "all hold" } else { "some do not hold" });
-    Ok(good)
 }
 
 /// The two smallest cases of every row, all in this process.
