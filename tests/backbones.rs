@@ -286,7 +286,7 @@ fn every_problem_of_a_request_is_named() {
     let unknown = Config::named("vggt-2b").unwrap_err();
     assert_eq!(
         unknown.problems[0],
-        "there is no architecture `vggt-2b`; known: vggt-tiny, vggt-small, vggt-1b, da3-tiny, da3-small, da3-base, da3-large"
+        "there is no architecture `vggt-2b`; known: vggt-tiny, vggt-small, vggt-small-points, vggt-1b, da3-tiny, da3-small, da3-base, da3-large"
     );
     let Config::Vggt(mut vggt) = Config::named("vggt-tiny").unwrap() else { panic!("a VGGT") };
     (vggt.heads, vggt.taps) = (3, [0, 1, 2, 3]);
