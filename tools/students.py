@@ -203,6 +203,8 @@ def main() -> None:
         table = rows(args, made)
         compiled(args, *table["dense f32"][0])
         list(pool.map(lambda plan: compiled(args, *plan), itertools.chain(*table.values())))
+    # One evaluation a device: what a run takes is measured on the way.
+    with concurrent.futures.ThreadPoolExecutor(args.gpus) as pool:
         for views in args.counts:
             found = {name: pool.submit(evaluate, args, name, plans, views, n) for n, (name, plans) in enumerate(table.items())}
             print(f"\n{views} views\n\n| | AbsRel | of dense | rotation | of dense | AUC@5 | AUC@30 | ms | MB |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
