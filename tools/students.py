@@ -103,11 +103,13 @@ checkpoint = 50
 {student}"""
 
 
-def call(args, gpu: int, *command: object) -> None:
+def call(args, gpu: int, *command: object) -> str:
+    """Runs a command in the folder; what it prints."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu % args.gpus)}
     done = subprocess.run([str(part) for part in command], cwd=args.out, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command[:2]))} … failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
 
 
 def train(args, run: Run, gpu: int) -> None:
@@ -152,13 +154,10 @@ def evaluate(args, name: str, plans: list[tuple], views: int, gpu: int) -> dict:
     files = ",".join(file for file, *_ in plans)
     path = args.out / f"eval_{views}_{files.replace(',', '+')}.json"
     if not path.exists():
-        command = [args.bin / "lite3r", "eval", "dense_f32.l3r", *([files] if name != "dense f32" else []), "--data", "synthetic:test", "--views",
-                   views, "--scenes", args.scenes, "--protocol", "depth/none,depth/median-scene,pose/pairs", "--json"]  # fmt: skip
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(gpu % args.gpus)}
-        done = subprocess.run(list(map(str, command)), cwd=args.out, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"eval of {name} failed: {done.stderr.strip()[-400:]}")
-        path.write_text(done.stdout)
+        own = [files] if name != "dense f32" else []
+        report = call(args, gpu, args.bin / "lite3r", "eval", "dense_f32.l3r", *own, "--data", "synthetic:test", "--views",
+                   views, "--scenes", args.scenes, "--protocol", "depth/none,depth/median-scene,pose/pairs", "--json")  # fmt: skip
+        path.write_text(report)
     return json.loads(path.read_text())["runs"]
 
 

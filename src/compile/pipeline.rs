@@ -63,6 +63,9 @@ pub fn binding(bindings: &Bindings, options: &Options) -> Result<Vec<Selected>> 
     Ok(selected)
 }
 
+/// Images with the channels of a pixel side by side, and what that leaves to move.
+pub const CHANNELS_LAST: &str = "channels_last,layout,dce,late_slices,dce";
+
 /// What rewrites and fuses.
 pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
     if let Some(text) = &options.passes {
@@ -88,7 +91,7 @@ pub fn rewriting(options: &Options) -> Result<Vec<Selected>> {
         selected.push(Selected { pass: &passes::sla::SLA, options: PassOptions(options) });
     }
     if options.heads.channels_last {
-        selected.extend(named("channels_last,layout,dce,late_slices,dce")?);
+        selected.extend(named(CHANNELS_LAST)?);
     }
     selected.extend(named(FUSION)?);
     match &options.precision {

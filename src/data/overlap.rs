@@ -3,12 +3,11 @@
 use crate::{
     geometry::{Camera, Vec3},
     recon::Picture,
+    scenes::SAME_SURFACE,
 };
 
 /// Samples along the width of a view.
 pub(super) const ACROSS: usize = 48;
-/// Depths that differ by less, relatively, are of the same surface: a sample covers many pixels.
-const SAME: f64 = 0.05;
 /// Views of which less is shared are no pair.
 const LEAST: f64 = 0.02;
 /// The longest list of pairs, as in the published files.
@@ -62,7 +61,7 @@ impl Coarse {
             }
             let [columns, rows] = other.grid;
             let there = other.depth[(y * rows as f64) as usize * columns + (x * columns as f64) as usize];
-            (there - depth).abs() < SAME * depth
+            (there - depth).abs() < SAME_SURFACE * depth
         };
         self.points.iter().filter(seen).count() as f64 / self.points.len().max(1) as f64
     }

@@ -17,7 +17,7 @@ mod sensor;
 mod shading;
 mod texture;
 
-pub use normalise::{Normalised, Posed, normalise, normalise_posed};
+pub use normalise::{Normalised, Posed, SAME_SURFACE, normalise, normalise_posed};
 pub use primitives::Shape;
 pub use recipe::{Draw, Recipe};
 pub use sensor::Sensor;

@@ -4,7 +4,7 @@
 use super::Rendered;
 use crate::{
     Error, Result,
-    geometry::{Camera, compose, inverse, norm},
+    geometry::{Camera, Vec3, compose, inverse, norm},
 };
 
 /// Views in normalised coordinates.
@@ -31,6 +31,28 @@ pub struct Posed<'a> {
     pub depth: &'a [f32],
 }
 
+/// Depths that differ by less than this share of them are of one surface.
+pub const SAME_SURFACE: f64 = 0.05;
+
+impl Posed<'_> {
+    /// What a pixel, by its number, shows of the world, if it has a depth.
+    pub fn lift(&self) -> impl Fn(usize) -> Option<Vec3> + '_ {
+        let lift = self.camera.lift();
+        move |at| {
+            let depth = f64::from(self.depth[at]);
+            (depth > 0.0).then(|| lift((at % self.width) as f64 + 0.5, (at / self.width) as f64 + 0.5, depth))
+        }
+    }
+
+    /// Where a point of the world is seen, in pixels; none if it is not, or hides behind something.
+    pub fn sees(&self, point: Vec3) -> Option<[f64; 2]> {
+        let (u, v, z) = self.camera.project(point);
+        let inside = z > 0.0 && (0.0..self.width as f64).contains(&u) && (0.0..self.height as f64).contains(&v);
+        let known = f64::from(*self.depth.get(v as usize * self.width + u as usize).filter(|_| inside)?);
+        (known > 0.0 && (z - known).abs() < SAME_SURFACE * known).then_some([u, v])
+    }
+}
+
 /// Normalises the views of one scene. Every `stride`-th pixel in both directions counts for the mean.
 ///
 /// Errors: `scenes.normalise` without views, without a valid pixel, or with a stride of zero.
@@ -52,15 +74,13 @@ pub fn normalise_posed(views: &[Posed<'_>], stride: usize) -> Result<Normalised>
     let mut cameras: Vec<Camera> = views.iter().map(|v| camera(&v.camera)).collect();
     let (mut sum, mut count) = (0.0, 0usize);
     for (view, camera) in views.iter().zip(&cameras) {
-        let lift = camera.lift();
-        for row in (0..view.height).step_by(stride) {
-            for column in (0..view.width).step_by(stride) {
-                let depth = view.depth[row * view.width + column];
-                if depth > 0.0 {
-                    sum += norm(lift(column as f64 + 0.5, row as f64 + 0.5, f64::from(depth)));
-                    count += 1;
-                }
-            }
+        let view = Posed { camera: *camera, ..*view };
+        let lift = view.lift();
+        let rows = (0..view.height).step_by(stride);
+        let pixels = rows.flat_map(|row| (0..view.width).step_by(stride).map(move |c| row * view.width + c));
+        for point in pixels.filter_map(lift) {
+            sum += norm(point);
+            count += 1;
         }
     }
     if count == 0 {

@@ -289,4 +289,23 @@ mod tests {
         assert!(back.iter().zip([0.3, -0.2, 0.9]).all(|(a, b)| (a - b).abs() < 1e-15));
         assert_eq!(placed.local(object.centre), [0.0; 3]);
     }
+
+    /// What is not asked because it lies far from a ray would not have been hit.
+    #[test]
+    fn nothing_that_a_ray_hits_is_left_out() {
+        for (index, view) in (0..6).flat_map(|index| (0..3).map(move |view| (index, view))) {
+            let scene = super::super::Scene::sample(9, index, 3);
+            let camera = scene.views[view].camera(48, 32);
+            let (pose, focal) = (inverse(&camera.extrinsic), camera.intrinsic[0][0]);
+            for placed in scene.objects.iter().map(|object| Placed::new(object, &camera.extrinsic)) {
+                for (column, row) in (0..32).flat_map(|row| (0..48).map(move |column| (column, row))) {
+                    let (x, y) = ((f64::from(column) - 23.5) / focal, (f64::from(row) - 15.5) / focal);
+                    let direction = std::array::from_fn(|i| pose[i][0] * x + pose[i][1] * y + pose[i][2]);
+                    let local = ray(placed.eye, placed.inward(direction));
+                    let hit = placed.object.shape.hit(placed.object.half, &local);
+                    assert!(hit.is_none() || placed.may_be_at(0, x) && placed.may_be_at(1, y), "{:?}", placed.object);
+                }
+            }
+        }
+    }
 }

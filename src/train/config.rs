@@ -39,7 +39,7 @@ pub struct Model {
     pub weights: Option<PathBuf>,
     /// Of random weights.
     pub seed: u64,
-    /// What LayerScale begins with among random weights. More makes a small model learn sooner.
+    /// What LayerScale begins with among random weights.
     pub layer_scale: f64,
     /// Rows and columns of the images, for an architecture.
     pub size: [usize; 2],

@@ -14,6 +14,7 @@ use crate::{
         IMAGENET_MEAN, IMAGENET_STD,
         pose::{decode_vggt, encode_da3},
     },
+    scenes::Posed,
 };
 
 /// Images and targets by the names of the inputs of a gradients entry.
@@ -54,8 +55,8 @@ impl TryFrom<&data::Sample> for Sample {
         let pose = encoded.flat_map(|(pose, k)| encode_da3(&pose, &k, frame.0, frame.1).map(|x| x as f32));
         let pose = Tensor::from_f32(&[1, views, 9], pose.collect::<Vec<f32>>());
         let planes = depth.chunks(height * width).zip(&cameras);
-        let seen: Vec<Seen<'_>> =
-            planes.map(|(depth, camera)| Seen { camera: *camera, depth, width, height }).collect();
+        let seen: Vec<Posed<'_>> =
+            planes.map(|(depth, camera)| Posed { camera: *camera, width, height, depth }).collect();
         let mut points = Vec::with_capacity(3 * depth.len());
         for view in &seen {
             let lift = view.lift();
@@ -80,38 +81,8 @@ impl TryFrom<&data::Sample> for Sample {
     }
 }
 
-/// A view with its depth.
-struct Seen<'d> {
-    camera: Camera,
-    depth: &'d [f32],
-    width: usize,
-    height: usize,
-}
-
-impl Seen<'_> {
-    /// The world point that a pixel shows, if it has a depth.
-    fn lift(&self) -> impl Fn(usize) -> Option<[f64; 3]> + '_ {
-        let lift = self.camera.lift();
-        move |at| {
-            let z = f64::from(self.depth[at]);
-            (z > 0.0).then(|| lift((at % self.width) as f64 + 0.5, (at / self.width) as f64 + 0.5, z))
-        }
-    }
-
-    /// Where a world point is seen, in pixels; none if it is not, or hides behind something.
-    fn sees(&self, point: [f64; 3]) -> Option<[f64; 2]> {
-        let (u, v, z) = self.camera.project(point);
-        let inside = z > 0.0 && (0.0..self.width as f64).contains(&u) && (0.0..self.height as f64).contains(&v);
-        let known = f64::from(*self.depth.get(v as usize * self.width + u as usize).filter(|_| inside)?);
-        (known > 0.0 && (z - known).abs() < SAME * known).then_some([u, v])
-    }
-}
-
-/// Depths that differ by less than this share of them are of one surface.
-const SAME: f64 = 0.05;
-
 /// Where the middles of patches lie in the next view: [1, S, patches, 3].
-fn matches(seen: &[Seen<'_>]) -> Tensor {
+fn matches(seen: &[Posed<'_>]) -> Tensor {
     let mut values = Vec::new();
     for (view, next) in seen.iter().zip(seen.iter().cycle().skip(1)) {
         let lift = view.lift();

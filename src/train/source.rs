@@ -8,9 +8,6 @@ use crate::{
     data::{Loader, Options, Sampler, Split},
 };
 
-/// Samples that every thread keeps ready.
-const AHEAD: usize = 2;
-
 /// Scenes for a run, made ahead by threads.
 pub struct Source {
     learning: Arc<Sampler>,
@@ -64,7 +61,11 @@ impl Scenes for Source {
             Some(loader) => loader,
             None => {
                 let (sampler, together) = (self.learning.clone(), self.together);
-                Loader::of(move |number| joined(&sampler, number, together), (self.threads, AHEAD), self.next)?
+                Loader::of(
+                    move |number| joined(&sampler, number, together),
+                    (self.threads, Options::default().ahead),
+                    self.next,
+                )?
             }
         };
         let sample = self.loader.insert(loader).next().expect("samples do not end")?;

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     adamw::{Trained, gradient_name, state},
     join::join,
-    losses::{self, Built, matching::Layer, router::Routed},
+    losses::{self, Built, matching::Matched, router::Routed},
 };
-use crate::{Error, Kind, Result, backbones::PATCH};
+use crate::{Error, Kind, Result, backbones::PATCH, compile::pipeline::CHANNELS_LAST};
 
 /// At last: what every graph gets, then epilogues and chains of elementwise operations.
 pub const FINISH: &str =
@@ -137,7 +137,7 @@ pub fn gradients(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trained>,
         notes = run(&mut graph, &selected(&format!("recompute{{bytes={bytes}}}"))?)?;
     }
     if recipe.channels_last {
-        run(&mut graph, &selected("channels_last,layout,dce,late_slices,dce")?)?;
+        run(&mut graph, &selected(CHANNELS_LAST)?)?;
     }
     Ok((finished(graph)?, trained, notes))
 }
@@ -167,6 +167,8 @@ pub fn differentiated(model: &Graph, recipe: &Recipe) -> Result<(Graph, Vec<Trai
     if let Some(text) = &recipe.student {
         run(&mut graph, &selected(text)?)?;
     }
+    // What nothing reads is no weight of the student, and passes below would drop it.
+    run(&mut graph, &selected("dce")?)?;
     let names: Vec<Attr> = recipe.train.iter().map(|pattern| Attr::Text(pattern.clone())).collect();
     let options = Options(AttrMap::from([("names".to_string(), Attr::List(names))]));
     passes::run(&STATES, &mut graph, &options).map_err(|e| wrong("train.recipe", e))?;
@@ -258,54 +260,13 @@ pub(super) fn tap(graph: &mut Graph, chosen: &Options) -> Result<()> {
 pub(super) const TAP: &str = "tap.";
 
 /// What the loss of matches reads.
-struct Matched {
-    /// The scale of every layer, whose queries and keys are outputs.
-    scales: Vec<f64>,
-    head: usize,
-    /// Rows and columns of patches.
-    grid: (usize, usize),
-    /// Scenes and views of each.
-    views: [usize; 2],
-}
-
-/// What the outputs of queries and keys are called, a number behind them.
-const QUERIES: &str = "match.q.";
-const KEYS: &str = "match.k.";
-
-/// Names queries and keys of chosen attentions as outputs.
 fn matched(graph: &mut Graph, (chosen, head): &(Options, usize)) -> Result<Matched> {
     let images = super::models::images(graph).and_then(|ty| ty.dims());
     let Some([scenes, views, _, height, width]) = images.and_then(|dims| <[usize; 5]>::try_from(dims).ok()) else {
         return Err(Error::unsupported("train.model", "matches need a model with `images` [B,S,3,H,W]"));
     };
-    let grid = (height / PATCH, width / PATCH);
-    let (mut scales, mut problems) = (Vec::new(), Vec::new());
-    for (number, id) in choose(graph, chosen).map_err(|e| wrong("train.recipe", e))?.into_iter().enumerate() {
-        let (q, k) = (graph.operands(id)[0], graph.operands(id)[1]);
-        let Op::Attention(op) = graph.op(id) else { continue };
-        let (scale, shape, origin) = (op.scale, graph.ty(q).dims(), graph.node(id).origin.to_string());
-        let fits = |shape: &[usize]| {
-            shape[0] == scenes
-                && *head < shape[1]
-                && shape[2].is_multiple_of(views)
-                && shape[2] / views >= grid.0 * grid.1
-        };
-        if !shape.as_deref().is_some_and(fits) {
-            problems.push(format!(
-                "`{origin}` has no head {head} over the patches of all views of a scene: its queries are {}",
-                graph.ty(q)
-            ));
-        }
-        graph.output(format!("{QUERIES}{number}"), q);
-        graph.output(format!("{KEYS}{number}"), k);
-        scales.push(scale);
-    }
-    let views = [scenes, views];
-    if problems.is_empty() {
-        Ok(Matched { scales, head: *head, grid, views })
-    } else {
-        Err(Error::all(Kind::Unsupported, "train.recipe", problems))
-    }
+    let sizes = [scenes, views, height / PATCH, width / PATCH];
+    Matched::tap(graph, chosen, *head, sizes).map_err(|e| wrong("train.recipe", e))
 }
 
 /// The passes that a text names.
@@ -403,13 +364,8 @@ fn objective(
                 losses::attention::loss(&mut Builder::new(graph, "loss.attention"), &pairs)?
             }
             Loss::Matching => {
-                let Some(Matched { scales, head, grid, views: [scenes, views] }) = matching else { continue };
-                let of = |kind: &str, number: usize| outputs[&format!("{kind}{number}")];
-                let layer = |(n, scale): (usize, &f64)| Layer { q: of(QUERIES, n), k: of(KEYS, n), scale: *scale };
-                let layers: Vec<Layer> = scales.iter().enumerate().map(layer).collect();
-                let ty = ValueType::new(DType::F32, [*scenes, *views, grid.0 * grid.1, 3]);
-                let truth = graph.input("target.match", ty);
-                losses::matching::loss(&mut Builder::new(graph, "loss.matching"), &layers, *head, truth, *grid)?
+                let Some(matching) = matching else { continue };
+                matching.loss(graph, &outputs)?
             }
         };
         let weight = graph.input(loss.weight(), scalar.clone());

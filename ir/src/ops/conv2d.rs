@@ -106,7 +106,8 @@ impl Conv2d {
         kernel: [usize; 2],
     ) -> Result<Option<(Value, Vec<usize>)>, OpError> {
         let shape = at.dims(g)?;
-        let first = if self.layout == ImageLayout::Planes { 2 } else { 1 };
+        // Rows, with columns behind them in both layouts.
+        let [_, first, _] = self.layout.beside_channels();
         let [oh, ow] = [shape[first], shape[first + 1]];
         if self.dilations != [1, 1] || kernel[0] <= self.strides[0] || kernel[1] <= self.strides[1] {
             return Ok(None);

@@ -12,10 +12,10 @@
 
 use lite3r_ir::{
     Builder, Dim, Value,
-    ops::{Abs, Clip, Slice, Sqrt},
+    ops::{Abs, Slice, Sqrt},
 };
 
-use super::{Built, sum, trusted};
+use super::{Built, count, part, sum, trusted};
 
 /// Every pixel, every second one, every fourth one, …
 const SCALES: [usize; 4] = [1, 2, 4, 8];
@@ -61,12 +61,6 @@ fn distance(b: &mut Builder<'_>, x: Value) -> Built {
     b.reshape(lengths, &shape[..4])
 }
 
-/// How many pixels a mask lets through, at least one.
-fn count(b: &mut Builder<'_>, mask: Value) -> Built {
-    let count = b.total(mask)?;
-    b.op(Clip { min: 1.0, max: f64::INFINITY }, &[count])
-}
-
 /// Differences between neighbours along rows and columns, at every scale that leaves two.
 fn edges(b: &mut Builder<'_>, difference: Value, mask: Value) -> Built {
     let mut terms = Vec::new();
@@ -105,7 +99,5 @@ fn every(b: &mut Builder<'_>, x: Value, axis: usize, step: usize) -> Built {
 /// All but the last, all but the first.
 fn neighbours(b: &mut Builder<'_>, x: Value, axis: usize) -> Built<(Value, Value)> {
     let n = size(b, x, axis);
-    let near = b.op(Slice { axis, start: 0.into(), end: (n - 1).into(), step: 1 }, &[x])?;
-    let far = b.op(Slice { axis, start: 1.into(), end: n.into(), step: 1 }, &[x])?;
-    Ok((near, far))
+    Ok((part(b, x, axis, 0..n - 1)?, part(b, x, axis, 1..n)?))
 }

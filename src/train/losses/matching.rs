@@ -7,16 +7,18 @@
 //! − Σ v·log(ε + Σ_rc p_rc·e^(−((c + ½ − x)² + (r + ½ − y)²) / 2σ²)) / Σ v
 //! ```
 //!
-//! the mean over layers. Cameras are learnt late from cameras alone: they follow from matches, and this says what
-//! matches. After the matching losses of Sarlin et al., "SuperGlue", 2020, and Leroy et al., "MASt3R", 2024, over the
+//! the mean over layers. Cameras follow from matches, and this says what matches. After the matching losses of Sarlin et al., "SuperGlue", 2020, and Leroy et al., "MASt3R", 2024, over the
 //! attention of the model itself.
 
+use std::collections::BTreeMap;
+
 use lite3r_ir::{
-    Builder, DType, Dim, Tensor, Value,
-    ops::{Clip, Concat, Exp, Log, MatMul, Slice, Softmax},
+    Builder, DType, Dim, Graph, Op, Tensor, Value, ValueType,
+    ops::{Concat, Exp, Log, MatMul, Softmax},
+    passes::{Options, PassError, chosen_attentions::choose},
 };
 
-use super::{Built, sum};
+use super::{Built, count, part, sum};
 
 /// σ, in patches.
 const SPREAD: f64 = 0.6;
@@ -24,24 +26,71 @@ const SPREAD: f64 = 0.6;
 /// ε: what is given to a match that is missed altogether.
 const SMALLEST: f64 = 1e-6;
 
-/// What one layer multiplies.
-#[derive(Clone, Copy, Debug)]
-pub struct Layer {
-    /// Queries [B, heads, S·T, D].
-    pub q: Value,
-    /// Keys like them.
-    pub k: Value,
-    /// Of their products.
-    pub scale: f64,
+/// The input that says where patches are seen again.
+const TRUTH: &str = "target.match";
+
+/// What the loss reads of a model.
+#[derive(Clone, Debug)]
+pub struct Matched {
+    /// A layer: the outputs that its queries and keys are called, and the scale of their products.
+    layers: Vec<(String, String, f64)>,
+    head: usize,
+    /// B, S, rows and columns of patches.
+    sizes: [usize; 4],
 }
 
-/// The loss of head `head` of some layers; `truth` is [B, S, rows·columns, 3]: x, y, v. The patches of a view stand behind
-/// its other tokens.
-pub fn loss(b: &mut Builder<'_>, layers: &[Layer], head: usize, truth: Value, grid: (usize, usize)) -> Built {
+impl Matched {
+    /// Names queries and keys of chosen attentions as outputs, which passes follow. `sizes` are scenes, views of each, rows
+    /// and columns of patches. It is refused where an attention has no such head over the patches of all views.
+    pub fn tap(graph: &mut Graph, chosen: &Options, head: usize, sizes: [usize; 4]) -> Result<Self, PassError> {
+        let [scenes, views, rows, columns] = sizes;
+        let (mut layers, mut problems) = (Vec::new(), Vec::new());
+        for (number, id) in choose(graph, chosen)?.into_iter().enumerate() {
+            let Op::Attention(op) = graph.op(id) else { continue };
+            let (scale, operands) = (op.scale, graph.operands(id));
+            let fits = |shape: &[usize]| {
+                shape[0] == scenes
+                    && head < shape[1]
+                    && shape[2].is_multiple_of(views)
+                    && shape[2] / views >= rows * columns
+            };
+            if !graph.ty(operands[0]).dims().as_deref().is_some_and(fits) {
+                problems.push(format!(
+                    "`{}` has no head {head} over the patches of all views of a scene: its queries are {}",
+                    graph.node(id).origin,
+                    graph.ty(operands[0])
+                ));
+            }
+            let [q, k] = ["q", "k"].map(|kind| format!("match.{kind}.{number}"));
+            graph.output(&q, operands[0]);
+            graph.output(&k, operands[1]);
+            layers.push((q, k, scale));
+        }
+        if problems.is_empty() { Ok(Self { layers, head, sizes }) } else { Err(PassError::Refused(problems)) }
+    }
+
+    /// The loss of what was named, among the outputs that the graph had.
+    pub fn loss(&self, graph: &mut Graph, outputs: &BTreeMap<String, Value>) -> Built {
+        let [scenes, views, rows, columns] = self.sizes;
+        let truth = graph.input(TRUTH, ValueType::new(DType::F32, [scenes, views, rows * columns, 3]));
+        let layer = |(q, k, scale): &(String, String, f64)| Layer { q: outputs[q], k: outputs[k], scale: *scale };
+        let layers: Vec<Layer> = self.layers.iter().map(layer).collect();
+        loss(&mut Builder::new(graph, "loss.matching"), &layers, self.head, truth, (rows, columns))
+    }
+}
+
+/// What one layer multiplies: queries [B, heads, S·T, D] and keys like them.
+struct Layer {
+    q: Value,
+    k: Value,
+    scale: f64,
+}
+
+/// Of one head; `truth` is [B, S, rows·columns, 3]: x, y, v. The patches of a view stand behind its other tokens.
+fn loss(b: &mut Builder<'_>, layers: &[Layer], head: usize, truth: Value, grid: (usize, usize)) -> Built {
     let near = near(b, truth, grid)?;
     let seen = part(b, truth, 3, 2..3)?;
-    let count = b.total(seen)?;
-    let count = b.op(Clip { min: 1.0, max: f64::INFINITY }, &[count])?;
+    let count = count(b, seen)?;
     let mut terms = Vec::with_capacity(layers.len());
     for layer in layers {
         let shape = b.ty(truth).shape.clone();
@@ -102,13 +151,9 @@ fn next_view(b: &mut Builder<'_>, x: Value) -> Built {
     b.op(Concat { axis: 1 }, &[rest, first])
 }
 
-fn part(b: &mut Builder<'_>, x: Value, axis: usize, range: std::ops::Range<usize>) -> Built {
-    b.op(Slice { axis, start: range.start.into(), end: range.end.into(), step: 1 }, &[x])
-}
-
 #[cfg(test)]
 mod tests {
-    use lite3r_ir::{Graph, ValueType, interpret::interpret};
+    use lite3r_ir::interpret::interpret;
 
     use super::*;
 

@@ -18,9 +18,11 @@ pub mod pose;
 pub mod rays;
 pub mod router;
 
+use std::ops::Range;
+
 use lite3r_ir::{
     Builder, DType, OpError, Tensor, Value,
-    ops::{Abs, Log},
+    ops::{Abs, Clip, Log, Slice},
 };
 
 /// A value, or an operation that does not fit: a model whose outputs have other shapes than its family says.
@@ -40,6 +42,17 @@ fn mean(b: &mut Builder<'_>, x: Value) -> Built {
 fn mean_magnitude(b: &mut Builder<'_>, x: Value) -> Built {
     let x = b.op(Abs {}, &[x])?;
     mean(b, x)
+}
+
+/// How much a mask lets through, at least one.
+fn count(b: &mut Builder<'_>, mask: Value) -> Built {
+    let count = b.total(mask)?;
+    b.op(Clip { min: 1.0, max: f64::INFINITY }, &[count])
+}
+
+/// What lies in a range of an axis.
+fn part(b: &mut Builder<'_>, x: Value, axis: usize, range: Range<usize>) -> Built {
+    b.op(Slice { axis, start: range.start.into(), end: range.end.into(), step: 1 }, &[x])
 }
 
 /// d·c − α log c, element by element: errors d count by a confidence c that has its price.

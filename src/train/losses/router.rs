@@ -15,13 +15,13 @@
 use lite3r_ir::{
     Builder, DType, Graph, Op, Tensor, Value,
     ops::{
-        BlockMean, BlockRoute, Clip, Concat, Exp, Log, MatMul, ReduceMax, Slice, Softmax, StopGradient, Transpose,
+        BlockMean, BlockRoute, Clip, Concat, Exp, Log, MatMul, ReduceMax, Softmax, StopGradient, Transpose,
         block_route::Router, blocks::Blocks,
     },
     passes::sla,
 };
 
-use super::{Built, sum};
+use super::{Built, part, sum};
 
 /// Shares count at least this in their own logarithms.
 const SMALLEST: f64 = 1e-30;
@@ -89,8 +89,7 @@ impl Routed {
         let turn = Transpose { perm: vec![0, 1, 3, 2] };
         let mut shares = Vec::with_capacity(heads);
         for head in 0..heads {
-            let slice = Slice { axis: 1, start: head.into(), end: (head + 1).into(), step: 1 };
-            let (q, k) = (b.op(slice.clone(), &[q])?, b.op(slice, &[k])?);
+            let (q, k) = (part(b, q, 1, head..head + 1)?, part(b, k, 1, head..head + 1)?);
             let q = b.times(q, self.op.scale)?;
             let p = b.op(MatMul { transpose_b: true }, &[q, k])?;
             let p = b.op(Softmax { axis: -1 }, &[p])?;
