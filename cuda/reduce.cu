@@ -99,6 +99,7 @@ template <class C> struct FirstSmallest {
 };
 
 typedef OPERATION<compute<TX>::type> Partial;
+static_assert(sizeof(Partial) <= 16, "scratch memory of pieces has 16 bytes a partial result");
 
 // The partial result of the lane `step` further on.
 DEVICE Partial shifted(const Partial& own, int step) {
@@ -120,21 +121,29 @@ DEVICE i64 place(INDEX at, const Shape& shape, const Strides& strides) {
     return shape.rank == 1 ? (i64)at * strides.of[0] : offset(at, shape, strides);
 }
 
+// Takes every STEP-th term of begin..end; several loads are on their way at a time.
+template <int STEP>
+DEVICE void take(
+    Partial& partial, const TX* __restrict__ from, INDEX begin, INDEX end, const Shape& gone, const Strides& gone_strides)
+{
+    INDEX i = begin;
+    for (; i + (AHEAD - 1) * STEP < end; i += AHEAD * STEP) {
+        compute<TX>::type ahead[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) ahead[k] = load(from + place(i + k * STEP, gone, gone_strides));
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) partial.take(ahead[k], i + k * STEP);
+    }
+    for (; i < end; i += STEP) partial.take(load(from + place(i, gone, gone_strides)), i);
+}
+
 // Terms begin..end of a result as the lanes of a group take them in turn; lane 0 of the group has all of them.
 DEVICE Partial row(
     const TX* __restrict__ from, INDEX begin, INDEX end, const Shape& gone, const Strides& gone_strides,
     Partial (&parts)[WARPS])
 {
     Partial partial = Partial::start();
-    INDEX i = begin + threadIdx.x % GROUP;
-    for (; i + (AHEAD - 1) * GROUP < end; i += AHEAD * GROUP) {
-        compute<TX>::type ahead[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) ahead[k] = load(from + place(i + k * GROUP, gone, gone_strides));
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) partial.take(ahead[k], i + k * GROUP);
-    }
-    for (; i < end; i += GROUP) partial.take(load(from + place(i, gone, gone_strides)), i);
+    take<GROUP>(partial, from, begin + threadIdx.x % GROUP, end, gone, gone_strides);
 #pragma unroll
     for (int step = GROUP > 1 ? 16 : 0; step; step >>= 1) partial.join(shifted(partial, step));
     if (GROUP > 32) {
@@ -155,16 +164,7 @@ DEVICE Partial column(
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Partial partial = Partial::start();
-    INDEX i = begin + warp;
-    // Several loads are on their way at a time.
-    for (; i + (AHEAD - 1) * WARPS < end; i += AHEAD * WARPS) {
-        compute<TX>::type ahead[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) ahead[k] = load(from + place(i + k * WARPS, gone, gone_strides));
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) partial.take(ahead[k], i + k * WARPS);
-    }
-    for (; i < end; i += WARPS) partial.take(load(from + place(i, gone, gone_strides)), i);
+    take<WARPS>(partial, from, begin + warp, end, gone, gone_strides);
     parts[warp][lane] = partial;
     __syncthreads();
     if (warp == 0) {

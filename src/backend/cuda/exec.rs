@@ -12,9 +12,11 @@ use lite3r_ir::Tensor;
 
 use super::{
     Arch, DRIVER, SM_80, SM_89, SM_90A,
-    driver::{self, Code, Context, Event, Function, Graph, Memory, Ready, Staging},
+    driver::{self, Code, Context, Event, Function, Graph, Memory, Ready},
     launch::{Arg, Base, Launch, Pointer},
-    lower, nvrtc, tallies, tally,
+    lower, nvrtc,
+    staging::Staging,
+    tallies, tally,
 };
 use crate::{
     Error, Kind, Result,

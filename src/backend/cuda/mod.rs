@@ -41,6 +41,7 @@ pub mod sass;
 pub mod self_attention;
 pub mod softmax;
 pub mod sparse;
+mod staging;
 
 #[cfg(test)]
 mod conformance;

@@ -17,9 +17,9 @@ use crate::backend::{
 
 /// Copies of one launch.
 const MAX_COPIES: usize = 4;
-/// Rows and columns of a tile that is transposed in shared memory: the smaller one where an axis is short or elements
-/// are wide.
-const TILES: [usize; 2] = [64, 32];
+/// Rows and columns of a tile that is transposed in shared memory, where an axis is short or elements are wide, and else.
+const TILE: usize = 32;
+const WIDE_TILE: usize = 64;
 
 const fn row(name: &'static str, op: &'static str) -> Kernel {
     Kernel { name, op, dtypes: &DType::ALL, lower }
@@ -127,7 +127,7 @@ fn copy(copies: &[Copy], size: usize) -> Result<Launch, String> {
     let each = |of: fn(&Copy) -> Arg| (0..MAX_COPIES).map(move |i| copies.get(i).map_or(Arg::Null, of));
     let args = each(|c| Arg::operand(c.operand)).chain(each(|c| Arg::result(c.result)));
     Ok(Launch {
-        module: module(size, elements, TILES[1]),
+        module: module(size, elements, TILE),
         function: "copy",
         grid: [blocks(elements, THREADS), copies.len() as u32, 1],
         block: THREADS,
@@ -148,7 +148,7 @@ fn transpose(copy: &Copy, size: usize) -> Result<Option<Launch>, String> {
         (0..copy.axes.len()).filter(|i| ![rows, columns].contains(i)).map(|i| copy.axes[i].clone()).collect();
     let (shape, steps) = pack(&outer, 2)?;
     let ((height, down), (width, across)) = (&copy.axes[rows], &copy.axes[columns]);
-    let tile = TILES[usize::from(size > 4 || (*height).min(*width) < 48)];
+    let tile = if size > 4 || (*height).min(*width) < 48 { TILE } else { WIDE_TILE };
     let tiles = (height.div_ceil(tile) * width.div_ceil(tile) * outer.iter().map(|a| a.0).product::<usize>()) as u64;
     Ok(Some(Launch {
         module: module(size, tiles, tile),
@@ -205,7 +205,7 @@ fn pad(request: &Request<'_>, _: Arch) -> Result<Lowered, String> {
     let value: [u8; 16] = std::array::from_fn(|i| value.bytes()[i % dtype.size()]);
     let elements = axes.iter().map(|a| a[2] as u64).product();
     Ok(Launch::over(
-        module(chunk, elements, TILES[1]),
+        module(chunk, elements, TILE),
         "pad",
         elements,
         vec![
