@@ -48,8 +48,9 @@ const WIDTH: u32 = 64u;
 const VALUES: u32 = 64u;
 //: end
 
-// Keys at once.
+// Keys at once, and tiles whose keys are looked up at once.
 const TILE: u32 = 32u;
+const AHEAD: u32 = 8u;
 
 //: TAKEN
 // Words that hold a bit a key block.
@@ -89,9 +90,9 @@ var<workgroup> halves: array<vec4<f16>, max(QUERIES * KEY_LINE, VALUES_AT + TILE
 var<workgroup> scores: array<vec4<f32>, QUERIES * LINE>;
 // Whether the sums of a query are multiplied by what is not 1.
 var<workgroup> raised: u32;
-// Of every slot of four tiles in turn the token or centroid, -1 where there is none, and what is added to its score.
-var<workgroup> tokens: array<i32, 4u * TILE>;
-var<workgroup> biases: array<vec4<f32>, TILE>;
+// Of every slot of twice as many tiles in turn the token or centroid, -1 where there is none, and what is added to its score.
+var<workgroup> tokens: array<i32, 2u * AHEAD * TILE>;
+var<workgroup> biases: array<vec4<f32>, AHEAD * TILE / 2u>;
 var<workgroup> list_length: u32;
 var<workgroup> taken: array<atomic<u32>, TAKEN>;
 
@@ -124,13 +125,21 @@ fn fill(tile: u32, slot: u32, plain: u32, listed: u32, list: u32) {
             }
         }
     }
-    let to = tile % 4u * TILE + slot;
+    let to = tile % (2u * AHEAD) * TILE + slot;
     tokens[to] = token;
     biases[to / 4u][to % 4u] = bias;
 }
 
+// What stands in the slots of the tiles from `tile` on.
+fn fill_tiles(tile: u32, thread: u32, plain: u32, listed: u32, list: u32) {
+    for (var i = 0u; i < AHEAD * TILE / QUERIES; i++) {
+        let slot = i * QUERIES + thread;
+        fill(tile + slot / TILE, slot % TILE, plain, listed, list);
+    }
+}
+
 fn token_of(tile: u32, slot: u32) -> i32 {
-    if KEYS == LISTED { return tokens[tile % 4u * TILE + slot]; }
+    if KEYS == LISTED { return tokens[tile % (2u * AHEAD) * TILE + slot]; }
     let token = tile * TILE + slot;
     return select(-1, i32(token), token < sizes.m);
 }
@@ -202,10 +211,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         queries[2u * i] = coopLoadT<coop_mat16x16<f16, A>>(&halves[strip * KEY_LINE + 4u * i], KEY_LINE);
         queries[2u * i + 1u] = coopLoadT<coop_mat16x16<f16, A>>(&halves[(strip + 16u) * KEY_LINE + 4u * i], KEY_LINE);
     }
-    if KEYS == LISTED && thread < TILE {
-        fill(0u, thread, plain, listed, list);
-        fill(1u, thread, plain, listed, list);
-    }
+    if KEYS == LISTED { fill_tiles(0u, thread, plain, listed, list); }
     workgroupBarrier();
     for (var i = thread; i < TILE * WIDTH / 4u; i += QUERIES) {
         halves[KEYS_AT + i / (WIDTH / 4u) * KEY_LINE + i % (WIDTH / 4u)] = key_part(head, 0u, plain, i);
@@ -250,13 +256,15 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
             let part = i * QUERIES + thread;
             halves[KEYS_AT + part / (WIDTH / 4u) * KEY_LINE + part % (WIDTH / 4u)] = next_keys[i];
         }
-        if KEYS == LISTED && thread < TILE && tile + 2u < tiles { fill(tile + 2u, thread, plain, listed, list); }
+        if KEYS == LISTED && tile % AHEAD == 0u && tile + AHEAD < tiles {
+            fill_tiles(tile + AHEAD, thread, plain, listed, list);
+        }
         var line: array<vec4<f32>, TILE / 4u>;
         var most = vec4(NOTHING);
         for (var i = 0u; i < TILE / 4u; i++) {
             line[i] = scale * scores[own + i];
             if KEYS == LISTED {
-                line[i] += biases[tile % 4u * (TILE / 4u) + i];
+                line[i] += biases[tile % (2u * AHEAD) * (TILE / 4u) + i];
             } else if tile + 1u == tiles {
                 let column = vec4(tile * TILE + 4u * i) + vec4(0u, 1u, 2u, 3u);
                 line[i] = select(vec4(NOTHING), line[i], column < vec4(sizes.m));

@@ -21,10 +21,20 @@ struct Sizes {
 //: tensors
 // Features of keys, states, or features of queries.
 @group(0) @binding(0) var<storage, read_write> a: array<u32>;
-fn a_at(i: u32) -> f32 { return bitcast<f32>(a[i]); }
+fn a_one(i: u32) -> f32 { return bitcast<f32>(a[i]); }
+fn a_part(i: u32, there: u32) -> vec4<f32> {
+    var part = vec4(0.0);
+    for (var j = 0u; j < min(there, 4u); j++) { part[j] = a_one(i + j); }
+    return part;
+}
 // Values, the projection, or states.
 @group(0) @binding(1) var<storage, read_write> b: array<u32>;
-fn b_at(i: u32) -> f32 { return bitcast<f32>(b[i]); }
+fn b_one(i: u32) -> f32 { return bitcast<f32>(b[i]); }
+fn b_part(i: u32, there: u32) -> vec4<f32> {
+    var part = vec4(0.0);
+    for (var j = 0u; j < min(there, 4u); j++) { part[j] = b_one(i + j); }
+    return part;
+}
 fn residual_at(i: u32) -> f32 { return 0.0; }
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;
 fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
@@ -82,10 +92,10 @@ fn sum_states(tile: u32, thread: u32) {
         let token = head * sizes.m + start + own.x;
         var rows = vec4(0.0);
         var columns = vec4(0.0);
-        for (var j = 0u; j < 4u && start + own.x < end; j++) {
-            let at = first + own.y + j;
-            if at.x < sizes.d { rows[j] = a_at(token * sizes.d + at.x); }
-            if at.y < sizes.e { columns[j] = b_at(token * sizes.e + at.y); }
+        let at = first + own.y;
+        if start + own.x < end {
+            if at.x < sizes.d { rows = a_part(token * sizes.d + at.x, sizes.d - at.x); }
+            if at.y < sizes.e { columns = b_part(token * sizes.e + at.y, sizes.e - at.y); }
         }
         left[thread] = rows;
         right[thread] = columns;
@@ -119,14 +129,14 @@ fn join_states(tile: u32, thread: u32) {
     for (var column = thread; column <= sizes.e; column += 256u) {
         let at = select(row * sizes.e + column, sizes.d * sizes.e + row, column == sizes.e);
         var sum = 0.0;
-        for (var i = 0u; i < sizes.stretches; i++) { sum += a_at((head * sizes.stretches + i) * size + at); }
+        for (var i = 0u; i < sizes.stretches; i++) { sum += a_one((head * sizes.stretches + i) * size + at); }
         if PROJECTED == 0u || column == sizes.e { y_set(head * size + at, sum); } else { joined[column] = sum; }
     }
     if PROJECTED == 0u { return; }
     workgroupBarrier();
     if thread >= sizes.e { return; }
     var sum = 0.0;
-    for (var i = 0u; i < sizes.e; i++) { sum = fma(joined[i], b_at(thread * sizes.e + i), sum); }
+    for (var i = 0u; i < sizes.e; i++) { sum = fma(joined[i], b_one(thread * sizes.e + i), sum); }
     y_set(head * size + row * sizes.e + thread, sum);
 }
 
@@ -141,24 +151,22 @@ fn apply_states(tile: u32, thread: u32) {
     var sums: array<vec4<f32>, 4>;
     var total = vec4(0.0);
     for (var start = 0u; start < sizes.d; start += 16u) {
-        // Neighbouring threads read neighbours.
-        let term = start + thread % 16u;
-        var rows = vec4(0.0);
-        for (var j = 0u; j < 4u; j++) {
-            let token = first.x + thread / 16u * 4u + j;
-            if token < sizes.n && term < sizes.d { rows[j] = a_at((head * sizes.n + token) * sizes.d + term); }
+        // Four terms of a token, which `left` has by terms.
+        let token = first.x + thread / 4u;
+        let term = start + thread % 4u * 4u;
+        var terms = vec4(0.0);
+        if token < sizes.n && term < sizes.d {
+            terms = a_part((head * sizes.n + token) * sizes.d + term, sizes.d - term);
         }
-        left[thread % 16u * 16u + thread / 16u] = rows;
-        var columns = vec4(0.0);
+        for (var j = 0u; j < 4u; j++) { left[(thread % 4u * 4u + j) * 16u + thread / 16u][thread / 4u % 4u] = terms[j]; }
         let row = start + thread / 16u;
-        for (var j = 0u; j < 4u; j++) {
-            let column = first.y + thread % 16u * 4u + j;
-            if row < sizes.d && column < sizes.e { columns[j] = b_at(state + row * sizes.e + column); }
-        }
+        let column = first.y + thread % 16u * 4u;
+        var columns = vec4(0.0);
+        if row < sizes.d && column < sizes.e { columns = b_part(state + row * sizes.e + column, sizes.e - column); }
         right[thread] = columns;
         if thread < 16u {
             middle[thread] = 0.0;
-            if term < sizes.d { middle[thread] = b_at(state + sizes.d * sizes.e + term); }
+            if start + thread < sizes.d { middle[thread] = b_one(state + sizes.d * sizes.e + start + thread); }
         }
         workgroupBarrier();
         accumulate(&sums, &total, thread);

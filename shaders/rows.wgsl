@@ -1,5 +1,5 @@
-// Softmax and normalisation along one axis: a workgroup takes a row, of `length` elements `step` apart, and passes over it
-// as often as it must; sums are taken in the same order every time.
+// Softmax and normalisation along one axis: a workgroup, or a subgroup, takes a row, of `length` elements `step` apart, and
+// passes over it as often as it must; sums are taken in the same order every time.
 
 struct Sizes {
     rows: u32,
@@ -17,6 +17,27 @@ fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 @group(0) @binding(2) var<uniform> sizes: Sizes;
 //: end
 
+// Where a row begins.
+fn start_of(at: u32) -> u32 { return at / sizes.step * sizes.length * sizes.step + at % sizes.step; }
+
+//: row
+// Softmax.
+fn row(start: u32, lane: u32, lanes: u32) {
+    var most = bitcast<f32>(0xff800000u);
+    for (var i = lane; i < sizes.length; i += lanes) { most = max(most, x_at(start + i * sizes.step)); }
+    most = most_of(most, lane);
+    var sum = 0.0;
+    for (var i = lane; i < sizes.length; i += lanes) { sum += exponential(x_at(start + i * sizes.step) - most); }
+    sum = sum_of(sum, lane);
+    for (var i = lane; i < sizes.length; i += lanes) {
+        let at = start + i * sizes.step;
+        y_set(at, exponential(x_at(at) - most) / sum);
+    }
+}
+//: end
+
+//: lanes
+// A workgroup has a row.
 var<workgroup> parts: array<f32, 256>;
 
 fn sum_of(value: f32, thread: u32) -> f32 {
@@ -43,26 +64,11 @@ fn most_of(value: f32, thread: u32) -> f32 {
     return most;
 }
 
-//: row
-// Softmax.
-fn row(start: u32, thread: u32) {
-    var most = bitcast<f32>(0xff800000u);
-    for (var i = thread; i < sizes.length; i += 256u) { most = max(most, x_at(start + i * sizes.step)); }
-    most = most_of(most, thread);
-    var sum = 0.0;
-    for (var i = thread; i < sizes.length; i += 256u) { sum += exponential(x_at(start + i * sizes.step) - most); }
-    sum = sum_of(sum, thread);
-    for (var i = thread; i < sizes.length; i += 256u) {
-        let at = start + i * sizes.step;
-        y_set(at, exponential(x_at(at) - most) / sum);
-    }
-}
-//: end
-
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
     let at = id.y * count.x + id.x;
     if at >= sizes.rows { return; }
-    row(at / sizes.step * sizes.length * sizes.step + at % sizes.step, thread);
+    row(start_of(at), thread, 256u);
 }
+//: end

@@ -3,9 +3,11 @@
     python3 tools/students.py --bin target/release --teacher teacher.safetensors --out students/ [--target cuda:sm_90a] [--gpus 2] \
         [--jobs 6] [--only TEXT] [--scale 1] [--scenes 64]
 
-Trains every student of RECIPES beside its dense teacher on rendered scenes (`lite3r train`), compiles it and the forms that need no training
-(`lite3r-compile`), evaluates all of them on test scenes of 8, 16 and 24 views (`lite3r eval --data synthetic:test`) and prints a table a number
-of views. What is in the folder already is kept, so that it goes on after an interruption. --scale divides the steps of training, for a rehearsal.
+Trains every student of RECIPES beside its dense teacher on rendered scenes (`lite3r train`), fits projections (`lite3r fit`), compiles them and the
+forms that need no training (`lite3r-compile`), evaluates all of them on test scenes of 8, 16 and 24 views (`lite3r eval --data synthetic:test`) and
+prints a table a number of views. Attention errors are ||o - o'|| / ||o||, the root of the mean square over global layers, of 8 views of validation
+scenes; of fitted projections the mean over layers on the scenes that they were fitted to. What is in the folder already is kept, so that it goes on
+after an interruption. --scale divides the steps of training, for a rehearsal.
 """
 
 import argparse
@@ -43,14 +45,20 @@ RECIPES = [
     Recipe("64x64 + linear branch, distilled", "form=add", "proj_lin", 200, 2e-3, DISTIL),
     Recipe("the same, aware of FP8", "form=add", "proj_lin", 200, 2e-3, DISTIL, ";fp8{mode=fake}"),
     Recipe("64x16 centroids, learned router", f"{CENTROIDS},router_weights=true", "router", 200, 3e-3,
-           {"router": 1.0, "camera": 0.0, "depth": 0.0}),
-    Recipe("64x16 centroids, all weights", CENTROIDS, "*", 350, 2e-4, {"attention": 1.0}),
+           {"router": 1.0, "camera": 0.0, "depth": 0.0, "attention": 1e-6}),
+    Recipe("64x16 centroids, all weights", CENTROIDS, "*", 600, 3e-4, {"attention": 1.0}),
 ]  # fmt: skip
+MEASURED = {"attention": 1.0, "camera": 0.0, "depth": 0.0}
+# One step that moves nothing: what training measures of validation scenes.
 UNTRAINED = [
-    ("64x64 pooled, sparse alone", "form=sparse"),
-    ("64x16 sub16", "block_k=16,router=sub16,form=sparse"),
-    ("64x16 sub16 centroids", CENTROIDS),
+    Recipe(name, sla, "*", 1, 1e-30, MEASURED)
+    for name, sla in [
+        ("64x64 pooled, sparse alone", "form=sparse"),
+        ("64x16 sub16", "block_k=16,router=sub16,form=sparse"),
+        ("64x16 sub16 centroids", CENTROIDS),
+    ]
 ]
+FITTED = "64x64 + linear branch, ridge-fitted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +71,27 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return f"run_{RECIPES.index(self.recipe)}_{self.keep}_{self.seed}"
+        return f"run_{(RECIPES + UNTRAINED).index(self.recipe)}_{self.keep}_{self.seed}"
 
 
 def runs(seeds: int) -> list[Run]:
-    """Every recipe at every share, more seeds at 0.1, those of 0.1 first."""
+    """Every recipe at every share, more seeds of training at 0.1; the first seed at 0.1 first, and the longest first."""
     found = []
-    for recipe in RECIPES:
+    for recipe in RECIPES + UNTRAINED:
         for keep in KEEPS if recipe.sla else ("1",):
-            found += [Run(recipe, keep, seed) for seed in range(1, 1 + (seeds if keep == "0.1" else 1))]
-    return sorted(found, key=lambda run: (run.keep != "0.1", run.seed))
+            more = seeds if keep == "0.1" and recipe in RECIPES else 1
+            found += [Run(recipe, keep, seed) for seed in range(1, 1 + more)]
+    return sorted(found, key=lambda run: (run.keep not in ("0.1", "1"), run.seed, -run.recipe.steps))
+
+
+def passes(keep: str, sla: str) -> str:
+    return f"{LAYOUT};sla{{kind=global,keep={keep},{sla}}}"
 
 
 def config(args, run: Run) -> str:
     recipe = run.recipe
     loss = "\n".join(f"{name} = {value}" for name, value in recipe.loss.items())
-    passes = f"{LAYOUT};sla{{kind=global,keep={run.keep},{recipe.sla}}}{recipe.aware}"
-    student = f"[student]\npasses = '{passes}'\n" if recipe.sla else ""
+    student = f"[student]\npasses = '{passes(run.keep, recipe.sla)}{recipe.aware}'\n" if recipe.sla else ""
     return f"""[model]
 arch = "vggt-small"
 weights = "{args.teacher.resolve()}"
@@ -89,7 +101,7 @@ source = "synthetic:arc"
 seed = {1000 + run.seed}
 views = [{args.views}]
 threads = {args.threads}
-validation = 0
+validation = {2 * args.batch if "attention" in recipe.loss else 0}
 [run]
 steps = {max(1, recipe.steps // args.scale)}
 scenes = {args.batch}
@@ -125,53 +137,93 @@ def train(args, run: Run, gpu: int) -> None:
     call(args, gpu, args.bin / "lite3r", "train", *how, "-o", run.folder, "--target", device, "--quiet")
 
 
-def compiled(args, name: str, precision: str, sla: str | None, trained: str | None = None) -> None:
-    if (args.out / name).exists():
+def fit(args, keep: str, gpu: int) -> None:
+    """Projections in closed form, and what they leave of the attention errors."""
+    report = args.out / f"fit_{keep}.json"
+    if not report.exists():
+        said = call(args, gpu, args.bin / "lite3r", "fit", "--teacher", "vggt-small", "--weights", args.teacher.resolve(),
+                    "--student-passes", passes(keep, "form=add"), "--scenes", args.fit_scenes, "--views", args.views, "--data", "synthetic:arc",
+                    "--target", args.target.split(":")[0], "--json", "-o", f"fit_{keep}.safetensors")  # fmt: skip
+        report.write_text(said)
+
+
+def attention_error(args, run: Run) -> float | None:
+    """Of validation scenes after training."""
+    last = json.loads((args.out / run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    found = last.get("validation_losses", {}).get("attention")
+    return None if found is None else found**0.5
+
+
+@dataclasses.dataclass
+class Row:
+    """A row of the table."""
+
+    name: str
+    # Files of plans: one, or more that differ by the seed of their training.
+    plans: list[str]
+    # Of each.
+    errors: list[float]
+    precision: str = "fp8"
+    # Of `sla`, and where weights lie that were trained, one a plan.
+    sla: str | None = None
+    trained: list[str] | None = None
+
+
+def rows(args, made: list[Run]) -> list[Row]:
+    found = {"dense FP8": Row("dense FP8", ["dense_fp8.l3r"], [])}
+    for run in made:
+        recipe = run.recipe
+        name = f"{recipe.name}, keep {run.keep}" if recipe.sla else recipe.name
+        sla = f"keep={run.keep},{recipe.sla}" if recipe.sla else None
+        row = found.setdefault(name, Row(name, [], [], "fp8" if recipe.sla else "f32", sla, None if recipe in UNTRAINED else []))
+        row.plans.append(f"{run.folder}.l3r")
+        row.errors += filter(None, [attention_error(args, run)])
+        if row.trained is not None:
+            row.trained.append(f"{run.folder}/weights.safetensors")
+    for report in sorted(args.out.glob("fit_*.json"), reverse=True):
+        keep = report.stem.removeprefix("fit_")
+        after = [layer["after"] for layer in json.loads(report.read_text())]
+        name = f"{FITTED}, keep {keep}"
+        error = sum(after) / len(after)
+        found[name] = Row(name, [f"{report.stem}.l3r"], [error], "fp8", f"keep={keep},form=add", [f"{report.stem}.safetensors"])
+    return [row for row in found.values() if args.only in row.name]
+
+
+DENSE = Row("dense f32", ["dense_f32.l3r"], [], "f32")
+
+
+def compiled(args, row: Row, number: int) -> None:
+    if (args.out / row.plans[number]).exists():
         return
-    rule = ["--attention", f"global=sla{{{sla}}}"] if sla else []
-    own = ["--trained", f"{trained}/weights.safetensors"] if trained else []
+    rule = ["--attention", f"global=sla{{{row.sla}}}"] if row.sla else []
+    own = ["--trained", row.trained[number]] if row.trained else []
     counts = ",".join(map(str, args.counts))
     call(args, 0, args.bin / "lite3r-compile", "--arch", "vggt-small", "--size", "224x224", "--weights", args.teacher.resolve(), *own,
-         "--bind", f"S={counts}", "--target", args.target, "--precision", precision, *rule, "--quiet", "-o", name)  # fmt: skip
+         "--bind", f"S={counts}", "--target", args.target, "--precision", row.precision, *rule, "--quiet", "-o", row.plans[number])  # fmt: skip
 
 
-def rows(args, made: list[Run]) -> dict[str, list[tuple]]:
-    """Name to the plans of a row: file, precision, options of `sla`, folder of what was trained."""
-    table = {"dense f32": [("dense_f32.l3r", "f32", None, None)], "dense FP8": [("dense_fp8.l3r", "fp8", None, None)]}
-    for (name, sla), keep in itertools.product(UNTRAINED, KEEPS):
-        file = f"form_{UNTRAINED.index((name, sla))}_{keep}.l3r"
-        table[f"{name}, keep {keep}"] = [(file, "fp8", f"keep={keep},{sla}", None)]
-    for run in made:
-        keep = f", keep {run.keep}" if run.recipe.sla else ""
-        sla = f"keep={run.keep},{run.recipe.sla}" if run.recipe.sla else None
-        precision = "fp8" if run.recipe.sla else "f32"
-        table.setdefault(run.recipe.name + keep, []).append((f"{run.folder}.l3r", precision, sla, run.folder))
-    return {name: plans for name, plans in table.items() if args.only in name or name == "dense f32"}
-
-
-def evaluate(args, name: str, plans: list[tuple], views: int, gpu: int) -> dict:
-    """The report of a row beside the dense model."""
-    files = ",".join(file for file, *_ in plans)
-    path = args.out / f"eval_{views}_{files.replace(',', '+')}.json"
+def evaluate(args, table: list[Row], views: int, gpu: int) -> list[dict]:
+    """The reports of rows behind that of the dense model, over the same scenes."""
+    files = [",".join(row.plans) for row in [DENSE, *table]]
+    path = args.out / f"eval_{views}_{gpu}_{len(files)}.json"
     if not path.exists():
-        own = [files] if name != "dense f32" else []
-        report = call(args, gpu, args.bin / "lite3r", "eval", "dense_f32.l3r", *own, "--data", "synthetic:test", "--views",
-                   views, "--scenes", args.scenes, "--protocol", "depth/none,depth/median-scene,pose/pairs", "--json")  # fmt: skip
+        report = call(args, gpu, args.bin / "lite3r", "eval", *files, "--data", "synthetic:test", "--views", views, "--scenes", args.scenes,
+                      "--protocol", "depth/none,depth/median-scene,pose/pairs", "--json")  # fmt: skip
         path.write_text(report)
     return json.loads(path.read_text())["runs"]
 
 
-def line(name: str, reports: list[dict]) -> str:
+def line(row: Row, dense: dict, own: dict) -> str:
     def mean(report: dict, protocol: str, measure: str) -> float:
         found = (row for row in report["tables"][0]["rows"] if (row["protocol"], row["measure"]) == (protocol, measure))
         return next(found)["mean"]["estimate"]
 
-    dense, own = reports[0], reports[-1]
     depth, turn = ((mean(own, *what), mean(dense, *what)) for what in (("depth/none", "AbsRel"), ("pose/pairs", "rotation°")))
     auc = [mean(own, "pose/pairs", measure) for measure in ("AUC@5", "AUC@30")]
     cost = own["costs"][0]
-    return (f"| {name} | {depth[0]:.4f} | {depth[0] / depth[1]:.3f} | {turn[0]:.2f}° | {turn[0] / turn[1]:.3f} | {auc[0]:.4f} | {auc[1]:.3f} "
-            f"| {cost['seconds'] * 1e3:.2f} | {(cost['run_bytes'] + cost['weight_bytes']) / 1e6:.0f} |")  # fmt: skip
+    error = f"{sum(row.errors) / len(row.errors):.3f}" if row.errors else ""
+    return (f"| {row.name} | {depth[0]:.4f} | {depth[0] / depth[1]:.3f} | {turn[0]:.2f}° | {turn[0] / turn[1]:.3f} | {auc[0]:.4f} | {auc[1]:.3f} "
+            f"| {error} | {cost['seconds'] * 1e3:.2f} | {(cost['run_bytes'] + cost['weight_bytes']) / 1e6:.0f} |")  # fmt: skip
 
 
 def main() -> None:
@@ -188,27 +240,33 @@ def main() -> None:
     parser.add_argument("--counts", type=lambda text: [int(n) for n in text.split(",")], default=[8, 16, 24])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--fit-scenes", type=int, default=32)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--only", default="")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     made = [run for run in runs(args.seeds) if args.only in run.recipe.name]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        trained = {pool.submit(train, args, run, number): run for number, run in enumerate(made)}
-        for done in concurrent.futures.as_completed(trained):
-            failed = done.exception()
-            print(f"{trained[done].folder}: {failed or 'trained'}", flush=True)
+        work = {pool.submit(train, args, run, number): run.folder for number, run in enumerate(made)}
+        if args.only in FITTED:
+            work |= {pool.submit(fit, args, keep, number): f"fit_{keep}" for number, keep in enumerate(KEEPS)}
+        for done in concurrent.futures.as_completed(work):
+            print(f"{work[done]}: {done.exception() or 'done'}", flush=True)
         made = [run for run in made if (args.out / run.folder / "weights.safetensors").exists()]
         table = rows(args, made)
-        compiled(args, *table["dense f32"][0])
-        list(pool.map(lambda plan: compiled(args, *plan), itertools.chain(*table.values())))
+        plans = [(row, number) for row in [DENSE, *table] for number in range(len(row.plans))]
+        list(pool.map(lambda plan: compiled(args, *plan), plans))
     # One evaluation a device: what a run takes is measured on the way.
+    shares = [table[gpu :: args.gpus] for gpu in range(args.gpus)]
     with concurrent.futures.ThreadPoolExecutor(args.gpus) as pool:
         for views in args.counts:
-            found = {name: pool.submit(evaluate, args, name, plans, views, n) for n, (name, plans) in enumerate(table.items())}
-            print(f"\n{views} views\n\n| | AbsRel | of dense | rotation | of dense | AUC@5 | AUC@30 | ms | MB |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-            for name, report in found.items():
-                print(f"{name}: {report.exception()}" if report.exception() else line(name, report.result()), flush=True)
+            found = list(pool.map(lambda gpu: evaluate(args, shares[gpu], views, gpu), range(args.gpus)))
+            lines = {row.name: line(row, found[gpu][0], own) for gpu in range(args.gpus) for row, own in zip(shares[gpu], found[gpu][1:])}
+            print(f"\n{views} views\n\n| | AbsRel | of dense | rotation | of dense | AUC@5 | AUC@30 | attention error | ms | MB |"
+                  "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
+            print(line(DENSE, found[0][0], found[0][0]))
+            for row in table:
+                print(lines[row.name], flush=True)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,12 @@ Examples:
 #[derive(clap::Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The model: an ONNX file
-    #[arg(long, value_name = "MODEL.onnx")]
-    teacher: PathBuf,
+    /// The model: an ONNX file, or the name of an architecture
+    #[arg(long, value_name = "MODEL")]
+    teacher: String,
+    /// Its weights, safetensors, where they are not those of the file
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
     /// The passes that make the student, over the recognised model
     #[arg(long, value_name = "PASSES")]
     student_passes: String,
@@ -63,8 +66,10 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
     if !(args.ridge.is_finite() && args.ridge >= 0.0) {
         return Err(Error::usage("train.ridge", format!("`--ridge` must be finite and from 0, not {}", args.ridge)));
     }
+    let mut model = Model { weights: args.weights.clone(), ..Model::default() };
+    model.name(&args.teacher);
     let config = Config {
-        model: Model { onnx: Some(args.teacher.clone()), ..Model::default() },
+        model,
         data: Data { source: args.data.clone(), views: vec![args.views as usize], seed: args.seed, ..Data::default() },
         student: Some(Student { passes: args.student_passes.clone(), attentions: "kind=global".into() }),
         ..Config::default()

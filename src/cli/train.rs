@@ -109,10 +109,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
 pub fn distill(args: &DistillArgs, common: &Common) -> Result<()> {
     let mut config = read(args.config.as_deref())?;
     if let Some(teacher) = &args.teacher {
-        match teacher.ends_with(".onnx") {
-            true => config.model.onnx = Some(teacher.into()),
-            false => config.model.arch = teacher.clone(),
-        }
+        config.model.name(teacher);
     }
     config.model.train = args.train.clone();
     if let Some(passes) = &args.student_passes {

@@ -67,6 +67,16 @@ impl Default for Model {
     }
 }
 
+impl Model {
+    /// Takes the model of that name: an ONNX file, or an architecture.
+    pub fn name(&mut self, name: &str) {
+        match name.ends_with(".onnx") {
+            true => self.onnx = Some(name.into()),
+            false => self.arch = name.into(),
+        }
+    }
+}
+
 /// What a model learns from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

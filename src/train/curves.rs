@@ -96,6 +96,7 @@ mod tests {
             skipped: false,
             seconds: 0.0,
             validation: (step == 3).then_some(loss),
+            validation_losses: BTreeMap::new(),
         };
         let text = svg(&[line(1, 4.0), line(2, f64::NAN), line(3, 1.0)]);
         assert_eq!(text.matches("<polyline").count(), 4, "{text}");

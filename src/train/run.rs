@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `config.toml` | the configuration with every default |
-//! | `metrics.jsonl` | a line a step: step, loss, every loss, norm, rate, whether it was skipped; `validation` where it was measured |
+//! | `metrics.jsonl` | a line a step: step, loss, every loss, norm, rate, whether it was skipped; `validation` and `validation_losses` where they were measured |
 //! | `last.safetensors` | the checkpoint that `--resume` goes on from |
 //! | `curves.svg` | losses over steps |
 //! | `weights.safetensors` | in f16, at the end: what was trained, and the rest of a model that was trained from its architecture |
@@ -56,6 +56,9 @@ pub struct Line {
     /// The weighted loss of validation scenes after the step, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<f64>,
+    /// Each loss of validation scenes, where they were measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub validation_losses: BTreeMap<String, f64>,
 }
 
 /// The files of a run.
@@ -159,7 +162,7 @@ pub fn run(
         let seconds = begun.elapsed().as_secs_f64();
         let last = step == config.run.steps;
         let measured = !validation.is_empty() && (last || step.is_multiple_of(config.run.validate));
-        let measured = if measured { Some(trainer.measure(&validation)?.0) } else { None };
+        let measured = if measured { Some(trainer.measure(&validation)?) } else { None };
         let line = line(report, seconds, measured);
         writeln!(out, "{}", text_of(&line)).map_err(io)?;
         watch(&line);
@@ -174,10 +177,13 @@ pub fn run(
     Ok(lines)
 }
 
-fn line(report: StepReport, seconds: f64, validation: Option<f64>) -> Line {
+fn line(report: StepReport, seconds: f64, measured: Option<(f64, BTreeMap<&'static str, f64>)>) -> Line {
     let StepReport { step, loss, losses, norm, rate, skipped } = report;
-    let losses = losses.into_iter().map(|(name, loss)| (name.to_string(), loss)).collect();
-    Line { step, loss, losses, norm: norm.is_finite().then_some(norm), rate, skipped, seconds, validation }
+    let named = |losses: BTreeMap<&str, f64>| losses.into_iter().map(|(name, loss)| (name.to_string(), loss)).collect();
+    let (validation, validation_losses) = measured.map(|(total, each)| (total, named(each))).unzip();
+    let validation_losses = validation_losses.unwrap_or_default();
+    let norm = norm.is_finite().then_some(norm);
+    Line { step, loss, losses: named(losses), norm, rate, skipped, seconds, validation, validation_losses }
 }
 
 fn text_of(line: &Line) -> String {

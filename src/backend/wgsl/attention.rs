@@ -176,16 +176,7 @@ impl By {
                 (Some(_), Self::Matrices) => {
                     tensors.declared(name, "array<vec4<f16>>").function(&function(name, &format!("return {name}[i];")))
                 }
-                (Some((_, dtype, _)), Self::Fours) if fours => {
-                    tensors.fours(name, *dtype).function(&function(name, &format!("return {name}_four(i / 4u);")))
-                }
-                (Some((_, dtype, _)), Self::Fours) => {
-                    let each = format!("part[j] = {name}_at(i + j);");
-                    let all = format!(
-                        "var part = vec4(0.0); for (var j = 0u; j < min(there, 4u); j++) {{ {each} }} return part;"
-                    );
-                    tensors.read(name, *dtype).function(&function(name, &all))
-                }
+                (Some((_, dtype, _)), Self::Fours) => tensors.parts(name, *dtype, fours),
                 (None, _) if name == "lists" => tensors.function("fn lists_at(i: u32) -> i32 { return 0; }"),
                 // A joint projection holds them all.
                 (None, _) if matches!(name, "k" | "v") => tensors.function(&function(name, other)),

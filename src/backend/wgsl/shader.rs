@@ -62,6 +62,8 @@ const BOUNDED: &[&str] = &[
     "gemm.wgsl",
     "gemm_few.wgsl",
     "gemm_matrices.wgsl",
+    "features.wgsl",
+    "linear_attention.wgsl",
     "widen.wgsl",
 ];
 
@@ -235,6 +237,22 @@ impl Tensors {
     /// With one of floats that is read by fours where it may be, element by element elsewhere.
     pub fn read_or_fours(self, name: &str, dtype: DType, fours: bool) -> Self {
         if fours { self.fours(name, dtype) } else { self.read(name, dtype) }
+    }
+
+    /// With one of floats that is read in parts of a row, by whole fours where rows are: `x_part(i, there)`, the element i
+    /// and the three behind it, of which `there` are there, and `x_one(i)`.
+    pub fn parts(self, name: &str, dtype: DType, fours: bool) -> Self {
+        let (part, one) = if fours {
+            (format!("return {name}_four(i / 4u);"), format!("{name}_four(i / 4u)[i % 4u]"))
+        } else {
+            let each = format!("part[j] = {name}_at(i + j);");
+            let part =
+                format!("var part = vec4(0.0); for (var j = 0u; j < min(there, 4u); j++) {{ {each} }} return part;");
+            (part, format!("{name}_at(i)"))
+        };
+        self.read_or_fours(name, dtype, fours)
+            .function(&format!("fn {name}_part(i: u32, there: u32) -> vec4<f32> {{ {part} }}"))
+            .function(&format!("fn {name}_one(i: u32) -> f32 {{ return {one}; }}"))
     }
 
     /// With one that is written.

@@ -226,21 +226,25 @@ fn over_all(
         sizes.push(word(size)?);
     }
     let absent = "fn residual_at(i: u32) -> f32 { return 0.0; }";
-    let tensors = Tensors::default().read("a", keys.0.dtype).read("b", values.0.dtype).function(absent);
+    // Rows are read by fours where they are whole ones.
+    let fours = s.d.is_multiple_of(4) && s.e.is_multiple_of(4);
+    let tensors = Tensors::default().parts("a", keys.0.dtype, fours).parts("b", values.0.dtype, fours).function(absent);
     lowered.launches.push(Launch {
         shader: Shader::new("linear_attention.wgsl", &tensors.write("y", DType::F32).sizes()),
         groups: folded(s.heads * stretches * tiles)?,
         bindings: vec![keys.1, values.1, parts.1],
         sizes: sizes.clone(),
     });
-    let mut tensors = Tensors::default().read("a", DType::F32);
+    let mut tensors = Tensors::default().parts("a", DType::F32, false);
     let mut bindings = vec![parts.1];
     tensors = match &w {
         Some((ty, binding)) => {
             bindings.push(*binding);
-            tensors.read("b", ty.dtype)
+            tensors.parts("b", ty.dtype, false)
         }
-        None => tensors.function("fn b_at(i: u32) -> f32 { return 0.0; }"),
+        None => tensors
+            .function("fn b_one(i: u32) -> f32 { return 0.0; }")
+            .function("fn b_part(i: u32, there: u32) -> vec4<f32> { return vec4(0.0); }"),
     };
     bindings.push(whole.1);
     lowered.launches.push(Launch {
@@ -251,7 +255,7 @@ fn over_all(
         bindings,
         sizes: sizes.clone(),
     });
-    let mut tensors = Tensors::default().read("a", queries.0.dtype).read("b", DType::F32);
+    let mut tensors = Tensors::default().parts("a", queries.0.dtype, fours).parts("b", DType::F32, fours);
     tensors = match residual {
         Some((dtype, _)) => tensors.read("residual", dtype),
         None => tensors.function(absent),
