@@ -16,7 +16,7 @@ use lite3r::{
     Error, Result,
     backend::{self, Probe, Target},
     cli::compare::relative_error,
-    demo::{Outcome, Shot, Variant, measure, session, write_backbone},
+    demo::{LITE, Models, Outcome, Shot, Variant, measure, session},
     eval::bootstrap,
     plan::{self, EntrySource, Meta},
     session::{Options, Session},
@@ -29,53 +29,59 @@ use lite3r_ir::{
 };
 
 /// Name, `--attention`, `--precision`.
+const fn without_training(name: &'static str, attention: Option<&'static str>, precision: &'static str) -> Variant {
+    Variant { name, attention, precision, student: false }
+}
+
+/// What is measured: forms without training, then the student of the demo.
 const VARIANTS: &[Variant] = &[
-    Variant { name: "dense f32", attention: None, precision: "f32" },
-    Variant { name: "dense bf16", attention: None, precision: "bf16" },
-    Variant { name: "dense fp8", attention: None, precision: "fp8" },
-    Variant { name: "dense fp8 narrow", attention: None, precision: "fp8{activation=auto,rest=bf16,residual=bf16}" },
-    Variant { name: "dense fp8 wide", attention: None, precision: "fp8{attention=none}" },
-    Variant { name: "dense fp8 codes", attention: None, precision: "fp8{attention=all}" },
-    Variant {
-        name: "64x64 pooled .3",
-        attention: Some("global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x64 pooled .1",
-        attention: Some("global=sla{keep=0.1,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x16 sub16 .3",
-        attention: Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=sparse}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x16 sub16 .1",
-        attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=sparse}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x16 centroid .3",
-        attention: Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=centroid}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x16 centroid .1",
-        attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
-        precision: "f32",
-    },
-    Variant {
-        name: "64x16 centroid .1 fp8",
-        attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
-        precision: "fp8",
-    },
-    Variant {
-        name: "64x16 centroid .1 fp8 codes",
-        attention: Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
-        precision: "fp8{attention=all}",
-    },
+    without_training("dense f32", None, "f32"),
+    without_training("dense bf16", None, "bf16"),
+    without_training("dense fp8", None, "fp8"),
+    without_training("dense fp8 narrow", None, "fp8{activation=auto,rest=bf16,residual=bf16}"),
+    without_training("dense fp8 wide", None, "fp8{attention=none}"),
+    without_training("dense fp8 codes", None, "fp8{attention=all}"),
+    without_training(
+        "64x64 pooled .3",
+        Some("global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
+        "f32",
+    ),
+    without_training(
+        "64x64 pooled .1",
+        Some("global=sla{keep=0.1,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
+        "f32",
+    ),
+    without_training(
+        "64x16 sub16 .3",
+        Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=sparse}"),
+        "f32",
+    ),
+    without_training(
+        "64x16 sub16 .1",
+        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=sparse}"),
+        "f32",
+    ),
+    without_training(
+        "64x16 centroid .3",
+        Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        "f32",
+    ),
+    without_training(
+        "64x16 centroid .1",
+        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        "f32",
+    ),
+    without_training(
+        "64x16 centroid .1 fp8",
+        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        "fp8",
+    ),
+    without_training(
+        "64x16 centroid .1 fp8 codes",
+        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        "fp8{attention=all}",
+    ),
+    LITE,
 ];
 
 #[derive(Parser)]
@@ -143,7 +149,7 @@ impl From<Outcome> for Figures {
 
 fn run(args: &Args) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|e| Error::io("a temporary folder".as_ref(), "cannot be made", &e))?;
-    let model = write_backbone(folder.path())?;
+    let models = Models::write(folder.path())?;
     let target = backend::target(&args.target)?;
     let options = Options { threads: args.threads, ..Options::default() };
     let wanted = |v: &&Variant| {
@@ -151,7 +157,7 @@ fn run(args: &Args) -> Result<()> {
     };
     let mut all = Vec::new();
     for variant in VARIANTS.iter().filter(wanted) {
-        let session = session(variant, &model, args.views, target, &options)?;
+        let session = session(variant, &models, args.views, target, &options)?;
         all.push(Measured { variant, session, attention: None, outcomes: Vec::new(), attention_errors: Vec::new() });
     }
     let start = Instant::now();
@@ -160,7 +166,8 @@ fn run(args: &Args) -> Result<()> {
         let layers = global_attentions(&mut all[0].session, &shot)?;
         for row in &mut all {
             row.outcomes.push(measure(&mut row.session, &shot)?.into());
-            if row.variant.attention.is_some() {
+            // An attention alone has no trained routers.
+            if row.variant.attention.is_some() && !row.variant.student {
                 if row.attention.is_none() {
                     row.attention = Some(AttentionError::new(row.variant, &layers[0], args.views, target, &options)?);
                 }

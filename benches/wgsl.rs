@@ -171,7 +171,9 @@ fn attentions_in_f16() -> Vec<Case> {
     let mut cases: Vec<Case> =
         of_family.map(|c| Case::new("f16", c.op, c.inputs.into_iter().map(narrow).collect())).collect();
     for (n, m) in [(1, 1), (63, 65), (64, 64), (65, 63), (130, 1374), (1374, 200)] {
-        for (d, e, scale) in [(64, 64, 0.125), (64, 64, 9.0), (32, 32, 4.0), (128, 128, 2.0), (96, 48, 0.1)] {
+        for (d, e, scale) in
+            [(64, 64, 0.125), (64, 64, 9.0), (32, 32, 4.0), (128, 128, 2.0), (96, 48, 0.1), (48, 16, 1.0)]
+        {
             let op = Attention { lse: true, merged: n % 2 == 0, ..Attention::new(scale) };
             let wave = |tokens, width, seed| Tensor::wave(DType::F16, &[1, 2, tokens, width], seed);
             cases.push(Case::new("shapes", op, vec![wave(n, d, 1), wave(m, d, 2), wave(m, e, 3)]));

@@ -48,8 +48,12 @@ const WIDTH: u32 = 64u;
 const VALUES: u32 = 64u;
 //: end
 
-// Keys at once, and tiles whose keys are looked up at once.
+//: TILE
+// Keys at once.
 const TILE: u32 = 32u;
+//: end
+
+// Tiles whose keys are looked up at once.
 const AHEAD: u32 = 8u;
 
 //: TAKEN

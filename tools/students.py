@@ -48,7 +48,7 @@ RECIPES = [
            {"router": 1.0, "camera": 0.0, "depth": 0.0, "attention": 1e-6}),
     Recipe("64x16 centroids, all weights", CENTROIDS, "*", 600, 3e-4, {"attention": 1.0}),
 ]  # fmt: skip
-MEASURED = {"attention": 1.0, "camera": 0.0, "depth": 0.0}
+MEASURED = {"attention": 1.0}
 # One step that moves nothing: what training measures of validation scenes.
 UNTRAINED = [
     Recipe(name, sla, "*", 1, 1e-30, MEASURED)
@@ -243,12 +243,13 @@ def main() -> None:
     parser.add_argument("--fit-scenes", type=int, default=32)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--evaluate", action="store_true", help="what is there; nothing is trained")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     made = [run for run in runs(args.seeds) if args.only in run.recipe.name]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        work = {pool.submit(train, args, run, number): run.folder for number, run in enumerate(made)}
-        if args.only in FITTED:
+        work = {} if args.evaluate else {pool.submit(train, args, run, number): run.folder for number, run in enumerate(made)}
+        if args.only in FITTED and not args.evaluate:
             work |= {pool.submit(fit, args, keep, number): f"fit_{keep}" for number, keep in enumerate(KEEPS)}
         for done in concurrent.futures.as_completed(work):
             print(f"{work[done]}: {done.exception() or 'done'}", flush=True)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{Common, progress, run::DeviceArgs};
 use crate::{
     Result, atomic,
-    demo::{DENSE, Outcome, SIZE, Shot, Variant, lite, measure, session, write_backbone},
+    demo::{DENSE, Models, Outcome, SIZE, Shot, Variant, lite, measure, session},
     recon::{
         Formats,
         html::{Report, Run, Table},
@@ -47,11 +47,11 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         let path = args.output.join("images").join(&view.name);
         atomic::write(&path, |out| picture.rgb.write_to(out, image::ImageFormat::Png).map_err(std::io::Error::other))?;
     }
-    let model = write_backbone(&args.output)?;
+    let models = Models::write(&args.output)?;
     let mut outcomes = Vec::new();
     for (variant, folder) in [(&DENSE, "dense"), (lite(target), "lite")] {
         bar.set_message(format!("compiling {}", variant.name));
-        let mut session = session(variant, &model, views, target, &args.device.options())?;
+        let mut session = session(variant, &models, views, target, &args.device.options())?;
         bar.inc(1);
         bar.set_message(format!("running {}", variant.name));
         let outcome = measure(&mut session, &shot)?;

@@ -1,7 +1,11 @@
-//! The demonstration: a rendered scene with exact depth and cameras, a small trained backbone, dense and rewritten,
-//! and a report of both against the truth.
+//! The demonstration: a rendered scene with exact depth and cameras, a small trained backbone, dense and as its lite
+//! student, and a report of both against the truth.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use lite3r_ir::Tensor;
 
@@ -26,6 +30,9 @@ use crate::{
 /// The trained backbone, an ONNX file; what it is and what it knows stands in `README.md` beside it.
 pub const BACKBONE: &[u8] = include_bytes!("small_backbone.onnx");
 
+/// What its student adds to it, safetensors: the routers of [`LITE`], trained as `README.md` says.
+pub const ROUTERS: &[u8] = include_bytes!("router.safetensors");
+
 /// Height and width of its images.
 pub const SIZE: usize = 224;
 
@@ -47,16 +54,19 @@ pub struct Variant {
     pub attention: Option<&'static str>,
     /// What linear layers compute in, as `--precision` takes it.
     pub precision: &'static str,
+    /// Whether attention reads [`ROUTERS`].
+    pub student: bool,
 }
 
 /// As trained.
-pub const DENSE: Variant = Variant { name: "dense f32", attention: None, precision: "f32" };
+pub const DENSE: Variant = Variant { name: "dense f32", attention: None, precision: "f32", student: false };
 
-/// Sparse attention with centroids for what is skipped, and FP8 linear layers.
+/// Sparse attention by trained routers, with centroids for what is skipped, and FP8 linear layers.
 pub const LITE: Variant = Variant {
     name: "SLA + FP8",
-    attention: Some("global=sla{keep=0.3,block_k=16,router=sub16,form=centroid}"),
+    attention: Some("global=sla{keep=0.3,block_k=16,router=sub16,form=centroid,router_weights=true}"),
     precision: "fp8",
+    student: true,
 };
 
 /// The same where only weights can be FP8.
@@ -68,8 +78,8 @@ pub fn lite(target: &dyn Target) -> &'static Variant {
 }
 
 impl Variant {
-    /// Compiles the backbone at `model` for `views` views.
-    pub fn plan(&self, model: &Path, views: usize, target: &dyn Target) -> Result<Plan> {
+    /// Compiles the backbone for `views` views.
+    pub fn plan(&self, models: &Models, views: usize, target: &dyn Target) -> Result<Plan> {
         let wrong = |problem: String| Error::usage("demo.variant", problem);
         let attention = self.attention.map(str::parse::<AttentionRule>).transpose().map_err(wrong)?;
         let options = Options {
@@ -79,9 +89,10 @@ impl Variant {
             heads: target.dense_heads(),
             joint_heads: target.joint_heads(),
             coded_attention: target.coded_attention(),
+            trained: if self.student { vec![models.routers.clone()] } else { Vec::new() },
             ..Options::default()
         };
-        let model = Model::Onnx { path: model.into(), random_weights: None };
+        let model = Model::Onnx { path: models.backbone.clone(), random_weights: None };
         let compiled = compile::compile(&model, &options, &mut |_, _, _| true)?;
         compile::plan(&compiled, target)
     }
@@ -182,20 +193,33 @@ pub fn measure(session: &mut Session, shot: &Shot) -> Result<Outcome> {
     Ok(Outcome { reconstruction, depth, aligned, pose, seconds })
 }
 
-/// Writes the backbone into a folder, so that it can be compiled by hand too. Returns its path.
-pub fn write_backbone(folder: &Path) -> Result<std::path::PathBuf> {
-    let path = folder.join("small_backbone.onnx");
-    atomic::write_bytes(&path, BACKBONE)?;
-    Ok(path)
+/// Where the models of this file were written.
+#[derive(Clone, Debug)]
+pub struct Models {
+    /// [`BACKBONE`].
+    pub backbone: PathBuf,
+    /// [`ROUTERS`].
+    pub routers: PathBuf,
+}
+
+impl Models {
+    /// Writes them into a folder, so that they can be compiled by hand too. Errors: `file.io`.
+    pub fn write(folder: &Path) -> Result<Self> {
+        let put = |name: &str, bytes: &[u8]| {
+            let path = folder.join(name);
+            atomic::write_bytes(&path, bytes).map(|()| path)
+        };
+        Ok(Self { backbone: put("small_backbone.onnx", BACKBONE)?, routers: put("router.safetensors", ROUTERS)? })
+    }
 }
 
 /// A session on a plan of a variant.
 pub fn session(
     variant: &Variant,
-    model: &Path,
+    models: &Models,
     views: usize,
     target: &dyn Target,
     options: &session::Options,
 ) -> Result<Session> {
-    Session::new(variant.plan(model, views, target)?, options)
+    Session::new(variant.plan(models, views, target)?, options)
 }

@@ -218,10 +218,14 @@ impl By {
                 {
                     return Err(format!("takes f16, not {} for {name}", dtype.name()));
                 }
+                let queries = self.queries(s, keys);
+                // A workgroup fetches whole fours of a tile. What threads hold of larger tiles does not fit their registers.
+                let fits = |tile: usize| [s.d, s.e].iter().all(|width| (tile * width / 4).is_multiple_of(queries));
                 Shader::new("attention_cooperative.wgsl", tensors)
                     .constant("WIDTH", s.d)
                     .constant("VALUES", s.e)
-                    .constant("QUERIES", self.queries(s, keys))
+                    .constant("TILE", if fits(16) { 16 } else { 32 })
+                    .constant("QUERIES", queries)
             }
         };
         Ok(shader.constant("KEYS", keys as usize).constant("TAKEN", taken))

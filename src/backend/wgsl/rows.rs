@@ -15,8 +15,8 @@ use crate::backend::Request;
 pub const KERNELS: &[Kernel] = &[
     by_subgroups("softmax.subgroups", "softmax", |r| through_f32(r, |r| softmax(r, By::Subgroup))),
     Kernel::plain("softmax.rows", "softmax", FLOATS, |r| through_f32(r, |r| softmax(r, By::Workgroup))),
-    by_subgroups("layer_norm.subgroups", "layer_norm", |r| through_f32(r, |r| layer_norm(r, By::Subgroup))),
-    Kernel::plain("layer_norm.rows", "layer_norm", FLOATS, |r| through_f32(r, |r| layer_norm(r, By::Workgroup))),
+    by_subgroups("layer_norm.subgroups", "layer_norm", |r| layer_norm(r, By::Subgroup)),
+    Kernel::plain("layer_norm.rows", "layer_norm", FLOATS, |r| layer_norm(r, By::Workgroup)),
     by_subgroups("layer_norm_grad.subgroups", "layer_norm_grad", |r| {
         through_f32(r, |r| layer_norm_grad(r, By::Subgroup))
     }),
@@ -60,10 +60,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     }
 }";
 
-/// Launches over rows of `length` elements that lie `step` apart.
+/// Launches over rows of `length` elements that lie `step` apart; operands are read by fours or element by element.
 fn rows(
     (request, by): (&Request<'_>, By),
-    names: &[&str],
+    (names, fours): (&[&str], bool),
     [length, step]: [usize; 2],
     eps: f64,
     row: Option<&str>,
@@ -71,7 +71,7 @@ fn rows(
     only(request.operands)?;
     let mut tensors = Tensors::default();
     for (name, operand) in names.iter().zip(request.operands) {
-        tensors = tensors.read(name, operand.dtype);
+        tensors = tensors.read_or_fours(name, operand.dtype, fours);
     }
     let mut shader = Shader::new("rows.wgsl", &tensors.write("y", request.results[0].dtype).sizes());
     if let Some(row) = row {
@@ -94,32 +94,48 @@ fn softmax(request: &Request<'_>, by: By) -> Result<Lowered, String> {
     let Op::Softmax(op) = request.op else { return Err("computes softmax".into()) };
     let shape = dims(&request.operands[0])?;
     let axis = shape_rules::axis(op.axis, shape.len())?;
-    rows((request, by), &["x"], [shape[axis], shape[axis + 1..].iter().product()], 0.0, None)
+    rows((request, by), (&["x"], false), [shape[axis], shape[axis + 1..].iter().product()], 0.0, None)
 }
 
+/// Rows of whole fours are read and written by them, in any type; others element by element.
 fn layer_norm(request: &Request<'_>, by: By) -> Result<Lowered, String> {
+    let length = dims(&request.operands[0])?.last().copied().unwrap_or(1);
+    match length.is_multiple_of(4) {
+        true => norm(request, by, length, true),
+        false => through_f32(request, |r| norm(r, by, length, false)),
+    }
+}
+
+fn norm(request: &Request<'_>, by: By, length: usize, fours: bool) -> Result<Lowered, String> {
     let Op::LayerNorm(op) = request.op else { return Err("computes layer_norm".into()) };
-    let shape = dims(&request.operands[0])?;
-    let affine = if request.operands.len() == 3 { "fma(v, g_at(i), b_at(i))" } else { "v" };
+    let (size, of, put, zero) = if fours { (4, "four", "put", "vec4(0.0)") } else { (1, "at", "set", "0.0") };
+    let whole = match fours {
+        true => "fn whole(v: vec4<f32>) -> f32 { return v.x + v.y + v.z + v.w; }",
+        false => "fn whole(v: f32) -> f32 { return v; }",
+    };
+    let affine = if request.operands.len() == 3 { format!("fma(v, g_{of}(i), b_{of}(i))") } else { "v".into() };
     let row = format!(
-        "fn row(start: u32, lane: u32, lanes: u32) {{
+        "{whole}
+fn row(start: u32, lane: u32, lanes: u32) {{
     let count = f32(sizes.length);
-    var sum = 0.0;
-    for (var i = lane; i < sizes.length; i += lanes) {{ sum += x_at(start + i); }}
-    let mean = sum_of(sum, lane) / count;
-    var squares = 0.0;
-    for (var i = lane; i < sizes.length; i += lanes) {{
-        let v = x_at(start + i) - mean;
+    let first = start / {size}u;
+    let end = sizes.length / {size}u;
+    var sum = {zero};
+    for (var i = lane; i < end; i += lanes) {{ sum += x_{of}(first + i); }}
+    let mean = sum_of(whole(sum), lane) / count;
+    var squares = {zero};
+    for (var i = lane; i < end; i += lanes) {{
+        let v = x_{of}(first + i) - mean;
         squares = fma(v, v, squares);
     }}
-    let scale = 1.0 / sqrt(sum_of(squares, lane) / count + sizes.eps);
-    for (var i = lane; i < sizes.length; i += lanes) {{
-        let v = (x_at(start + i) - mean) * scale;
-        y_set(start + i, {affine});
+    let scale = 1.0 / sqrt(sum_of(whole(squares), lane) / count + sizes.eps);
+    for (var i = lane; i < end; i += lanes) {{
+        let v = (x_{of}(first + i) - mean) * scale;
+        y_{put}(first + i, {affine});
     }}
 }}"
     );
-    rows((request, by), &["x", "g", "b"], [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
+    rows((request, by), (&["x", "g", "b"], fours), [length, 1], op.eps, Some(&row))
 }
 
 fn layer_norm_grad(request: &Request<'_>, by: By) -> Result<Lowered, String> {
@@ -148,5 +164,5 @@ fn row(start: u32, lane: u32, lanes: u32) {{
     }}
 }}"
     );
-    rows((request, by), &["g", "x", "gain"], [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
+    rows((request, by), (&["g", "x", "gain"], false), [shape.last().copied().unwrap_or(1), 1], op.eps, Some(&row))
 }

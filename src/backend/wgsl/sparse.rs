@@ -136,7 +136,8 @@ fn features(request: &Request<'_>, operand: usize, map: FeatureMap, to: &Placed)
     let shape = dims(&request.operands[operand])?;
     let d = shape.last().copied().unwrap_or(0);
     let rows = shape.iter().product::<usize>().checked_div(d).unwrap_or(0);
-    let tensors = Tensors::default().read("x", request.operands[operand].dtype).write("y", to.0.dtype).sizes();
+    let tensors = Tensors::default().parts("x", request.operands[operand].dtype, d.is_multiple_of(4));
+    let tensors = tensors.write("y", to.0.dtype).sizes();
     let mut shader =
         Shader::new("features.wgsl", &tensors).constant("SOFTMAX", usize::from(map == FeatureMap::Softmax));
     if let Some(store) = store(to.0.dtype, d)? {
