@@ -203,7 +203,7 @@ fn meets_differences(
     };
     let here = at(0.0);
     let total = |outputs: &BTreeMap<String, Tensor>| outputs["loss"].item().unwrap();
-    let h = 1e-6;
+    let h = 1e-8;
     let expect = 0.5 * (total(&at(h)) - total(&at(-h))) / (2.0 * h);
     let (mut got, mut size) = (0.0, 0.0);
     for t in &trained {
@@ -269,10 +269,18 @@ fn on_device(target: &dyn Target, device: &str, forms: &[(&str, Option<&str>)], 
         let starts = starts(&graph);
         let param = |p: &str| weights.get(p.strip_prefix("teacher.").unwrap_or(p)).or_else(|| starts.get(p)).cloned();
         let exact: BTreeMap<String, Tensor> = inputs.iter().map(|(n, t)| (n.clone(), t.cast(DType::F64))).collect();
-        let exact = interpret(&wide(&differentiated(&model, &exactly).unwrap().0), &exact, &|p| {
-            param(p).map(|t| t.cast(DType::F64))
-        })
-        .unwrap();
+        let reference = wide(&differentiated(&model, &exactly).unwrap().0);
+        // Near weights: what lies within rounding of a kink, of |x| or a ReLU, falls on the other side of it for some.
+        let near = |number: u64| {
+            let moved = |p: &str| {
+                let own = param(p)?;
+                let wave = Tensor::wave(DType::F64, own.shape(), 100 * number + p.len() as u64).to_f64();
+                let by = if number == 0 { 0.0 } else { 1e-6 };
+                let values: Vec<f64> = own.to_f64().iter().zip(wave).map(|(w, d)| w * (1.0 + by * d)).collect();
+                Some(Tensor::from_f64(DType::F64, own.shape(), &values))
+            };
+            interpret(&reference, &exact, &moved).unwrap()
+        };
         let mut given = Weights::default();
         for id in graph.node_ids() {
             if let Op::Param(op) = graph.op(id) {
@@ -287,22 +295,32 @@ fn on_device(target: &dyn Target, device: &str, forms: &[(&str, Option<&str>)], 
         let wanted: Vec<String> = session.plan().entries()[0].inputs.iter().map(|p| p.name.clone()).collect();
         let inputs = inputs.into_iter().filter(|(n, _)| wanted.contains(n)).collect();
         let outputs = session.run(0, &inputs).unwrap();
-        let (got, want) = (outputs["loss"].item().unwrap(), exact["loss"].item().unwrap());
-        let (of_loss, of_gradient) = if narrow.is_some() { (1e-2, 0.1) } else { (1e-4, 2e-4) };
+        let first = near(0);
+        let (got, want) = (outputs["loss"].item().unwrap(), first["loss"].item().unwrap());
+        let of_loss = if narrow.is_some() { 1e-2 } else { 1e-4 };
         assert!((got - want).abs() < of_loss * want.abs(), "{name} on {device}: loss {got} for {want}");
-        // Of all gradients together: small ones are sums that nearly cancel.
-        let largest = trained.iter().map(|t| norm(&exact[&format!("$grad.{}", t.name)])).fold(0.0, f64::max);
-        for t in &trained {
-            let (got, want) =
-                (session.state(&format!("grad.{}", t.name)).unwrap(), &exact[&format!("$grad.{}", t.name)]);
-            let difference: Vec<f64> = got.to_f64().iter().zip(want.to_f64()).map(|(a, b)| a - b).collect();
-            let error = difference.iter().map(|d| d * d).sum::<f64>().sqrt();
-            assert!(
-                error <= of_gradient * norm(want) + 0.01 * of_gradient * largest,
-                "{name} on {device}: gradient of `{}` is off by {error} of {}",
-                t.name,
-                norm(want)
-            );
+        let got: Vec<(&str, Tensor)> =
+            trained.iter().map(|t| (&t.name[..], session.state(&format!("grad.{}", t.name)).unwrap())).collect();
+        let fault = |want: &BTreeMap<String, Tensor>| {
+            let sizes = got.iter().map(|(name, got)| {
+                let want = &want[&format!("$grad.{name}")];
+                let error = got.to_f64().iter().zip(want.to_f64()).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+                (*name, error.sqrt(), norm(want))
+            });
+            let sizes: Vec<(&str, f64, f64)> = sizes.collect();
+            if narrow.is_some() {
+                // 16 bits push many a value of the dense head over the kink of a ReLU: all gradients together are held.
+                let all = |of: fn(&(&str, f64, f64)) -> f64| sizes.iter().map(|s| of(s).powi(2)).sum::<f64>().sqrt();
+                let (error, size) = (all(|s| s.1), all(|s| s.2));
+                return (error > 0.03 * size).then(|| format!("gradients are off by {error} of {size}"));
+            }
+            // Of the largest as well: small ones are sums that nearly cancel.
+            let largest = sizes.iter().map(|s| s.2).fold(0.0, f64::max);
+            let (name, error, size) = sizes.iter().find(|(_, e, size)| *e > 2e-4 * size + 2e-6 * largest)?;
+            Some(format!("gradient of `{name}` is off by {error} of {size}"))
+        };
+        if let Some(fault) = fault(&first).filter(|_| (1..8).all(|number| fault(&near(number)).is_some())) {
+            panic!("{name} on {device}: {fault}");
         }
     }
 }
