@@ -118,10 +118,10 @@ fn pictures_become_geometry() {
     let demo = folder.text("demo");
     let printed = succeeds(LITE3R, &["demo", "-o", &demo, "--views", "2", "--json", "-q"]);
     let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
-    for run in report["runs"].as_array().unwrap() {
-        let error = run["depth"]["abs_rel"].as_f64().unwrap();
-        assert!(error > 0.0 && error < 0.3, "{printed}");
-    }
+    let errors: Vec<f64> =
+        report["runs"].as_array().unwrap().iter().map(|run| run["depth"]["abs_rel"].as_f64().unwrap()).collect();
+    // The teacher, then its student.
+    assert!(errors.len() == 2 && errors[0] > 0.0 && errors[0] < 0.12 && errors[1] < 1.2 * errors[0], "{printed}");
     let html = fs::read_to_string(folder.path("demo/report.html")).unwrap();
     assert!(!html.contains("http://") && !html.contains("https://"), "the page loads nothing");
 

@@ -213,7 +213,7 @@ fn the_generator_has_splits() {
     assert_eq!(files["samples"][0]["scene"], "test-1-000000");
     for ((protocol, measure), value) in rows(&files, 0) {
         let other = rows(&test, 0)[&(protocol, measure.clone())];
-        assert!((value - other).abs() < 0.1 * other.abs().max(1.0), "{measure}: {value} and {other}");
+        assert!((value - other).abs() < 0.2 * other.abs().max(1.0), "{measure}: {value} and {other}");
     }
 }
 
