@@ -21,6 +21,8 @@ import subprocess
 LAYOUT = "token_layout{kind=global}"
 CENTROIDS = "block_k=16,router=sub16,form=centroid"
 KEEPS = ("0.3", "0.1", "0.05")
+# A tenth on average, most of it where matches are found: by layer.
+BY_LAYER = "0.2/0.2/0.08/0.08/0.02/0.02"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Recipe:
     loss: dict[str, object]
     # Passes behind `sla` in training.
     aware: str = ""
+    keeps: tuple[str, ...] = KEEPS
 
 
 DISTIL = {"attention": "{ from = 0.1, to = 0.01 }"}
@@ -46,6 +49,8 @@ RECIPES = [
     Recipe("64x16 centroids, learned router", f"{CENTROIDS},router_weights=true", "router", 200, 3e-3,
            {"router": 1.0, "camera": 0.0, "depth": 0.0, "attention": 1e-6}),
     Recipe("64x16 centroids, all weights", CENTROIDS, "*", 600, 3e-4, {"attention": 1.0}),
+    Recipe("16x16 centroids, all weights and routers", f"{CENTROIDS},block_q=16,router_weights=true", "*", 1500, 5e-4,
+           {"attention": 1.0, "router": 0.1}, keeps=(BY_LAYER,)),
 ]  # fmt: skip
 MEASURED = {"attention": 1.0}
 # One step that moves nothing: what training measures of validation scenes.
@@ -56,7 +61,7 @@ UNTRAINED = [
         ("64x16 sub16", "block_k=16,router=sub16,form=sparse"),
         ("64x16 sub16 centroids", CENTROIDS),
     ]
-]
+] + [Recipe("16x16 sub16 centroids", f"{CENTROIDS},block_q=16", "*", 1, 1e-30, MEASURED, keeps=("0.1", BY_LAYER))]
 FITTED = "64x64 + linear branch, ridge-fitted"
 
 
@@ -70,21 +75,34 @@ class Run:
 
     @property
     def folder(self) -> str:
-        return f"run_{(RECIPES + UNTRAINED).index(self.recipe)}_{self.keep}_{self.seed}"
+        return f"run_{(RECIPES + UNTRAINED).index(self.recipe)}_{self.keep.replace('/', '-')}_{self.seed}"
 
 
 def runs(seeds: int) -> list[Run]:
     """Every recipe at every share, more seeds of training at 0.1; the first seed at 0.1 first, and the longest first."""
     found = []
     for recipe in RECIPES + UNTRAINED:
-        for keep in KEEPS if recipe.sla else ("1",):
-            more = seeds if keep == "0.1" and recipe in RECIPES else 1
+        for keep in recipe.keeps if recipe.sla else ("1",):
+            more = seeds if keep in ("0.1", BY_LAYER) and recipe in RECIPES else 1
             found += [Run(recipe, keep, seed) for seed in range(1, 1 + more)]
-    return sorted(found, key=lambda run: (run.keep not in ("0.1", "1"), run.seed, -run.recipe.steps))
+    return sorted(found, key=lambda run: (run.keep not in ("0.1", BY_LAYER, "1"), run.seed, -run.recipe.steps))
+
+
+def layers(keep: str) -> list[tuple[int | None, str]]:
+    """(layer, share), one for all or one for each."""
+    shares = keep.split("/")
+    return [(None, keep)] if len(shares) == 1 else list(enumerate(shares))
 
 
 def passes(keep: str, sla: str) -> str:
-    return f"{LAYOUT};sla{{kind=global,keep={keep},{sla}}}"
+    chosen = [(f"layers=[{layer}]," if layer is not None else "", share) for layer, share in layers(keep)]
+    return ";".join([LAYOUT, *(f"sla{{kind=global,{which}keep={share},{sla}}}" for which, share in chosen)])
+
+
+def rules(keep: str, sla: str) -> list[str]:
+    """The same for the compiler."""
+    named = [("global" if layer is None else f"global.{layer}", share) for layer, share in layers(keep)]
+    return [word for which, share in named for word in ("--attention", f"{which}=sla{{keep={share},{sla}}}")]
 
 
 def config(args, run: Run) -> str:
@@ -163,8 +181,8 @@ class Row:
     # Of each.
     errors: list[float]
     precision: str = "fp8"
-    # Of `sla`, and where weights lie that were trained, one a plan.
-    sla: str | None = None
+    # What the compiler is told of attention, and where weights lie that were trained, one a plan.
+    rules: list[str] = dataclasses.field(default_factory=list)
     trained: list[str] | None = None
 
 
@@ -173,8 +191,8 @@ def rows(args, made: list[Run]) -> list[Row]:
     for run in made:
         recipe = run.recipe
         name = f"{recipe.name}, keep {run.keep}" if recipe.sla else recipe.name
-        sla = f"keep={run.keep},{recipe.sla}" if recipe.sla else None
-        row = found.setdefault(name, Row(name, [], [], "fp8" if recipe.sla else "f32", sla, None if recipe in UNTRAINED else []))
+        own = rules(run.keep, recipe.sla) if recipe.sla else []
+        row = found.setdefault(name, Row(name, [], [], "fp8" if recipe.sla else "f32", own, None if recipe in UNTRAINED else []))
         row.plans.append(f"{run.folder}.l3r")
         row.errors += filter(None, [attention_error(args, run)])
         if row.trained is not None:
@@ -184,7 +202,7 @@ def rows(args, made: list[Run]) -> list[Row]:
         after = [layer["after"] for layer in json.loads(report.read_text())]
         name = f"{FITTED}, keep {keep}"
         error = sum(after) / len(after)
-        found[name] = Row(name, [f"{report.stem}.l3r"], [error], "fp8", f"keep={keep},form=add", [f"{report.stem}.safetensors"])
+        found[name] = Row(name, [f"{report.stem}.l3r"], [error], "fp8", rules(keep, "form=add"), [f"{report.stem}.safetensors"])
     return [row for row in found.values() if args.only in row.name]
 
 
@@ -194,11 +212,10 @@ DENSE = Row("dense f32", ["dense_f32.l3r"], [], "f32")
 def compiled(args, row: Row, number: int) -> None:
     if (args.out / row.plans[number]).exists():
         return
-    rule = ["--attention", f"global=sla{{{row.sla}}}"] if row.sla else []
     own = ["--trained", row.trained[number]] if row.trained else []
     counts = ",".join(map(str, args.counts))
     call(args, 0, args.bin / "lite3r-compile", "--arch", "vggt-small", "--size", "224x224", "--weights", args.teacher.resolve(), *own,
-         "--bind", f"S={counts}", "--target", args.target, "--precision", row.precision, *rule, "--quiet", "-o", row.plans[number])  # fmt: skip
+         "--bind", f"S={counts}", "--target", args.target, "--precision", row.precision, *row.rules, "--quiet", "-o", row.plans[number])  # fmt: skip
 
 
 def evaluate(args, row: Row, views: int, gpu: int) -> dict:

@@ -8,6 +8,8 @@
 //! ```text
 //! x_at(i: u32) -> f32             element i, as f32; integers and booleans as i32
 //! x_four(i: u32) -> vec4<f32>     elements 4i to 4i + 3, of tensors that are read by whole fours
+//! x_part(i: u32, there: u32)      the same from element i on, of which so many are there; of tensors that are read in parts of rows
+//! x_one(i: u32) -> f32            element i, beside `x_part`
 //! y_put(i: u32, v: vec4<f32>)     elements 4i to 4i + 3, each rounded once; behind the end they fall into padding
 //! y_set(i: u32, v: f32)           element i, of tensors of 32-bit elements
 //! ```
