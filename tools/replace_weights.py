@@ -5,28 +5,17 @@
 
 Weights are found by their names, with or without `.f16`; a matrix that an exporter named after its MatMul is that of the module whose node
 multiplies by it, and is transposed; of tokens [1, 2, n, C] the exporter made two constants, for the first view and for the others, in that order.
-Every weight must find its place, in its shape, and every matrix that the graph multiplies by must be given. Needs numpy and onnx.
+Every weight must find its place, in its shape, and every matrix that the graph multiplies by must be given. Needs numpy, onnx and safetensors.
 """
 
 import argparse
-import json
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
-
-
-def weights_of(path: Path) -> dict[str, np.ndarray]:
-    """What a safetensors file of f16 and f32 holds."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
-    header.pop("__metadata__", None)
-    kinds = {"F16": np.float16, "F32": np.float32}
-    return {name: np.frombuffer(body[slice(*t["data_offsets"])], kinds[t["dtype"]]).reshape(t["shape"]) for name, t in header.items()}
+from safetensors.numpy import load_file
 
 
 def sources(graph: onnx.GraphProto, op: str, operand: int) -> list[tuple[str, onnx.NodeProto]]:
@@ -71,7 +60,7 @@ def main() -> None:
     parser.add_argument("weights", type=Path, metavar="weights.safetensors")
     parser.add_argument("out", type=Path, metavar="OUT.onnx")
     args = parser.parse_args()
-    model, weights = onnx.load(args.graph), weights_of(args.weights)
+    model, weights = onnx.load(args.graph), load_file(args.weights)
     users = {name: module(node) for name, node in sources(model.graph, "MatMul", 1)}
     parts, left, problems = tokens(model.graph, weights), set(weights), []
     for tensor in model.graph.initializer:
