@@ -67,7 +67,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
         return Err(Error::usage("train.ridge", format!("`--ridge` must be finite and from 0, not {}", args.ridge)));
     }
     let mut model = Model { weights: args.weights.clone(), ..Model::default() };
-    model.name(&args.teacher);
+    model.choose(&args.teacher);
     let config = Config {
         model,
         data: Data { source: args.data.clone(), views: vec![args.views as usize], seed: args.seed, ..Data::default() },

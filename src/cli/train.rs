@@ -109,7 +109,7 @@ pub fn main(args: &Args, common: &Common) -> Result<()> {
 pub fn distill(args: &DistillArgs, common: &Common) -> Result<()> {
     let mut config = read(args.config.as_deref())?;
     if let Some(teacher) = &args.teacher {
-        config.model.name(teacher);
+        config.model.choose(teacher);
     }
     config.model.train = args.train.clone();
     if let Some(passes) = &args.student_passes {

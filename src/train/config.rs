@@ -69,7 +69,7 @@ impl Default for Model {
 
 impl Model {
     /// Takes the model of that name: an ONNX file, or an architecture.
-    pub fn name(&mut self, name: &str) {
+    pub fn choose(&mut self, name: &str) {
         match name.ends_with(".onnx") {
             true => self.onnx = Some(name.into()),
             false => self.arch = name.into(),
