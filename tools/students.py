@@ -20,9 +20,15 @@ import subprocess
 
 LAYOUT = "token_layout{kind=global}"
 CENTROIDS = "block_k=16,router=sub16,form=centroid"
+# Lists that 16 queries share, their own keys among them.
+SMALL = f"{CENTROIDS},block_q=16,always=[own]"
 KEEPS = ("0.3", "0.1", "0.05")
-# A tenth on average, most of it where matches are found: by layer.
-BY_LAYER = "0.2/0.2/0.08/0.08/0.02/0.02"
+# A tenth and three tenths on average, most of it where matches are found: by layer.
+TENTH_BY_LAYER = "0.2/0.2/0.08/0.08/0.02/0.02"
+THIRD_BY_LAYER = "0.5/0.5/0.25/0.25/0.15/0.15"
+BY_LAYER = (TENTH_BY_LAYER, THIRD_BY_LAYER)
+# Shares that are trained with several seeds.
+SEVERAL = ("0.1", TENTH_BY_LAYER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,36 +38,41 @@ class Recipe:
     name: str
     # Of `sla`, without `keep`; none: the dense model learns on.
     sla: str | None
-    train: str
+    # Patterns of the names of weights.
+    train: tuple[str, ...]
     steps: int
     rate: float
     loss: dict[str, object]
     # Passes behind `sla` in training.
     aware: str = ""
     keeps: tuple[str, ...] = KEEPS
+    # Factors of the rate by pattern.
+    rates: tuple[tuple[str, float], ...] = ()
 
 
 DISTIL = {"attention": "{ from = 0.1, to = 0.01 }"}
+# Routers by themselves; the attention is only measured.
+ROUTERS = {"router": 1.0, "camera": 0.0, "depth": 0.0, "attention": 1e-6}
 RECIPES = [
-    Recipe("dense, trained on", None, "*", 350, 2e-4, {}),
-    Recipe("64x64 + linear branch, distilled", "form=add", "proj_lin", 200, 2e-3, DISTIL),
-    Recipe("the same, aware of FP8", "form=add", "proj_lin", 200, 2e-3, DISTIL, ";fp8{mode=fake}"),
-    Recipe("64x16 centroids, learned router", f"{CENTROIDS},router_weights=true", "router", 200, 3e-3,
-           {"router": 1.0, "camera": 0.0, "depth": 0.0, "attention": 1e-6}),
-    Recipe("64x16 centroids, all weights", CENTROIDS, "*", 600, 3e-4, {"attention": 1.0}),
-    Recipe("16x16 centroids, all weights and routers", f"{CENTROIDS},block_q=16,router_weights=true", "*", 1500, 5e-4,
-           {"attention": 1.0, "router": 0.1}, keeps=(BY_LAYER,)),
+    Recipe("dense, trained on", None, ("*",), 350, 2e-4, {}),
+    Recipe("64x64 + linear branch, distilled", "form=add", ("proj_lin",), 200, 2e-3, DISTIL),
+    Recipe("the same, aware of FP8", "form=add", ("proj_lin",), 200, 2e-3, DISTIL, ";fp8{mode=fake}"),
+    Recipe("64x16 centroids, learned router", f"{CENTROIDS},router_weights=true", ("router",), 200, 3e-3, ROUTERS),
+    Recipe("64x16 centroids, all weights", CENTROIDS, ("*",), 600, 3e-4, {"attention": 1.0}),
+    Recipe("16x16 centroids, learned router", f"{SMALL},router_weights=true", ("router",), 300, 2e-3, ROUTERS, keeps=BY_LAYER),
+    Recipe("16x16 centroids, all weights and routers", f"{SMALL},router_weights=true", ("*",), 2000, 3e-4,
+           {"attention": 1.0, "router": 0.1, "camera": 10.0}, keeps=BY_LAYER, rates=(("router", 10.0),)),
 ]  # fmt: skip
 MEASURED = {"attention": 1.0}
 # One step that moves nothing: what training measures of validation scenes.
 UNTRAINED = [
-    Recipe(name, sla, "*", 1, 1e-30, MEASURED)
+    Recipe(name, sla, ("*",), 1, 1e-30, MEASURED)
     for name, sla in [
         ("64x64 pooled, sparse alone", "form=sparse"),
         ("64x16 sub16", "block_k=16,router=sub16,form=sparse"),
         ("64x16 sub16 centroids", CENTROIDS),
     ]
-] + [Recipe("16x16 sub16 centroids", f"{CENTROIDS},block_q=16", "*", 1, 1e-30, MEASURED, keeps=("0.1", BY_LAYER))]
+] + [Recipe("16x16 sub16 centroids", SMALL, ("*",), 1, 1e-30, MEASURED, keeps=("0.1", *BY_LAYER))]
 FITTED = "64x64 + linear branch, ridge-fitted"
 
 
@@ -83,9 +94,9 @@ def runs(seeds: int) -> list[Run]:
     found = []
     for recipe in RECIPES + UNTRAINED:
         for keep in recipe.keeps if recipe.sla else ("1",):
-            more = seeds if keep in ("0.1", BY_LAYER) and recipe in RECIPES else 1
+            more = seeds if keep in SEVERAL and recipe in RECIPES else 1
             found += [Run(recipe, keep, seed) for seed in range(1, 1 + more)]
-    return sorted(found, key=lambda run: (run.keep not in ("0.1", BY_LAYER, "1"), run.seed, -run.recipe.steps))
+    return sorted(found, key=lambda run: (run.keep not in (*SEVERAL, "1"), run.seed, -run.recipe.steps))
 
 
 def layers(keep: str) -> list[tuple[int | None, str]]:
@@ -112,7 +123,8 @@ def config(args, run: Run) -> str:
     return f"""[model]
 arch = "vggt-small"
 weights = "{args.teacher.resolve()}"
-train = ["{recipe.train}"]
+train = {json.dumps(recipe.train)}
+rates = {json.dumps(recipe.rates)}
 [data]
 source = "synthetic:arc"
 seed = {1000 + run.seed}
@@ -222,7 +234,7 @@ def evaluate(args, row: Row, views: int, gpu: int) -> dict:
     """The report of a row. Most of an evaluation is work of the host: many share a device."""
     path = args.out / f"eval_{views}_{row.plans[0]}.json"
     if not path.exists():
-        report = call(args, gpu, args.bin / "lite3r", "eval", ",".join(row.plans), "--data", args.data, "--split", "test", "--views", views,
+        report = call(args, gpu, args.bin / "lite3r", "eval", ",".join(row.plans), "--data", args.data, "--split", args.split, "--views", views,
                       "--scenes", args.scenes, "--protocol", "depth/none,pose/pairs", "--json")  # fmt: skip
         path.write_text(report)
     return json.loads(path.read_text())["runs"][0]
@@ -260,7 +272,8 @@ def main() -> None:
     parser.add_argument("--counts", type=lambda text: [int(n) for n in text.split(",")], default=[8, 16, 24])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--data", default="synthetic:arc", help="test scenes of what to evaluate on")
+    parser.add_argument("--data", default="synthetic:arc", help="scenes of what to evaluate on")
+    parser.add_argument("--split", default="test")
     parser.add_argument("--fit-scenes", type=int, default=32)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--only", default="")
