@@ -12,6 +12,7 @@
 // Macros: TX elements of q, k, v; TY of the result; WIDTH the greater head dimension, rounded up; ROWS; COLUMNS.
 #include "blocks.cuh"
 #include "rows.cuh"
+#include "tiles.cuh"
 
 // Minus infinity: the score of no key.
 #define NOTHING __uint_as_float(0xff800000)
@@ -107,14 +108,10 @@ extern "C" __global__ void __launch_bounds__(256) attend(
             if (slot < end) {
                 if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    const u32 block = place_of(key_cut, range.begin).block;
-                    if (!(taken[block / 32] >> block % 32 & 1)) token = slot - plain;
+                    if (!is_taken(key_cut, taken, range)) token = slot - plain;
                     bias = logf((float)(range.end - range.begin));
                 } else if (LISTED) {
-                    const u32 entry = slot / key_cut.size;
-                    const Range range = tokens_of(key_cut, list[entry]);
-                    const i32 own = range.begin + (slot - entry * key_cut.size);
-                    if (own < range.end) token = own;
+                    token = listed_token(key_cut, list, slot);
                 } else if (LINEAR) {
                     const u32 block = place_of(key_cut, slot).block;
                     if (!(taken[block / 32] >> block % 32 & 1)) token = slot;
@@ -146,17 +143,7 @@ extern "C" __global__ void __launch_bounds__(256) attend(
         for (u32 r = 0; r < ROWS; r++)
 #pragma unroll
             for (u32 c = 0; c < COLUMNS; c++) scores[r][c] = 0.f;
-        for (u32 i = 0; i < d; i++) {
-            float a[ROWS], b[COLUMNS];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++) a[r] = queries[(down * ROWS + r) * stride + i];
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS; c++) b[c] = keys[(across + 16 * c) * stride + i];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++)
-#pragma unroll
-                for (u32 c = 0; c < COLUMNS; c++) scores[r][c] = fmaf(a[r], b[c], scores[r][c]);
-        }
+        add_dots(scores, queries + down * ROWS * stride, keys + across * stride, stride, d);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++) {
             float most = NOTHING, sum = 0.f, factor = 1.f;

@@ -11,6 +11,7 @@
 //
 // Macros: TX elements of q, k, v, do and the results; WIDTH the greater head dimension, rounded up; ROWS; COLUMNS.
 #include "attention_grad.cuh"
+#include "tiles.cuh"
 
 // The logarithm of a sum of which every weight is zero.
 #define NOTHING __uint_as_float(0x7f800000)
@@ -180,14 +181,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) reverse(
                     delta = pairs[2 * (head * n + slot) + 1];
                 } else if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    const u32 own = place_of(key_cut, range.begin).block;
-                    if (!(taken[own / 32] >> own % 32 & 1)) token = slot - plain;
+                    if (!is_taken(key_cut, taken, range)) token = slot - plain;
                     bias = logf((float)(range.end - range.begin));
                 } else if (LISTED) {
-                    const u32 entry = slot / key_cut.size;
-                    const Range range = tokens_of(key_cut, list[entry]);
-                    const i32 own = range.begin + (slot - entry * key_cut.size);
-                    if (own < range.end) token = own;
+                    token = listed_token(key_cut, list, slot);
                 } else {
                     token = slot;
                 }
@@ -208,28 +205,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) reverse(
         for (u32 r = 0; r < ROWS; r++)
 #pragma unroll
             for (u32 c = 0; c < COLUMNS; c++) scores[r][c] = products[r][c] = 0.f;
-        for (u32 i = 0; i < d; i++) {
-            float a[ROWS], b[COLUMNS];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++) a[r] = own_first[(down * ROWS + r) * stride_d + i];
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS; c++) b[c] = other_first[(across + 16 * c) * stride_d + i];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++)
-#pragma unroll
-                for (u32 c = 0; c < COLUMNS; c++) scores[r][c] = fmaf(a[r], b[c], scores[r][c]);
-        }
-        for (u32 i = 0; i < e; i++) {
-            float a[ROWS], b[COLUMNS];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++) a[r] = own_second[(down * ROWS + r) * stride_e + i];
-#pragma unroll
-            for (u32 c = 0; c < COLUMNS; c++) b[c] = other_second[(across + 16 * c) * stride_e + i];
-#pragma unroll
-            for (u32 r = 0; r < ROWS; r++)
-#pragma unroll
-                for (u32 c = 0; c < COLUMNS; c++) products[r][c] = fmaf(a[r], b[c], products[r][c]);
-        }
+        add_dots(scores, own_first + down * ROWS * stride_d, other_first + across * stride_d, stride_d, d);
+        add_dots(products, own_second + down * ROWS * stride_e, other_second + across * stride_e, stride_e, e);
 #pragma unroll
         for (u32 r = 0; r < ROWS; r++)
 #pragma unroll

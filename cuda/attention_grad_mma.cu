@@ -191,16 +191,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) reverse_mma(
                     delta = pairs[2 * (head * n + slot) + 1];
                 } else if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    const u32 own_block = place_of(key_cut, range.begin).block;
-                    if (!(taken[own_block / 32] >> own_block % 32 & 1)) {
+                    if (!is_taken(key_cut, taken, range)) {
                         token = slot - plain;
                         bias = log2f((float)(range.end - range.begin));
                     }
                 } else if (LISTED) {
-                    const u32 entry = slot / key_cut.size;
-                    const Range range = tokens_of(key_cut, list[entry]);
-                    const i32 own_token = range.begin + (slot - entry * key_cut.size);
-                    if (own_token < range.end) token = own_token, bias = 0.f;
+                    token = listed_token(key_cut, list, slot);
+                    if (token >= 0) bias = 0.f;
                 } else {
                     token = slot;
                     bias = 0.f;

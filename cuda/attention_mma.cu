@@ -81,8 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_mma(
                 const u32 own = (tile - plain) * KEYS + j;
                 if (own < centroids) {
                     const Range range = tokens_of(centroid_cut, own);
-                    const u32 block = place_of(key_cut, range.begin).block;
-                    if (!(taken[block / 32] >> block % 32 & 1)) {
+                    if (!is_taken(key_cut, taken, range)) {
                         token = own;
                         bias = log2f((float)(range.end - range.begin)) / scale;
                     }

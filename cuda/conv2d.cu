@@ -6,15 +6,10 @@
 // the tile of a block, PER_M x PER_N that of a thread.
 #include "convolution.cuh"
 #include "epilogue.cuh"
+#include "tiles.cuh"
 
 const u32 DEPTH = 16, THREADS = (TILE_M / PER_M) * (TILE_N / PER_N);
 static_assert(THREADS % TILE_N == 0, "a thread gathers for one pixel");
-
-// The rows or columns of a thread: groups of 4 neighbours, as far apart as 16 bytes times the threads along them.
-template <u32 PER, u32 TILE> DEVICE u32 spread(u32 thread, u32 i) {
-    const u32 width = PER < 4 ? PER : 4;
-    return i / width * (TILE / (PER / width)) + thread * width + i % width;
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
     const TX* __restrict__ x, const TX* __restrict__ w, TY* __restrict__ y, const float* __restrict__ x_scales,
@@ -22,7 +17,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
     const Convolution c)
 {
     wait_for_launch_before();
-    // Padded by 4 so that neither rows nor columns of a tile share a bank.
     __shared__ __align__(16) float weights[2][DEPTH][TILE_M + 4];
     __shared__ __align__(16) float columns[2][DEPTH][TILE_N + 4];
     const Part part = part_of(blockIdx.x, TILE_M, TILE_N, c);
@@ -59,27 +53,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d(
 
     const u32 thread_m = threadIdx.x / (TILE_N / PER_N), thread_n = threadIdx.x % (TILE_N / PER_N);
     float sums[PER_M][PER_N] = {};
-    fetch(0);
-    put(0);
-    __syncthreads();
-    for (u32 first_k = 0, half = 0; first_k < c.depth; first_k += DEPTH, half ^= 1) {
-        const bool more = first_k + DEPTH < c.depth;
-        if (more) fetch(first_k + DEPTH);
-#pragma unroll
-        for (u32 k = 0; k < DEPTH; k++) {
-            float left[PER_M], right[PER_N];
-#pragma unroll
-            for (u32 i = 0; i < PER_M; i++) left[i] = weights[half][k][spread<PER_M, TILE_M>(thread_m, i)];
-#pragma unroll
-            for (u32 j = 0; j < PER_N; j++) right[j] = columns[half][k][spread<PER_N, TILE_N>(thread_n, j)];
-#pragma unroll
-            for (u32 i = 0; i < PER_M; i++)
-#pragma unroll
-                for (u32 j = 0; j < PER_N; j++) sums[i][j] = fmaf(left[i], right[j], sums[i][j]);
-        }
-        if (more) put(half ^ 1);
-        __syncthreads();
-    }
+    by_turns<DEPTH>(0, c.depth, fetch, put,
+        [&](u32 half) { add_slice(sums, weights[half], columns[half], thread_m, thread_n); });
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
 #pragma unroll
     for (u32 i = 0; i < PER_M; i++) {

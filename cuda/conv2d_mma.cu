@@ -91,16 +91,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
     const u32 warp_m = warp / WARPS_N * WARP_M, warp_n = warp % WARPS_N * WARP_N;
     float sums[WARP_M / 16][WARP_N / 8][4] = {};
     const u32 slices = (c.depth + DEPTH - 1) / DEPTH;
-#pragma unroll
-    for (u32 i = 0; i < STAGES - 1; i++) {
-        if (i < slices) fetch(i);
-        else copies_commit();
-    }
-    for (u32 slice = 0; slice < slices; slice++) {
-        copies_wait<STAGES - 2>();
-        __syncthreads();
-        if (slice + STAGES - 1 < slices) fetch(slice + STAGES - 1);
-        else copies_commit();
+    staged<STAGES - 1>(slices, fetch, [&](u32 slice) {
         const u32 from_w = slices_w + slice % STAGES * BYTES_W, from_x = slices_x + slice % STAGES * BYTES_X;
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
@@ -118,13 +109,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_mma(
                 load_matrices_transposed(right[j], from_x + column / 8 * (DEPTH * 128) + swizzle_128(row, column % 8));
 #endif
             }
-#pragma unroll
-            for (u32 i = 0; i < WARP_M / 16; i++)
-#pragma unroll
-                for (u32 j = 0; j < WARP_N / 8; j++)
-                    Mma<TX>::add(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+            multiply<TX>(sums, left, right);
         }
-    }
+    });
 
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
 #pragma unroll

@@ -2,6 +2,7 @@
 // are gathered while they are read. A tile of 64 outputs x 64 of the depth a block.
 //
 // Macros: TX the elements of x and g, TY of the sums; PIXELS, KERNEL_H, KERNEL_W as convolution.cuh says.
+#include "tiles.cuh"
 #include "weight_grad.cuh"
 
 const u32 TILE = 64, SLICE = 16, THREADS = 256, LOADS = TILE * SLICE / THREADS;
@@ -10,7 +11,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_grad(
     const TX* __restrict__ x, const TX* __restrict__ g, TY* __restrict__ y, const Convolution c, const Pixels pixels)
 {
     wait_for_launch_before();
-    // Padded by 4 so that neither rows nor columns of a tile share a bank.
     __shared__ __align__(16) float left[2][SLICE][TILE + 4];
     __shared__ __align__(16) float right[2][SLICE][TILE + 4];
     const Tile tile = tile_of(blockIdx.x, TILE, TILE, c, pixels);
@@ -41,31 +41,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv2d_weight_grad(
         }
     };
 
-    const u32 down = threadIdx.x / 16 * 4, across = threadIdx.x % 16 * 4;
+    const u32 down = threadIdx.x / 16, across = threadIdx.x % 16;
     float sums[4][4] = {};
-    fetch(tile.first_pixel);
-    put(0);
-    __syncthreads();
-    for (u32 first = tile.first_pixel, half = 0; first < tile.end_pixel; first += SLICE, half ^= 1) {
-        const bool more = first + SLICE < tile.end_pixel;
-        if (more) fetch(first + SLICE);
-#pragma unroll
-        for (u32 i = 0; i < SLICE; i++) {
-            const float4 a = *(const float4*)&left[half][i][down], b = *(const float4*)&right[half][i][across];
-            const float rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-            for (u32 r = 0; r < 4; r++)
-#pragma unroll
-                for (u32 s = 0; s < 4; s++) sums[r][s] = fmaf(rows[r], columns[s], sums[r][s]);
-        }
-        if (more) put(half ^ 1);
-        __syncthreads();
-    }
+    by_turns<SLICE>(tile.first_pixel, tile.end_pixel, fetch, put,
+        [&](u32 half) { add_slice(sums, left[half], right[half], down, across); });
 #pragma unroll
     for (u32 r = 0; r < 4; r++)
 #pragma unroll
         for (u32 s = 0; s < 4; s++) {
-            const u32 output = tile.first_output + down + r, k = tile.first_k + across + s;
+            const u32 output = tile.first_output + down * 4 + r, k = tile.first_k + across * 4 + s;
             if (output < c.outputs && k < c.depth) store(y + sum_at(tile, output, k, c), sums[r][s]);
         }
 }

@@ -80,16 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_weight_grad_mma(
     const u32 warp_m = warp / WARPS_N * WARP_M, warp_n = warp % WARPS_N * WARP_N;
     float sums[WARP_M / 16][WARP_N / 8][4] = {};
     const u32 slices = (tile.end_pixel - tile.first_pixel + DEPTH - 1) / DEPTH;
-#pragma unroll
-    for (u32 i = 0; i < STAGES - 1; i++) {
-        if (i < slices) fetch(i);
-        else copies_commit();
-    }
-    for (u32 slice = 0; slice < slices; slice++) {
-        copies_wait<STAGES - 2>();
-        __syncthreads();
-        if (slice + STAGES - 1 < slices) fetch(slice + STAGES - 1);
-        else copies_commit();
+    staged<STAGES - 1>(slices, fetch, [&](u32 slice) {
         const u32 from_g = slices_g + slice % STAGES * BYTES_G, from_x = slices_x + slice % STAGES * BYTES_X;
 #pragma unroll
         for (u32 step = 0; step < DEPTH / 16; step++) {
@@ -102,13 +93,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_weight_grad_mma(
             for (u32 j = 0; j < WARP_N / 16; j++)
                 load_matrices_transposed(
                     right[j], from_x + chunk_at(step * 16 + lane % 16, (warp_n + j * 16) / 8 + lane / 16));
-#pragma unroll
-            for (u32 i = 0; i < WARP_M / 16; i++)
-#pragma unroll
-                for (u32 j = 0; j < WARP_N / 8; j++)
-                    Mma<TX>::add(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+            multiply<TX>(sums, left, right);
         }
-    }
+    });
 #pragma unroll
     for (u32 i = 0; i < WARP_M / 16; i++)
 #pragma unroll

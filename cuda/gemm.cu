@@ -8,6 +8,7 @@
 // thread; ROWS the rows of a warp in `product_few_rows`.
 #include "epilogue.cuh"
 #include "strides.cuh"
+#include "tiles.cuh"
 
 struct Product {
     u32 m, n, k;
@@ -31,13 +32,6 @@ DEVICE float load_b(const TB* b, const float* scales, u32 column, u32 k, const P
                              : value;
 }
 
-// Rows are the sums of a thread along M, `PER_M / 4` groups of 4 that lie TILE_M / (PER_M / 4) apart: neighbouring
-// threads read neighbouring 16 bytes of shared memory.
-template <u32 PER, u32 TILE> DEVICE u32 spread(u32 thread, u32 i) {
-    const u32 width = PER < 4 ? PER : 4;
-    return i / width * (TILE / (PER / width)) + thread * width + i % width;
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product_tiled(
     const TA* __restrict__ a, const TB* __restrict__ b, TY* __restrict__ y, const float* __restrict__ x_scales,
     const float* __restrict__ w_scales, const TBIAS* __restrict__ bias, const TRESIDUAL* __restrict__ residual,
@@ -45,7 +39,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_tiled(
 {
     wait_for_launch_before();
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
-    // Padded by 4 so that neither rows nor columns of a tile share a bank.
     __shared__ __align__(16) float tile_a[2][DEPTH][TILE_M + 4];
     __shared__ __align__(16) float tile_b[2][DEPTH][TILE_N + 4];
     const u32 tiles_m = (p.m + TILE_M - 1) / TILE_M, tiles_n = (p.n + TILE_N - 1) / TILE_N;
@@ -86,27 +79,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_tiled(
 
     const u32 thread_m = threadIdx.x / (TILE_N / PER_N), thread_n = threadIdx.x % (TILE_N / PER_N);
     float sums[PER_M][PER_N] = {};
-    fetch(0);
-    put(0);
-    __syncthreads();
-    for (u32 first_k = 0, half = 0; first_k < p.k; first_k += DEPTH, half ^= 1) {
-        const bool more = first_k + DEPTH < p.k;
-        if (more) fetch(first_k + DEPTH);
-#pragma unroll
-        for (u32 k = 0; k < DEPTH; k++) {
-            float left[PER_M], right[PER_N];
-#pragma unroll
-            for (u32 i = 0; i < PER_M; i++) left[i] = tile_a[half][k][spread<PER_M, TILE_M>(thread_m, i)];
-#pragma unroll
-            for (u32 j = 0; j < PER_N; j++) right[j] = tile_b[half][k][spread<PER_N, TILE_N>(thread_n, j)];
-#pragma unroll
-            for (u32 i = 0; i < PER_M; i++)
-#pragma unroll
-                for (u32 j = 0; j < PER_N; j++) sums[i][j] = fmaf(left[i], right[j], sums[i][j]);
-        }
-        if (more) put(half ^ 1);
-        __syncthreads();
-    }
+    by_turns<DEPTH>(0, p.k, fetch, put,
+        [&](u32 half) { add_slice(sums, tile_a[half], tile_b[half], thread_m, thread_n); });
 #pragma unroll
     for (u32 i = 0; i < PER_M; i++) {
         const u32 row = first_m + spread<PER_M, TILE_M>(thread_m, i);

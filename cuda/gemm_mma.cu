@@ -113,16 +113,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_mma(
     float scaled[WARP_M / 16][WARP_N / 8][4] = {};
 #endif
     const u32 slices = (p.k + DEPTH - 1) / DEPTH;
-#pragma unroll
-    for (u32 i = 0; i < STAGES - 1; i++) {
-        if (i < slices) fetch(i);
-        else copies_commit();
-    }
-    for (u32 slice = 0; slice < slices; slice++) {
-        copies_wait<STAGES - 2>();
-        __syncthreads();
-        if (slice + STAGES - 1 < slices) fetch(slice + STAGES - 1);
-        else copies_commit();
+    staged<STAGES - 1>(slices, fetch, [&](u32 slice) {
         const u32 from_a = slices_a + slice % STAGES * BYTES_A, from_b = slices_b + slice % STAGES * BYTES_B;
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
@@ -141,11 +132,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_mma(
                         right[j], from_b + column / 8 * (DEPTH * 128) + swizzle_128(row, column % 8));
                 }
             }
-#pragma unroll
-            for (u32 i = 0; i < WARP_M / 16; i++)
-#pragma unroll
-                for (u32 j = 0; j < WARP_N / 8; j++)
-                    Mma<MATH>::add(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+            multiply<MATH>(sums, left, right);
         }
 #if XSCALE == COLUMNS
         // At the end of a group its sums are scaled and put aside.
@@ -168,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product_mma(
                 }
         }
 #endif
-    }
+    });
 
     const Epilogue epilogue{x_scales, w_scales, bias, residual};
 #pragma unroll

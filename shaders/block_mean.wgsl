@@ -1,7 +1,8 @@
-// The mean token of every block: x [heads, n, d] as y [heads, blocks, d]. A thread sums a column of a block.
+// The mean token of every block: x [heads, n, d] as y [heads, blocks, d]. A thread sums four neighbouring columns of a block.
 
 struct Sizes {
-    elements: u32,
+    // Of four columns.
+    parts: u32,
     blocks: u32,
     n: u32,
     d: u32,
@@ -10,22 +11,44 @@ struct Sizes {
 
 //: tensors
 @group(0) @binding(0) var<storage, read_write> x: array<u32>;
-fn x_at(i: u32) -> f32 { return bitcast<f32>(x[i]); }
+fn x_part(i: u32, there: u32) -> vec4<f32> {
+    var part = vec4(0.0);
+    for (var j = 0u; j < min(there, 4u); j++) { part[j] = bitcast<f32>(x[i + j]); }
+    return part;
+}
 @group(0) @binding(1) var<storage, read_write> y: array<u32>;
 fn y_set(i: u32, v: f32) { y[i] = bitcast<u32>(v); }
 @group(0) @binding(2) var<uniform> sizes: Sizes;
+//: end
+
+//: store
+// Four neighbours of a row.
+fn store(at: u32, column: u32, v: vec4<f32>) {
+    for (var j = 0u; j < 4u && column + j < sizes.d; j++) { y_set(at + j, v[j]); }
+}
 //: end
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,
         @builtin(local_invocation_index) thread: u32) {
     let at = (id.y * count.x + id.x) * 256u + thread;
-    if at >= sizes.elements { return; }
-    let column = at % sizes.d;
-    let block = at / sizes.d % sizes.blocks;
-    let head = at / sizes.d / sizes.blocks;
-    let range = tokens_of(sizes.cut, block);
-    var sum = 0.0;
-    for (var token = range.x; token < range.y; token++) { sum += x_at((head * sizes.n + token) * sizes.d + column); }
-    y_set(at, sum / f32(range.y - range.x));
+    if at >= sizes.parts { return; }
+    let across = (sizes.d + 3u) / 4u;
+    let column = at % across * 4u;
+    let row = at / across;
+    let head = row / sizes.blocks;
+    let range = tokens_of(sizes.cut, row % sizes.blocks);
+    let start = head * sizes.n * sizes.d + column;
+    let there = sizes.d - column;
+    // Four tokens at once are on their way.
+    var sums = mat4x4<f32>();
+    var token = range.x;
+    for (; token + 4u <= range.y; token += 4u) {
+        let from = start + token * sizes.d;
+        sums += mat4x4(x_part(from, there), x_part(from + sizes.d, there), x_part(from + 2u * sizes.d, there),
+            x_part(from + 3u * sizes.d, there));
+    }
+    for (; token < range.y; token++) { sums[0] += x_part(start + token * sizes.d, there); }
+    let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    store(row * sizes.d + column, column, sum / f32(range.y - range.x));
 }

@@ -45,35 +45,10 @@ const MASS: u32 = 0u;
 fn product_at(i: u32) -> f32 { return bitcast<f32>(products[i]); }
 fn product_set(i: u32, v: f32) { products[i] = bitcast<u32>(v); }
 
-var<workgroup> parts: array<f32, 256>;
 var<workgroup> tallies: array<u32, 256>;
 var<workgroup> histogram: array<atomic<u32>, 256>;
 // The bin of the last block that is taken, and how many of that bin are.
 var<workgroup> found: vec2<u32>;
-
-fn sum_of(value: f32, thread: u32) -> f32 {
-    parts[thread] = value;
-    for (var half = 128u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half { parts[thread] += parts[thread + half]; }
-    }
-    workgroupBarrier();
-    let sum = parts[0];
-    workgroupBarrier();
-    return sum;
-}
-
-fn most_of(value: f32, thread: u32) -> f32 {
-    parts[thread] = value;
-    for (var half = 128u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half { parts[thread] = max(parts[thread], parts[thread + half]); }
-    }
-    workgroupBarrier();
-    let most = parts[0];
-    workgroupBarrier();
-    return most;
-}
 
 // The sum over the threads before this one, and over all.
 fn tally(value: u32, thread: u32) -> vec2<u32> {
@@ -124,12 +99,12 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
             let start = scores + part * blocks;
             var most = lowest;
             for (var j = thread; j < blocks; j += 256u) { most = max(most, sizes.scale * product_at(start + j)); }
-            most = most_of(most, thread);
+            most = most_of_workgroup(most, thread);
             var sum = 0.0;
             for (var j = thread; j < blocks; j += 256u) {
                 sum += exponential(sizes.scale * product_at(start + j) - most);
             }
-            sum = sum_of(sum, thread);
+            sum = sum_of_workgroup(sum, thread);
             for (var j = thread; j < blocks; j += 256u) {
                 let share = exponential(sizes.scale * product_at(start + j) - most) / sum / f32(subs);
                 if part == 0u {
@@ -168,15 +143,11 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
             }
         }
         workgroupBarrier();
-        if thread == 0u {
-            var bin = 255u;
-            var left = missing;
-            while bin > 0u && atomicLoad(&histogram[bin]) < left {
-                left -= atomicLoad(&histogram[bin]);
-                bin--;
-            }
-            found = vec2(bin, left);
-        }
+        // From the top bin down, a thread has one.
+        let own = atomicLoad(&histogram[255u - thread]);
+        let above = tally(own, thread).x;
+        let here = above < missing && (missing <= above + own || thread == 255u);
+        if here || (missing == 0u && thread == 0u) { found = vec2(255u - thread, missing - above); }
         workgroupBarrier();
         threshold |= found.x << shift;
         mask |= 255u << shift;
@@ -188,10 +159,10 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     var total = 1.0;
     if MASS == 1u && SUB == 0u {
         for (var j = first; j < last; j++) { most = max(most, product_at(scores + j)); }
-        most = most_of(most, thread);
+        most = most_of_workgroup(most, thread);
         var sum = 0.0;
         for (var j = first; j < last; j++) { sum += exponential(product_at(scores + j) - most); }
-        total = sum_of(sum, thread);
+        total = sum_of_workgroup(sum, thread);
     }
     var equals = 0u;
     for (var j = first; j < last; j++) {
@@ -228,7 +199,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
         }
     }
     if MASS == 1u {
-        mass = sum_of(mass, thread);
+        mass = sum_of_workgroup(mass, thread);
         if thread == 0u { mass_set(row, mass); }
     }
 }

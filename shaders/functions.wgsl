@@ -251,3 +251,30 @@ struct AttentionSizes {
 fn row_of(rows: vec4<u32>, image_heads: u32, head: u32, token: u32) -> u32 {
     return head / image_heads * rows.x + head % image_heads * rows.y + token * rows.z + rows.w;
 }
+
+// The sum over the 256 threads of a workgroup, always in the same order, and the greatest value; all of them call it.
+var<workgroup> shares: array<f32, 256>;
+
+fn sum_of_workgroup(value: f32, thread: u32) -> f32 {
+    shares[thread] = value;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half { shares[thread] += shares[thread + half]; }
+    }
+    workgroupBarrier();
+    let sum = shares[0];
+    workgroupBarrier();
+    return sum;
+}
+
+fn most_of_workgroup(value: f32, thread: u32) -> f32 {
+    shares[thread] = value;
+    for (var half = 128u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if thread < half { shares[thread] = max(shares[thread], shares[thread + half]); }
+    }
+    workgroupBarrier();
+    let most = shares[0];
+    workgroupBarrier();
+    return most;
+}

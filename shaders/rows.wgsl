@@ -38,31 +38,8 @@ fn row(start: u32, lane: u32, lanes: u32) {
 
 //: lanes
 // A workgroup has a row.
-var<workgroup> parts: array<f32, 256>;
-
-fn sum_of(value: f32, thread: u32) -> f32 {
-    parts[thread] = value;
-    for (var half = 128u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half { parts[thread] += parts[thread + half]; }
-    }
-    workgroupBarrier();
-    let sum = parts[0];
-    workgroupBarrier();
-    return sum;
-}
-
-fn most_of(value: f32, thread: u32) -> f32 {
-    parts[thread] = value;
-    for (var half = 128u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if thread < half { parts[thread] = max(parts[thread], parts[thread + half]); }
-    }
-    workgroupBarrier();
-    let most = parts[0];
-    workgroupBarrier();
-    return most;
-}
+fn sum_of(value: f32, thread: u32) -> f32 { return sum_of_workgroup(value, thread); }
+fn most_of(value: f32, thread: u32) -> f32 { return most_of_workgroup(value, thread); }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>,

@@ -56,3 +56,17 @@ DEVICE Range run_at(const Cut& cut, i32 token) {
         start += length;
     }
 }
+
+// The token in a slot of a list of blocks, where every block has as many slots as the longest; -1 behind a shorter one.
+DEVICE i32 listed_token(const Cut& cut, const i32* list, u32 slot) {
+    const u32 entry = slot / cut.size;
+    const Range range = tokens_of(cut, list[entry]);
+    const i32 token = range.begin + (slot - entry * cut.size);
+    return token < range.end ? token : -1;
+}
+
+// Whether the block that holds the tokens of a centroid is among those `taken`, a bit a block.
+DEVICE bool is_taken(const Cut& cut, const u32* taken, const Range& tokens) {
+    const u32 block = place_of(cut, tokens.begin).block;
+    return taken[block / 32] >> block % 32 & 1;
+}

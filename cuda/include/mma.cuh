@@ -14,6 +14,23 @@ DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"
 // Until at most N committed groups of this thread are on their way.
 template <int N> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
+// Calls use(slice) for every slice, with the copies of EARLY slices behind it on their way; fetch(slice) begins those of
+// one and commits them.
+template <u32 EARLY, class Fetch, class Use> DEVICE void staged(u32 slices, Fetch fetch, Use use) {
+#pragma unroll
+    for (u32 i = 0; i < EARLY; i++) {
+        if (i < slices) fetch(i);
+        else copies_commit();
+    }
+    for (u32 slice = 0; slice < slices; slice++) {
+        copies_wait<EARLY - 1>();
+        __syncthreads();
+        if (slice + EARLY < slices) fetch(slice + EARLY);
+        else copies_commit();
+        use(slice);
+    }
+}
+
 DEVICE void store_chunk(u32 to, const u32 (&words)[4]) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
         ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]) : "memory");
@@ -49,3 +66,13 @@ DEVICE void add_halves(u32& d0, u32& d1, const u32 (&a)[4], u32 b0, u32 b1) {
         : "+r"(d0), "+r"(d1) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 #endif
+
+// Adds the products of tiles of 16 rows and of pairs of tiles of 8 columns.
+template <class T, u32 R, u32 C>
+DEVICE void multiply(float (&sums)[R][2 * C][4], const u32 (&left)[R][4], const u32 (&right)[C][4]) {
+#pragma unroll
+    for (u32 i = 0; i < R; i++)
+#pragma unroll
+        for (u32 j = 0; j < 2 * C; j++)
+            Mma<T>::add(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+}

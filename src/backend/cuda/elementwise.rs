@@ -13,6 +13,7 @@ use super::{
 use crate::backend::{
     Request,
     gpu::{
+        elementwise::elementwise_rows,
         expression::expanded,
         walk::{Axis, join},
     },
@@ -29,46 +30,8 @@ const fn row(name: &'static str, op: &'static str) -> Kernel {
 }
 
 /// The rows of this file.
-pub const KERNELS: &[Kernel] = &[
-    row("neg.elementwise", "neg"),
-    row("abs.elementwise", "abs"),
-    row("exp.elementwise", "exp"),
-    row("log.elementwise", "log"),
-    row("sqrt.elementwise", "sqrt"),
-    row("reciprocal.elementwise", "reciprocal"),
-    row("sin.elementwise", "sin"),
-    row("cos.elementwise", "cos"),
-    row("tan.elementwise", "tan"),
-    row("atan.elementwise", "atan"),
-    row("erf.elementwise", "erf"),
-    row("tanh.elementwise", "tanh"),
-    row("sigmoid.elementwise", "sigmoid"),
-    row("silu.elementwise", "silu"),
-    row("gelu.elementwise", "gelu"),
-    row("relu.elementwise", "relu"),
-    row("sign.elementwise", "sign"),
-    row("floor.elementwise", "floor"),
-    row("ceil.elementwise", "ceil"),
-    row("round.elementwise", "round"),
-    row("clip.elementwise", "clip"),
-    row("cast.elementwise", "cast"),
-    row("not.elementwise", "not"),
-    row("add.elementwise", "add"),
-    row("sub.elementwise", "sub"),
-    row("mul.elementwise", "mul"),
-    row("div.elementwise", "div"),
-    row("pow.elementwise", "pow"),
-    row("max.elementwise", "max"),
-    row("min.elementwise", "min"),
-    row("remainder.elementwise", "remainder"),
-    row("equal.elementwise", "equal"),
-    row("less.elementwise", "less"),
-    row("less_equal.elementwise", "less_equal"),
-    row("and.elementwise", "and"),
-    row("or.elementwise", "or"),
-    row("where.elementwise", "where"),
-    Kernel { name: "pointwise.elementwise", op: "pointwise", dtypes: FLOATS, lower },
-];
+pub const KERNELS: &[Kernel] =
+    elementwise_rows!(row; Kernel { name: "pointwise.elementwise", op: "pointwise", dtypes: FLOATS, lower });
 
 /// A shape and the strides of an operand under it, as `cuda/include/strides.cuh` lays them out.
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

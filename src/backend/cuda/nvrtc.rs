@@ -85,6 +85,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("attention_codes.cuh", include_str!("../../../cuda/include/attention_codes.cuh")),
     ("attention_weights.cuh", include_str!("../../../cuda/include/attention_weights.cuh")),
     ("halves.cuh", include_str!("../../../cuda/include/halves.cuh")),
+    ("tiles.cuh", include_str!("../../../cuda/include/tiles.cuh")),
     ("shared.cuh", include_str!("../../../cuda/include/shared.cuh")),
     ("heads.cuh", include_str!("../../../cuda/include/heads.cuh")),
     ("mma.cuh", include_str!("../../../cuda/include/mma.cuh")),

@@ -1,6 +1,7 @@
 //! What the backends for GPUs have in common: facts of operations that are no matter of a language of kernels.
 
 pub mod cache;
+pub mod elementwise;
 pub mod expression;
 pub mod floats;
 pub mod moves;

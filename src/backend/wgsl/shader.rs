@@ -59,6 +59,7 @@ const BOUNDED: &[&str] = &[
     "attention.wgsl",
     "attention_cooperative.wgsl",
     "attention_grad.wgsl",
+    "block_mean.wgsl",
     "conv2d.wgsl",
     "conv2d_weight_grad.wgsl",
     "gemm.wgsl",

@@ -19,14 +19,14 @@ use super::{
     gemm::store,
     launch::{Binding, Launch, Lowered, Placed, Scratch, THREADS, folded, word},
     shader::{Shader, Tensors},
-    wide::{either, through_f32},
+    wide::either,
     within,
 };
 use crate::backend::Request;
 
 /// The rows of this file: head dimensions up to 256.
 pub const KERNELS: &[Kernel] = &[
-    Kernel::plain("block_mean.columns", "block_mean", FLOATS, |r| through_f32(r, block_mean)),
+    Kernel::plain("block_mean.columns", "block_mean", FLOATS, |r| either(r, block_mean)),
     Kernel::plain("block_route.rows", "block_route", FLOATS, block_route),
     Kernel::plain("linear_attention.tiled", "linear_attention", FLOATS, |r| either(r, linear_attention)),
 ];
@@ -41,17 +41,16 @@ fn block_mean(request: &Request<'_>) -> Result<Lowered, String> {
     only(request.operands)?;
     let (x, y) = (dims(&request.operands[0])?, dims(&request.results[0])?);
     let (&[_, _, n, d], &[_, _, blocks, _]) = (&x[..], &y[..]) else { return Err("takes [B,H,N,D]".into()) };
-    let elements: usize = y.iter().product();
-    let tensors = Tensors::default().read("x", request.operands[0].dtype).write("y", request.results[0].dtype).sizes();
-    let mut sizes = vec![word(elements)?, word(blocks)?, word(n)?, word(d)?];
-    sizes.extend(cut(n, &op.runs, op.block)?);
-    Ok(Launch {
-        shader: Shader::new("block_mean.wgsl", &tensors),
-        groups: folded(elements.div_ceil(THREADS))?,
-        bindings: Binding::all(request),
-        sizes,
+    let parts = y.iter().rev().skip(1).product::<usize>() * d.div_ceil(4);
+    let (dtype, result) = (request.operands[0].dtype, request.results[0].dtype);
+    let tensors = Tensors::default().parts("x", dtype, d.is_multiple_of(4)).write("y", result).sizes();
+    let mut shader = Shader::new("block_mean.wgsl", &tensors);
+    if let Some(store) = store(result, d)? {
+        shader = shader.splice("store", store);
     }
-    .into())
+    let mut sizes = vec![word(parts)?, word(blocks)?, word(n)?, word(d)?];
+    sizes.extend(cut(n, &op.runs, op.block)?);
+    Ok(Launch { shader, groups: folded(parts.div_ceil(THREADS))?, bindings: Binding::all(request), sizes }.into())
 }
 
 fn block_route(request: &Request<'_>) -> Result<Lowered, String> {
