@@ -77,6 +77,10 @@ def convolutions() -> Iterator[Peer]:
         g = rand(2, o, size, size).to(memory_format=torch.channels_last)
         name = f"conv bf16 3x3 weights {i}->{o} 2x{size}x{size}"
         yield name, lambda: torch.nn.grad.conv2d_weight(x, w.shape, g, padding=1)
+    for size, i, o in ((224, 32, 32), (128, 64, 32), (64, 64, 64)):
+        x, g = (rand(120, channels, size, size).to(memory_format=torch.channels_last) for channels in (i, o))
+        name = f"conv bf16 3x3 weights {i}->{o} 120x{size}x{size}"
+        yield name, lambda: torch.nn.grad.conv2d_weight(x, (o, i, 3, 3), g, padding=1)
 
 
 def main() -> None:

@@ -161,6 +161,18 @@ fn cases() -> Vec<Case> {
         add("bf16 3x3 weights", back, vec![of(b, &x), of(b, &[2, size, size, output])]);
         add("codes of ReLU", "quantize_items {activation=relu}", vec![of(b, &x)]);
     }
+    // Of the head of a small model, many images at a time.
+    for (size, input, output) in [(224, 32, 32), (128, 64, 32), (64, 64, 64)] {
+        let (images, pixels) = (120, 120 * size * size);
+        cases.push(Case {
+            name: format!("conv bf16 3x3 weights {input}->{output} {images}x{size}x{size}"),
+            flops: 18.0 * (pixels * input * output) as f64,
+            op: "conv2d_weight_grad {kernel=[3,3],pads=[1,1,1,1],layout=nhwc}".into(),
+            inputs: [input, output].map(|channels| of(b, &[images, size, size, channels])).to_vec(),
+            passes: String::new(),
+            copies: 8,
+        });
+    }
     cases
 }
 

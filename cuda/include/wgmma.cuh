@@ -31,13 +31,18 @@ DEVICE u64 operand_k64(u32 at) { return (u64)((at & 0x3FFFF) >> 4) | 1ull << 16 
 DEVICE u64 operand_chunks(u32 at, u32 next_chunk, u32 next_rows) {
     return (u64)((at & 0x3FFFF) >> 4) | (u64)(next_chunk >> 4) << 16 | (u64)(next_rows >> 4) << 32;
 }
-// 16-bit elements stored [K][64 columns] of 128 bytes a row; `step` bytes from 64 columns to the next 64. The next 16
-// of K: + 128.
-DEVICE u64 operand_mn128(u32 at, u32 step) {
-    return (u64)((at & 0x3FFFF) >> 4) | (u64)(step >> 4) << 16 | 64ull << 32 | 1ull << 62;
+// 16-bit elements stored [K][64 columns] of 128 bytes a row; `step` bytes from 64 columns to the next 64, `next_rows`
+// from 8 of K to the next 8. The next 16 of K: + next_rows / 8, 128 where rows are in one piece.
+DEVICE u64 operand_mn128(u32 at, u32 step, u32 next_rows = 8 * 128) {
+    return (u64)((at & 0x3FFFF) >> 4) | (u64)(step >> 4) << 16 | (u64)(next_rows >> 4) << 32 | 1ull << 62;
+}
+// The same of [K][32 columns] of 64 bytes a row.
+DEVICE u64 operand_mn64(u32 at, u32 step, u32 next_rows = 8 * 64) {
+    return (u64)((at & 0x3FFFF) >> 4) | (u64)(step >> 4) << 16 | (u64)(next_rows >> 4) << 32 | 2ull << 62;
 }
 
-// The forms for N columns. `add` false overwrites D. TRANSPOSED: B is stored [K][N] (`operand_mn128`).
+// The forms for N columns. `add` false overwrites D. TRANSPOSED: B is stored [K][N] (`operand_mn128`, `operand_mn64`);
+// LEFT_TRANSPOSED: A is stored [K][64] likewise.
 template <int N> struct Wgmma;
 
 #define WGMMA_D0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
@@ -74,9 +79,10 @@ template <int N> struct Wgmma;
 
 // 16-bit elements: A in shared memory, A in registers. I0.. are the numbers of the operands behind D.
 #define WGMMA_WIDE(NAME, TYPE, N, NAMES, SUMS, I0, I1, I2, I3, I4, I5, I6) \
-    template <int TRANSPOSED> DEVICE void NAME(float (&d)[N / 2], u64 a, u64 b, bool add) { \
-        asm volatile(WGMMA_TEXT("m64n" #N "k16.f32." TYPE "." TYPE, NAMES, "%" I0 ", %" I1 ", p, 1, 1, 0, %" I3, I2) \
-            : SUMS : "l"(a), "l"(b), "r"((i32)add), "n"(TRANSPOSED)); \
+    template <int TRANSPOSED, int LEFT_TRANSPOSED = 0> DEVICE void NAME(float (&d)[N / 2], u64 a, u64 b, bool add) { \
+        asm volatile(WGMMA_TEXT("m64n" #N "k16.f32." TYPE "." TYPE, NAMES, \
+                "%" I0 ", %" I1 ", p, 1, 1, %" I4 ", %" I3, I2) \
+            : SUMS : "l"(a), "l"(b), "r"((i32)add), "n"(TRANSPOSED), "n"(LEFT_TRANSPOSED)); \
     } \
     template <int TRANSPOSED> DEVICE void NAME(float (&d)[N / 2], const u32 (&a)[4], u64 b, bool add) { \
         asm volatile(WGMMA_TEXT("m64n" #N "k16.f32." TYPE "." TYPE, NAMES, \
@@ -153,14 +159,14 @@ template <> struct Step<e4m3_t> {
     }
 };
 template <> struct Step<bf16_t> {
-    template <int TRANSPOSED = 0, int HALF>
+    template <int TRANSPOSED = 0, int LEFT_TRANSPOSED = 0, int HALF>
     static __device__ __forceinline__ void add(float (&d)[HALF], u64 a, u64 b, bool add) {
-        Wgmma<2 * HALF>::template bf16<TRANSPOSED>(d, a, b, add);
+        Wgmma<2 * HALF>::template bf16<TRANSPOSED, LEFT_TRANSPOSED>(d, a, b, add);
     }
 };
 template <> struct Step<half_t> {
-    template <int TRANSPOSED = 0, int HALF>
+    template <int TRANSPOSED = 0, int LEFT_TRANSPOSED = 0, int HALF>
     static __device__ __forceinline__ void add(float (&d)[HALF], u64 a, u64 b, bool add) {
-        Wgmma<2 * HALF>::template f16<TRANSPOSED>(d, a, b, add);
+        Wgmma<2 * HALF>::template f16<TRANSPOSED, LEFT_TRANSPOSED>(d, a, b, add);
     }
 };

@@ -167,6 +167,18 @@ impl OpDef for Conv2dWeightGrad {
                 pixels(&same(1)),
                 vec![bf16(&[2, 9, 7, 64], 1), bf16(&[2, 9, 7, 48], 2)],
             ),
+            Case::new(
+                "pixels_bf16_pointwise_wide",
+                pixels(&same(1)),
+                vec![bf16(&[2, 9, 7, 200], 1), bf16(&[2, 9, 7, 136], 2)],
+            ),
+            Case::new("pixels_bf16_many", pixels(&same(3)), vec![bf16(&[5, 44, 44, 32], 1), bf16(&[5, 44, 44, 32], 2)]),
+            Case::new("pixels_bf16_few", pixels(&same(3)), vec![bf16(&[2, 15, 31, 16], 1), bf16(&[2, 15, 31, 72], 2)]),
+            Case::new(
+                "pixels_bf16_cut",
+                Self { pads: vec![2, 1, 1, 2], ..pixels(&same(3)) },
+                vec![bf16(&[1, 9, 10, 40], 1), bf16(&[1, 8, 9, 24], 2)],
+            ),
         ]
     }
 }

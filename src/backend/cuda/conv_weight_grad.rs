@@ -37,7 +37,7 @@ struct Kind {
 }
 
 /// The convolution whose weights they are.
-fn geometry(request: &Request<'_>, arch: Arch) -> Result<Geometry, String> {
+pub fn geometry(request: &Request<'_>, arch: Arch) -> Result<Geometry, String> {
     let Op::Conv2dWeightGrad(op) = request.op else { return Err("computes conv2d_weight_grad".into()) };
     floats(request)?;
     let convolution: Op = op.convolution().into();
@@ -87,8 +87,8 @@ fn lower(request: &Request<'_>, geometry: &Geometry, kind: Kind) -> Result<Lower
     let parts = (2 * PROCESSORS / tiles).clamp(1, pixels.div_ceil(LEAST_SLICES * SLICE));
     let part = pixels.div_ceil(parts).next_multiple_of(SLICE);
     let parts = pixels.div_ceil(part);
-    let (dtype, result) = (request.results[0].dtype, Arg::result(0));
-    let (sum, to) = if parts == 1 { (dtype, result.clone()) } else { (DType::F32, Arg::scratch(0)) };
+    let dtype = request.results[0].dtype;
+    let (sum, to) = if parts == 1 { (dtype, Arg::result(0)) } else { (DType::F32, Arg::scratch(0)) };
     let module = kind
         .module
         .element("TX", request.operands[0].dtype)
@@ -104,15 +104,20 @@ fn lower(request: &Request<'_>, geometry: &Geometry, kind: Kind) -> Result<Lower
         grid: [blocks, 1, 1],
         block: 256,
         shared: kind.shared,
-        args: vec![Arg::operand(0), Arg::operand(1), to.clone(), Arg::of(*sizes), Arg::of(pixels)],
+        args: vec![Arg::operand(0), Arg::operand(1), to, Arg::of(*sizes), Arg::of(pixels)],
     };
     if parts == 1 {
         return Ok(product.into());
     }
-    let numbers = [parts as u32, elements as u32].map(Arg::of);
-    let args = [to, result].into_iter().chain(numbers).collect();
-    let add = Launch::over(Module::new("parts.cu").element("TY", dtype), "add_parts", elements as u64, args);
+    let add = add_parts(dtype, parts, elements);
     Ok(Lowered { launches: vec![product, add], scratch: parts * elements * size_of::<f32>() })
+}
+
+/// The launch that adds up parts of so many elements, in scratch memory, to the result.
+pub fn add_parts(dtype: DType, parts: usize, elements: usize) -> Launch {
+    let numbers = [parts as u32, elements as u32].map(Arg::of);
+    let args = [Arg::scratch(0), Arg::result(0)].into_iter().chain(numbers).collect();
+    Launch::over(Module::new("parts.cu").element("TY", dtype), "add_parts", elements as u64, args)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "conv2d_wgmma.cu",
     "conv2d_weight_grad.cu",
     "conv2d_weight_grad_mma.cu",
+    "conv2d_weight_grad_wgmma.cu",
     "parts.cu",
     "movement.cu",
     "softmax.cu",
