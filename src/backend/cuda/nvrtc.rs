@@ -55,6 +55,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "attention.cu",
     "attention_grad.cu",
     "attention_grad_mma.cu",
+    "attention_grad_sm90.cu",
     "self_attention.cu",
     "attention_codes.cu",
     "attention_e4m3_mma.cu",
