@@ -77,6 +77,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("vectors.cuh", include_str!("../../../cuda/include/vectors.cuh")),
     ("types.cuh", include_str!("../../../cuda/include/types.cuh")),
     ("blocks.cuh", include_str!("../../../cuda/include/blocks.cuh")),
+    ("centroids.cuh", include_str!("../../../cuda/include/centroids.cuh")),
     ("strides.cuh", include_str!("../../../cuda/include/strides.cuh")),
     ("epilogue.cuh", include_str!("../../../cuda/include/epilogue.cuh")),
     ("resize.cuh", include_str!("../../../cuda/include/resize.cuh")),
