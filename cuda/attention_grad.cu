@@ -12,26 +12,36 @@
 // Macros: TX elements of q, k, v, do and the results; WIDTH the greater head dimension, rounded up; ROWS; COLUMNS.
 #include "attention_grad.cuh"
 #include "tiles.cuh"
+#include "vectors.cuh"
 
 // The logarithm of a sum of which every weight is zero.
 #define NOTHING __uint_as_float(0x7f800000)
 
-// Of every query its logarithm of the sum of exponentials, and the product of its rows of o and do. A warp a query.
+// Of every query its logarithm of the sum of exponentials, and the product of its rows of o and do. Eight lanes a query.
 extern "C" __global__ void __launch_bounds__(256) deltas(
     const TX* __restrict__ o, const TX* __restrict__ g, const float* __restrict__ lse, float* __restrict__ pairs,
     const __grid_constant__ Rows rows, const u32 total, const u32 n, const u32 e)
 {
     wait_for_launch_before();
-    const u32 query = blockIdx.x * 8 + threadIdx.x / 32;
-    if (query >= total) return;
+    const int PIECE = 16 / sizeof(TX);
+    const u32 query = blockIdx.x * 32 + threadIdx.x / 8, part = threadIdx.x % 8;
+    const bool there = query < total;
     const u32 head = query / n;
-    const i64 at = row_at(rows, head, query - head * n);
+    const i64 at = there ? row_at(rows, head, query - head * n) : 0;
     float sum = 0.f;
-    for (u32 i = threadIdx.x % 32; i < e; i += 32) sum = fmaf(load(o + at + i), load(g + at + i), sum);
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32) return;
-    pairs[2 * (i64)query] = lse[query];
-    pairs[2 * (i64)query + 1] = sum;
+    if (there && e % PIECE == 0) {
+        for (u32 i = part * PIECE; i < e; i += 8 * PIECE) {
+            float x[PIECE], y[PIECE];
+            load_neighbours(x, o + at + i);
+            load_neighbours(y, g + at + i);
+#pragma unroll
+            for (int j = 0; j < PIECE; j++) sum = fmaf(x[j], y[j], sum);
+        }
+    } else if (there) {
+        for (u32 i = part; i < e; i += 8) sum = fmaf(load(o + at + i), load(g + at + i), sum);
+    }
+    sum = lanes_sum<8>(sum);
+    if (there && part == 0) *(float2*)(pairs + 2 * (i64)query) = {lse[query], sum};
 }
 
 #ifdef WIDTH

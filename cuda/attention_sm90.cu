@@ -15,6 +15,7 @@
 // PRODUCER, CONSUMER registers a thread.
 #include "activations.cuh"
 #include "blocks.cuh"
+#include "centroids.cuh"
 #include "pairs.cuh"
 #include "rows.cuh"
 #include "sm90.cuh"
@@ -27,20 +28,6 @@ const u32 QUERY_TILE = QUERY_PANEL * PANELS, KEY_TILE = KEY_PANEL * PANELS;
 const u32 RINGS = 2 * STAGES * KEY_TILE, BARRIERS = 16 + 32 * STAGES;
 // A score that no key has.
 const float MASKED = -1e30f;
-
-// What a centroid adds to its score before the score is scaled, and the key block that it lies in.
-struct Centroid { float bias; u32 block; };
-
-extern "C" __global__ void __launch_bounds__(256) weigh_centroids(
-    Centroid* __restrict__ table, const __grid_constant__ Cut key_cut, const __grid_constant__ Cut centroid_cut,
-    const u32 centroids, const float scale)
-{
-    wait_for_launch_before();
-    const u32 i = blockIdx.x * 256 + threadIdx.x;
-    if (i >= centroids) return;
-    const Range range = tokens_of(centroid_cut, i);
-    table[i] = {log2f((float)(range.end - range.begin)) / scale, (u32)place_of(key_cut, range.begin).block};
-}
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
     const __grid_constant__ TensorMap map_q, const __grid_constant__ TensorMap map_k,

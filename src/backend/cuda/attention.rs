@@ -73,6 +73,11 @@ impl Rows {
         let [image, head, token] = [heads * s.n * s.e, head, token].map(|size| size as i64);
         Self { image, head, token, heads: heads as u32, unused: 0 }
     }
+
+    /// Elements from one token, head and image to the next.
+    pub fn steps(&self) -> [i64; 3] {
+        [self.token, self.head, self.image]
+    }
 }
 
 /// Which keys a query sees, with what weight.

@@ -98,7 +98,7 @@ impl Gradient {
         Ok(Launch {
             module: Module::new("attention_grad.cu").element("TX", self.dtype),
             function: "deltas",
-            grid: grid(queries.div_ceil(8))?,
+            grid: grid(queries.div_ceil(32))?,
             block: THREADS,
             shared: 0,
             args,

@@ -8,6 +8,7 @@ pub mod attention_e4m3;
 pub mod attention_e4m3_mma;
 pub mod attention_grad;
 pub mod attention_grad_mma;
+pub mod attention_grad_wgmma;
 pub mod attention_mma;
 pub mod attention_wgmma;
 pub mod block_mean;
@@ -139,6 +140,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     attention_e4m3::KERNELS,
     attention_e4m3_mma::KERNELS,
     attention::KERNELS,
+    attention_grad_wgmma::KERNELS,
     attention_grad_mma::KERNELS,
     attention_grad::KERNELS,
     block_route_mma::KERNELS,
