@@ -392,6 +392,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
                 products_wait<0>();
                 pin(first_sums);
                 pin(slopes);
+                __syncwarp();
                 if (lane == 0) barrier_arrive(empty + 8 * last);
                 last = stage;
                 advance();
@@ -410,6 +411,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
             products_wait<0>();
             pin(first_sums);
             pin(second_sums);
+            __syncwarp();
             if (lane == 0) barrier_arrive(empty + 8 * last);
         }
         if (lane == 0) barrier_arrive(own_empty + 8 * own);
