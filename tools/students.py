@@ -1,7 +1,7 @@
 """Students of a small VGGT by every recipe, and what each loses: the table of students.
 
     python3 tools/students.py --bin target/release --teacher teacher.safetensors --out students/ [--target cuda:sm_90a] [--gpus 2] \
-        [--jobs 8] [--only TEXT] [--scale 1] [--scenes 64] [--data synthetic:test]
+        [--jobs 8] [--only TEXT] [--scale 1] [--scenes 64,32,32] [--data synthetic:test]
 
 Trains every student of RECIPES beside its dense teacher on rendered scenes (`lite3r train`), fits projections (`lite3r fit`), compiles them and the
 forms that need no training (`lite3r-compile`), evaluates all of them on test scenes of 8, 16 and 24 views (`lite3r eval --split test`), times them
@@ -230,12 +230,12 @@ def compiled(args, row: Row, number: int) -> None:
          "--bind", f"S={counts}", "--target", args.target, "--precision", row.precision, *row.rules, "--quiet", "-o", row.plans[number])  # fmt: skip
 
 
-def evaluate(args, row: Row, views: int, gpu: int) -> dict:
+def evaluate(args, row: Row, views: int, scenes: int, gpu: int) -> dict:
     """The report of a row. Most of an evaluation is work of the host: many share a device."""
     path = args.out / f"eval_{views}_{row.plans[0]}.json"
     if not path.exists():
         report = call(args, gpu, args.bin / "lite3r", "eval", ",".join(row.plans), "--data", args.data, "--split", args.split, "--views", views,
-                      "--scenes", args.scenes, "--protocol", "depth/none,pose/pairs", "--json")  # fmt: skip
+                      "--scenes", scenes, "--protocol", "depth/none,pose/pairs", "--json")  # fmt: skip
         path.write_text(report)
     return json.loads(path.read_text())["runs"][0]
 
@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=8)
     parser.add_argument("--counts", type=lambda text: [int(n) for n in text.split(",")], default=[8, 16, 24])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--scenes", type=lambda text: [int(n) for n in text.split(",")], default=[64, 32, 32], help="of each number of views")
     parser.add_argument("--data", default="synthetic:arc", help="scenes of what to evaluate on")
     parser.add_argument("--split", default="test")
     parser.add_argument("--fit-scenes", type=int, default=32)
@@ -292,8 +292,8 @@ def main() -> None:
         plans = [(row, number) for row in [DENSE, *table] for number in range(len(row.plans))]
         list(pool.map(lambda plan: compiled(args, *plan), plans))
         table.insert(0, DENSE)
-        for entry, views in enumerate(args.counts):
-            found = list(pool.map(lambda at: evaluate(args, table[at], views, at), range(len(table))))
+        for entry, (views, scenes) in enumerate(zip(args.counts, args.scenes, strict=True)):
+            found = list(pool.map(lambda at: evaluate(args, table[at], views, scenes, at), range(len(table))))
             print(f"\n{views} views\n\n| | AbsRel | of dense | rotation | of dense | AUC@5 | AUC@30 | attention error | ms | MB |"
                   "\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")  # fmt: skip
             for row, own in zip(table, found):
