@@ -45,6 +45,8 @@ template <u32 PARTS> DEVICE void fill(
             copy_bytes(values + i * part * VALUE_ROWS, value_codes + (i64)value_slots[i] * VALUE_ROWS, full,
                 part * VALUE_ROWS);
         }
+    } else if (EVERY_LANE) {
+        barrier_arrive(full);
     }
     __syncwarp();
 }
@@ -68,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
     float* const scales = (float*)notes + team * STAGES * SCALES;
     u16* const biases = (u16*)(notes + TEAMS * STAGES * SCALES * 4) + team * STAGES * KEYS;
     if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
-        ring_init(full, empty, STAGES, 4 * GROUPS);
+        ring_init(full, empty, STAGES, 4 * GROUPS * WARP_ARRIVALS, WARP_ARRIVALS);
         barrier_init_done();
     }
     __syncthreads();
@@ -275,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
                 products_wait<0>();
                 pin(part);
                 __syncwarp();
-                if (lane == 0) barrier_arrive(empty + 8 * before);
+                warp_arrive(empty + 8 * before, lane);
                 pack_codes(weights, scores);
                 add_values(held);
             }
@@ -302,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attend_codes(
             products_wait<0>();
             pin(part);
             __syncwarp();
-            if (lane == 0) barrier_arrive(empty + 8 * stage);
+            warp_arrive(empty + 8 * stage, lane);
             add_values(shrink);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }

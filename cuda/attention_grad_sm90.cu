@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
     u32* const taken = (u32*)(shared + TEAMS * (RINGS + BARRIERS + 4 * WORDS)) + team * ((sizes.key_blocks + 31) / 32);
     if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
         ring_init(own_full, own_empty, OWNS, 4 * GROUPS);
-        ring_init(full, empty, STAGES, 4 * GROUPS);
+        ring_init(full, empty, STAGES, 4 * GROUPS * WARP_ARRIVALS, WARP_ARRIVALS);
         barrier_init_done();
     }
     __syncthreads();
@@ -104,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
         const auto send = [&](const TensorMap* map_first, const TensorMap* map_second, u32 row, u32 offset, bool copies) {
             const u32 to = stages + stage * STAGE + offset, landed = full + 8 * stage;
             __syncwarp();
-            if (lane == 0) barrier_expect(landed, STAGE);
+            warp_expect(landed, STAGE, lane);
             __syncwarp();
             if (copies) {
                 copy(to, PANEL, map_first, landed, row, KEEP_LONG);
@@ -231,10 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
 #endif
             if (LISTED) {
                 barrier_wait(empty + 8 * stage, phase ^ 1);
-                if (lane == 0) {
-                    kinds[stage] = ENDS;
-                    barrier_arrive(full + 8 * stage);
-                }
+                if (lane == 0) kinds[stage] = ENDS;
+                warp_arrive(full + 8 * stage, lane);
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
         }
@@ -261,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
                 barrier_wait(full + 8 * stage, phase);
                 more = there();
                 __syncwarp();
-                if (lane == 0) barrier_arrive(empty + 8 * stage);
+                warp_arrive(empty + 8 * stage, lane);
                 advance();
             }
             if (lane == 0) barrier_arrive(own_empty + 8 * own);
@@ -393,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
                 pin(first_sums);
                 pin(slopes);
                 __syncwarp();
-                if (lane == 0) barrier_arrive(empty + 8 * last);
+                warp_arrive(empty + 8 * last, lane);
                 last = stage;
                 advance();
             }
@@ -412,13 +410,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
             pin(first_sums);
             pin(second_sums);
             __syncwarp();
-            if (lane == 0) barrier_arrive(empty + 8 * last);
+            warp_arrive(empty + 8 * last, lane);
         }
         if (lane == 0) barrier_arrive(own_empty + 8 * own);
         if (++own == OWNS) own = 0, own_phase ^= 1;
         if (LISTED) {
             __syncwarp();
-            if (lane == 0) barrier_arrive(empty + 8 * stage);
+            warp_arrive(empty + 8 * stage, lane);
             advance();
         }
 #pragma unroll

@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
         + team * ((key_blocks + 31) / 32);
     if (warp >= 4 * WORKERS && team < TEAMS && lane == 0) {
         ring_init(query_full, query_empty, 1, 4 * GROUPS);
-        ring_init(key_full, key_empty, STAGES, 4 * GROUPS);
+        ring_init(key_full, key_empty, STAGES, 4 * GROUPS * WARP_ARRIVALS, WARP_ARRIVALS);
         ring_init(value_full, value_empty, STAGES, 4 * GROUPS);
         barrier_init_done();
     }
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 }
                 const bool copies = LISTED && !of_centroids ? lane < entries : lane == 0;
                 const u32 offset = LISTED && !of_centroids ? lane * block * 128 : 0;
-                if (lane == 0) barrier_expect(full_k, KEY_TILE);
+                warp_expect(full_k, KEY_TILE, lane);
                 __syncwarp();
                 if (copies)
                     for (u32 panel = 0; panel < PANELS; panel++)
@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
                 for (u32 i = 0; i < KEYS / 2; i++)
                     if (first + i / 4 * 8 + i % 2 >= m) scores[i] = MASKED;
             }
-            if (lane == 0) barrier_arrive(key_empty + 8 * of);
+            warp_arrive(key_empty + 8 * of, lane);
         };
         // Exponentials of the scores in place; `shrink` is what sums of before are worth under the new maximum.
         auto exponentials = [&] {

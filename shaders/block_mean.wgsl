@@ -44,9 +44,9 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: ve
     var sums = mat4x4<f32>();
     var token = range.x;
     for (; token + 4u <= range.y; token += 4u) {
-        let from = start + token * sizes.d;
-        sums += mat4x4(x_part(from, there), x_part(from + sizes.d, there), x_part(from + 2u * sizes.d, there),
-            x_part(from + 3u * sizes.d, there));
+        let first = start + token * sizes.d;
+        sums += mat4x4(x_part(first, there), x_part(first + sizes.d, there), x_part(first + 2u * sizes.d, there),
+            x_part(first + 3u * sizes.d, there));
     }
     for (; token < range.y; token++) { sums[0] += x_part(start + token * sizes.d, there); }
     let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);

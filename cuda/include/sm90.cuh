@@ -24,11 +24,11 @@ DEVICE u32 warpgroup_index() { return __shfl_sync(~0u, threadIdx.x / 128, 0); }
 DEVICE void barrier_init(u32 barrier, u32 arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// The barriers of a ring: stages that one thread fills, and that so many arrivals free.
-DEVICE void ring_init(u32 full, u32 empty, u32 stages, u32 arrivals) {
+// The barriers of a ring: stages that so many arrivals fill, and so many free.
+DEVICE void ring_init(u32 full, u32 empty, u32 stages, u32 frees, u32 fills = 1) {
     for (u32 i = 0; i < stages; i++) {
-        barrier_init(full + 8 * i, 1);
-        barrier_init(empty + 8 * i, arrivals);
+        barrier_init(full + 8 * i, fills);
+        barrier_init(empty + 8 * i, frees);
     }
 }
 // Makes initialised barriers visible to the copy engine; __syncthreads() must follow.
@@ -39,6 +39,19 @@ DEVICE void barrier_arrive(u32 barrier) {
 // Arrives and announces bytes that copies will write.
 DEVICE void barrier_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// One lane arrives for a warp that has written or read shared memory itself, behind __syncwarp(), which orders that for
+// all of it. With EVERY_LANE each lane arrives: a tool that does not follow __syncwarp() sees the same order.
+#ifndef EVERY_LANE
+#define EVERY_LANE 0
+#endif
+const u32 WARP_ARRIVALS = EVERY_LANE ? 32 : 1;
+DEVICE void warp_arrive(u32 barrier, u32 lane) {
+    if (EVERY_LANE || lane == 0) barrier_arrive(barrier);
+}
+DEVICE void warp_expect(u32 barrier, u32 bytes, u32 lane) {
+    if (lane == 0) barrier_expect(barrier, bytes);
+    else if (EVERY_LANE) barrier_arrive(barrier);
 }
 DEVICE void barrier_wait(u32 barrier, u32 parity) {
     asm volatile(

@@ -172,6 +172,16 @@ impl OpDef for Conv2dWeightGrad {
                 pixels(&same(1)),
                 vec![bf16(&[2, 9, 7, 200], 1), bf16(&[2, 9, 7, 136], 2)],
             ),
+            Case::new(
+                "pixels_bf16_two_outputs",
+                pixels(&same(1)),
+                vec![bf16(&[2, 83, 61, 32], 1), bf16(&[2, 83, 61, 2], 2)],
+            ),
+            Case::new(
+                "pixels_bf16_four_outputs",
+                pixels(&same(1)),
+                vec![bf16(&[1, 9, 7, 40], 1), bf16(&[1, 9, 7, 4], 2)],
+            ),
             Case::new("pixels_bf16_many", pixels(&same(3)), vec![bf16(&[5, 44, 44, 32], 1), bf16(&[5, 44, 44, 32], 2)]),
             Case::new("pixels_bf16_few", pixels(&same(3)), vec![bf16(&[2, 15, 31, 16], 1), bf16(&[2, 15, 31, 72], 2)]),
             Case::new(

@@ -61,6 +61,7 @@ impl OpDef for Transpose {
             ("qkv", vec![1, 63, 3, 2, 8], vec![2, 0, 3, 1, 4], DType::F16),
             ("image", vec![2, 3, 14, 5, 14], vec![0, 2, 3, 1, 4], DType::F32),
             ("matrix_1374", vec![1374, 64], vec![1, 0], DType::BF16),
+            ("planes", vec![2, 66, 5, 14], vec![0, 2, 3, 1], DType::BF16),
             ("indices", vec![4, 1, 2], vec![2, 1, 0], DType::I64),
         ] {
             cases.push(Case::new(name, Self { perm }, vec![Tensor::wave(dtype, &shape, 1)]));

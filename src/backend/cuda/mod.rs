@@ -17,6 +17,7 @@ pub mod conv;
 pub mod conv_pixels;
 pub mod conv_transpose2d;
 pub mod conv_weight_grad;
+pub mod conv_weight_grad_few;
 pub mod conv_weight_grad_wgmma;
 pub mod conv_wgmma;
 pub mod driver;
@@ -126,6 +127,7 @@ pub const KERNELS: &[&[Kernel]] = &[
     softmax::KERNELS,
     resize::KERNELS,
     conv_transpose2d::KERNELS,
+    conv_weight_grad_few::KERNELS,
     conv_weight_grad_wgmma::KERNELS,
     conv_weight_grad::KERNELS,
     indexing::KERNELS,

@@ -35,6 +35,7 @@ pub const FILES: &[(&str, &str)] = sources![
     "conv2d_pixels.cu",
     "conv2d_wgmma.cu",
     "conv2d_weight_grad.cu",
+    "conv2d_weight_grad_few.cu",
     "conv2d_weight_grad_mma.cu",
     "conv2d_weight_grad_wgmma.cu",
     "parts.cu",
@@ -143,9 +144,18 @@ fn key(module: &Module, arch: Arch) -> Result<String> {
         hash.update(part.as_bytes());
     };
     add(&format!("{major}.{minor} {} {}", arch.name(), module.key()));
+    add(if every_lane() { EVERY_LANE } else { "" });
     add(source(module)?);
     HEADERS.iter().for_each(|(_, text)| add(text));
     Ok(hash.finalize().to_hex().to_string())
+}
+
+/// Set to 1, all lanes of warps arrive at barriers where one arrives for them otherwise (`cuda/include/sm90.cuh`): for
+/// `tools/sanitize.sh`.
+const EVERY_LANE: &str = "LITE3R_EVERY_LANE";
+
+fn every_lane() -> bool {
+    std::env::var_os(EVERY_LANE).is_some_and(|value| value == "1")
 }
 
 fn source(module: &Module) -> Result<&'static str> {
@@ -181,6 +191,7 @@ pub fn compile(module: &Module, arch: Arch) -> Result<Cubin> {
     let mut options =
         vec![format!("--gpu-architecture={}", arch.name()), "--std=c++17".into(), "--ptxas-options=-v".into()];
     options.extend(module.defines.iter().map(|(name, value)| format!("-D{name}={value}")));
+    options.extend(every_lane().then(|| "-DEVERY_LANE=1".into()));
     let options: Vec<CString> = options.iter().map(|o| text(o)).collect::<Result<_>>()?;
     let pointers = |all: &[CString]| all.iter().map(|s| s.as_ptr()).collect::<Vec<*const c_char>>();
     let (headers, names, options) = (pointers(&headers), pointers(&names), pointers(&options));

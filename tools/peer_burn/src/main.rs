@@ -1,7 +1,7 @@
-//! A plain transformer block in burn: LayerNorm, joint projection, attention, projection, MLP, both with a residual;
-//! f32. Prints the median time of a pass. `block.py` writes the same block for `lite3r`.
+//! A plain transformer block in burn: LayerNorm, joint projection, attention, projection, MLP, both with a residual.
+//! Prints the median time of a pass. `block.py` writes the same block for `lite3r`.
 //!
-//! Arguments: tokens, width, heads, passes.
+//! Arguments: tokens, width, heads, passes, f32 or f16.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig},
     prelude::*,
     tensor::{
-        DeviceKind, Distribution,
+        DeviceKind, Distribution, FloatDType, IntDType,
         activation::{gelu, softmax},
         module::attention,
         ops::AttentionModuleOptions,
@@ -62,7 +62,10 @@ fn main() {
         std::env::args().nth(i).map_or(otherwise, |a| a.parse().expect("a number"))
     };
     let (tokens, width, heads, passes) = (argument(1, 2748), argument(2, 1024), argument(3, 16), argument(4, 20));
-    let device = Device::wgpu(DeviceKind::DefaultDevice);
+    let mut device = Device::wgpu(DeviceKind::DefaultDevice);
+    if std::env::args().nth(5).is_some_and(|a| a == "f16") {
+        device.configure((FloatDType::F16, IntDType::I32)).expect("the device computes in f16");
+    }
     println!("{device:?}");
     let block = Block::new(width, heads, &device);
     let x = Tensor::<3>::random([1, tokens, width], Distribution::Normal(0.0, 1.0), &device);
