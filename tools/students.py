@@ -59,7 +59,8 @@ RECIPES = [
     Recipe("the same, aware of FP8", "form=add", ("proj_lin",), 200, 2e-3, DISTIL, ";fp8{mode=fake}"),
     Recipe("64x16 centroids, learned router", f"{CENTROIDS},router_weights=true", ("router",), 200, 3e-3, ROUTERS),
     Recipe("64x16 centroids, all weights", CENTROIDS, ("*",), 600, 3e-4, {"attention": 1.0}),
-    Recipe("16x16 centroids, learned router", f"{SMALL},router_weights=true", ("router",), 300, 2e-3, ROUTERS, keeps=BY_LAYER),
+    Recipe("16x16 centroids, learned router", f"{SMALL},router_weights=true", ("router",), 300, 2e-3, ROUTERS,
+           keeps=("0.3", *BY_LAYER)),
     Recipe("16x16 centroids, all weights and routers", f"{SMALL},router_weights=true", ("*",), 2000, 3e-4,
            {"attention": 1.0, "router": 0.1, "camera": 10.0}, keeps=BY_LAYER, rates=(("router", 10.0),)),
 ]  # fmt: skip
