@@ -29,56 +29,48 @@ use lite3r_ir::{
 };
 
 /// Name, `--attention`, `--precision`.
-const fn without_training(name: &'static str, attention: Option<&'static str>, precision: &'static str) -> Variant {
+const fn without_training(name: &'static str, attention: &'static [&'static str], precision: &'static str) -> Variant {
     Variant { name, attention, precision, student: false }
 }
 
 /// What is measured: forms without training, then the student of the demo.
 const VARIANTS: &[Variant] = &[
-    without_training("dense f32", None, "f32"),
-    without_training("dense bf16", None, "bf16"),
-    without_training("dense fp8", None, "fp8"),
-    without_training("dense fp8 narrow", None, "fp8{activation=auto,rest=bf16,residual=bf16}"),
-    without_training("dense fp8 wide", None, "fp8{attention=none}"),
-    without_training("dense fp8 codes", None, "fp8{attention=all}"),
+    without_training("dense f32", &[], "f32"),
+    without_training("dense bf16", &[], "bf16"),
+    without_training("dense fp8", &[], "fp8"),
+    without_training("dense fp8 narrow", &[], "fp8{activation=auto,rest=bf16,residual=bf16}"),
+    without_training("dense fp8 wide", &[], "fp8{attention=none}"),
+    without_training("dense fp8 codes", &[], "fp8{attention=all}"),
     without_training(
         "64x64 pooled .3",
-        Some("global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
+        &["global=sla{keep=0.3,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"],
         "f32",
     ),
     without_training(
         "64x64 pooled .1",
-        Some("global=sla{keep=0.1,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"),
+        &["global=sla{keep=0.1,block_q=64,block_k=64,router=pooled,form=sparse,layout=raw}"],
         "f32",
     ),
-    without_training(
-        "64x16 sub16 .3",
-        Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=sparse}"),
-        "f32",
-    ),
-    without_training(
-        "64x16 sub16 .1",
-        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=sparse}"),
-        "f32",
-    ),
+    without_training("64x16 sub16 .3", &["global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=sparse}"], "f32"),
+    without_training("64x16 sub16 .1", &["global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=sparse}"], "f32"),
     without_training(
         "64x16 centroid .3",
-        Some("global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        &["global=sla{keep=0.3,block_q=64,block_k=16,router=sub16,form=centroid}"],
         "f32",
     ),
     without_training(
         "64x16 centroid .1",
-        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        &["global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"],
         "f32",
     ),
     without_training(
         "64x16 centroid .1 fp8",
-        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        &["global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"],
         "fp8",
     ),
     without_training(
         "64x16 centroid .1 fp8 codes",
-        Some("global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"),
+        &["global=sla{keep=0.1,block_q=64,block_k=16,router=sub16,form=centroid}"],
         "fp8{attention=all}",
     ),
     LITE,
@@ -167,7 +159,7 @@ fn run(args: &Args) -> Result<()> {
         for row in &mut all {
             row.outcomes.push(measure(&mut row.session, &shot)?.into());
             // An attention alone has no trained routers.
-            if row.variant.attention.is_some() && !row.variant.student {
+            if !row.variant.attention.is_empty() && !row.variant.student {
                 if row.attention.is_none() {
                     row.attention = Some(AttentionError::new(row.variant, &layers[0], args.views, target, &options)?);
                 }
@@ -279,7 +271,7 @@ impl AttentionError {
             result = builder.op(MergeHeads {}, &[result]).map_err(|e| fail(&e))?;
         }
         graph.output("o", result);
-        let text = variant.attention.and_then(|a| a.split_once('=')).map_or("", |(_, sla)| sla);
+        let text = variant.attention.first().and_then(|a| a.split_once('=')).map_or("", |(_, sla)| sla);
         let raw = text.contains(",layout=raw");
         let text = text.replace(",layout=raw", "");
         let layout = if raw { "" } else { "token_layout{grid=[16,16]}," };

@@ -59,43 +59,6 @@ extern "C" __global__ void __launch_bounds__(256) transpose(
     }
 }
 
-// The same for elements of 2 bytes, two rows and two columns at a time: sizes and strides are even, a tile has 64 rows and
-// columns. Pairs of a source column lie in one word, and so do pairs of a result row. Strides count elements.
-extern "C" __global__ void __launch_bounds__(256) transpose_pairs(
-    const u32* __restrict__ from, u32* __restrict__ to, const Shape shape, const Strides from_strides,
-    const Strides to_strides, const i64 rows, const i64 columns, const i64 from_column, const i64 to_row,
-    const i64 tiles)
-{
-    wait_for_launch_before();
-    const int SIDE = 64, PAIRS = SIDE / 2;
-    // Even rows, then odd ones.
-    __shared__ u32 tile[SIDE][PAIRS + 1];
-    const INDEX down = (rows + SIDE - 1) / SIDE, across = (columns + SIDE - 1) / SIDE;
-    const int lane = threadIdx.x % PAIRS, first = threadIdx.x / PAIRS;
-    for (INDEX at = blockIdx.x; at < (INDEX)tiles; at += gridDim.x) {
-        const INDEX plane = at / (down * across), within = at - plane * (down * across);
-        const i64 row = (i64)(within / across) * SIDE, column = (i64)(within % across) * SIDE;
-        const Pair<i64> start = offsets(plane, shape, from_strides, to_strides);
-        const u32* const source = from + (start.first + row + column * from_column) / 2 + lane;
-#pragma unroll
-        for (int i = first; i < PAIRS; i += 256 / PAIRS) {
-            if (row + 2 * lane < rows && column + 2 * i < columns) {
-                const u32 left = source[i * from_column], right = source[i * from_column + from_column / 2];
-                tile[lane][i] = __byte_perm(left, right, 0x5410);
-                tile[PAIRS + lane][i] = __byte_perm(left, right, 0x7632);
-            }
-        }
-        __syncthreads();
-        u32* const target = to + (start.second + row * to_row + column) / 2 + lane;
-#pragma unroll
-        for (int i = first; i < SIDE; i += 256 / PAIRS) {
-            if (row + i < rows && column + 2 * lane < columns)
-                target[i * (to_row / 2)] = tile[i % 2 * PAIRS + i / 2][lane];
-        }
-        __syncthreads();
-    }
-}
-
 // What `pad` knows of every dimension of the result: elements in front, and the size in x.
 struct Border { i64 before[MAX_RANK], size[MAX_RANK]; };
 

@@ -50,8 +50,8 @@ pub const POSE_PROTOCOL: &str = "pose/pairs";
 pub struct Variant {
     /// As reports call it.
     pub name: &'static str,
-    /// How global attention is computed, as `--attention` takes it.
-    pub attention: Option<&'static str>,
+    /// How global attention is computed, as `--attention` takes it, each rule for a layer or for all of them.
+    pub attention: &'static [&'static str],
     /// What linear layers compute in, as `--precision` takes it.
     pub precision: &'static str,
     /// Whether attention reads [`ROUTERS`].
@@ -59,12 +59,26 @@ pub struct Variant {
 }
 
 /// As trained.
-pub const DENSE: Variant = Variant { name: "dense f32", attention: None, precision: "f32", student: false };
+pub const DENSE: Variant = Variant { name: "dense f32", attention: &[], precision: "f32", student: false };
 
-/// Sparse attention by trained routers, with centroids for what is skipped, and FP8 linear layers.
+/// A layer of [`LITE`].
+macro_rules! lite {
+    ($layer:literal, $keep:literal) => {
+        concat!(
+            "global.",
+            $layer,
+            "=sla{keep=",
+            $keep,
+            ",block_q=16,block_k=16,router=sub16,form=centroid,always=[own],router_weights=true}"
+        )
+    };
+}
+
+/// Sparse attention by trained routers, three tenths on average and most of it in early layers, which find matches, with
+/// centroids for what is skipped, and FP8 linear layers.
 pub const LITE: Variant = Variant {
     name: "SLA + FP8",
-    attention: Some("global=sla{keep=0.3,block_k=16,router=sub16,form=centroid,router_weights=true}"),
+    attention: &[lite!(0, 0.5), lite!(1, 0.5), lite!(2, 0.25), lite!(3, 0.25), lite!(4, 0.15), lite!(5, 0.15)],
     precision: "fp8",
     student: true,
 };
@@ -81,10 +95,11 @@ impl Variant {
     /// Compiles the backbone for `views` views.
     pub fn plan(&self, models: &Models, views: usize, target: &dyn Target) -> Result<Plan> {
         let wrong = |problem: String| Error::usage("demo.variant", problem);
-        let attention = self.attention.map(str::parse::<AttentionRule>).transpose().map_err(wrong)?;
+        let rules = self.attention.iter().map(|rule| rule.parse::<AttentionRule>());
+        let attention = rules.collect::<std::result::Result<_, _>>().map_err(wrong)?;
         let options = Options {
             bind: vec![compile::options::Bind { symbol: "S".into(), values: vec![views] }],
-            attention: attention.into_iter().collect(),
+            attention,
             precision: self.precision.parse::<Precision>().map_err(wrong)?.for_target(target),
             heads: target.dense_heads(),
             joint_heads: target.joint_heads(),

@@ -149,17 +149,10 @@ fn transpose(copy: &Copy, size: usize) -> Result<Option<Launch>, String> {
     let (shape, steps) = pack(&outer, 2)?;
     let ((height, down), (width, across)) = (&copy.axes[rows], &copy.axes[columns]);
     let tile = if size > 4 || (*height).min(*width) < 48 { TILE } else { WIDE_TILE };
-    let even = |n: i64| n % 2 == 0;
-    let strides = outer.iter().flat_map(|axis| &axis.1).chain([&across[0], &down[1]]);
-    let pairs = size == 2
-        && tile == WIDE_TILE
-        && height.is_multiple_of(2)
-        && width.is_multiple_of(2)
-        && strides.copied().all(even);
     let tiles = (height.div_ceil(tile) * width.div_ceil(tile) * outer.iter().map(|a| a.0).product::<usize>()) as u64;
     Ok(Some(Launch {
         module: module(size, tiles, tile),
-        function: if pairs { "transpose_pairs" } else { "transpose" },
+        function: "transpose",
         grid: [blocks(tiles, 1), 1, 1],
         block: THREADS,
         shared: 0,
