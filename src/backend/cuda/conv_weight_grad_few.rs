@@ -10,7 +10,7 @@ use super::{
 };
 use crate::backend::Request;
 
-/// The rows of this file: up to [`MOST_OUTPUTS`] outputs.
+/// The rows of this file: up to four outputs.
 pub const KERNELS: &[Kernel] =
     &[Kernel { name: "conv2d_weight_grad.few", op: "conv2d_weight_grad", dtypes: &[DType::F16, DType::BF16], lower }];
 
