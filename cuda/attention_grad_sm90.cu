@@ -332,7 +332,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
                 }
             }
         };
-        // By the rounded weights: the registers of the others take the next scores meanwhile.
+        // By the rounded weights: the registers of the others take the next scores meanwhile. Products in flight read the same
+        // registers, and nothing writes them.
         const auto incline = [&](u32 of) {
 #pragma unroll
             for (u32 i = 0; i < OTHERS / 2; i += 4) {
