@@ -108,13 +108,12 @@ extern "C" __global__ void __launch_bounds__(256) attend(
             if (slot < end) {
                 if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    if (!is_taken(key_cut, taken, range)) token = slot - plain;
+                    if (!is_taken(key_cut, taken, range.begin)) token = slot - plain;
                     bias = logf((float)(range.end - range.begin));
                 } else if (LISTED) {
                     token = listed_token(key_cut, list, slot);
                 } else if (LINEAR) {
-                    const u32 block = place_of(key_cut, slot).block;
-                    if (!(taken[block / 32] >> block % 32 & 1)) token = slot;
+                    if (!is_taken(key_cut, taken, slot)) token = slot;
                 } else {
                     token = slot;
                 }

@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_codes_mma(
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
             const u32 j = threadIdx.x + i * THREADS;
-            const bool counts = !(taken[ahead[i].block / 32] >> ahead[i].block % 32 & 1);
+            const bool counts = !is_taken(taken, ahead[i].block);
             if (j < KEYS) biases[tile % 2][j] = counts ? ahead[i].bias : NO_KEY;
         }
 #endif

@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) reverse(
                     delta = pairs[2 * (head * n + slot) + 1];
                 } else if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    if (!is_taken(key_cut, taken, range)) token = slot - plain;
+                    if (!is_taken(key_cut, taken, range.begin)) token = slot - plain;
                     bias = logf((float)(range.end - range.begin));
                 } else if (LISTED) {
                     token = listed_token(key_cut, list, slot);

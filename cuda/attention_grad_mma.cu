@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) reverse_mma(
                     delta = pairs[2 * (head * n + slot) + 1];
                 } else if (central) {
                     const Range range = tokens_of(centroid_cut, slot - plain);
-                    if (!is_taken(key_cut, taken, range)) {
+                    if (!is_taken(key_cut, taken, range.begin)) {
                         token = slot - plain;
                         bias = log2f((float)(range.end - range.begin));
                     }
@@ -261,20 +261,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) reverse_mma(
     for (u32 r = 0; r < 2; r++) {
         const i32 token = begin + (i32)(warp * 16 + r * 8 + lane / 4);
         const i64 to = (head * (OF_KEYS ? m : n) + token) * WIDTH + lane % 4 * 8;
-        const auto put = [&](T* result, const float (*sums)[4], float factor) {
-#pragma unroll
-            for (u32 part = 0; part < WIDTH / 32; part++) {
-                u32 words[4];
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    const float* two = sums[4 * part + j] + 2 * r;
-                    words[j] = Pair<T>::of(two[0] * factor, two[1] * factor);
-                }
-                transpose_words(words);
-                if (token < last) *(uint4*)(result + to + part * 32) = {words[0], words[1], words[2], words[3]};
-            }
-        };
-        put(first, first_sums, sizes.scale);
-        if (OF_KEYS) put(second, second_sums, 1.f);
+        store_sums<WIDTH>(first + to, first_sums[0], r, sizes.scale, token < last);
+        if (OF_KEYS) store_sums<WIDTH>(second + to, second_sums[0], r, 1.f, token < last);
     }
 }

@@ -221,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
                     float bias = MASKED;
                     if (key < sizes.centroids) {
                         const Centroid centroid = table[key];
-                        if (!(taken[centroid.block / 32] >> centroid.block % 32 & 1)) bias = centroid.bias;
+                        if (!is_taken(taken, centroid.block)) bias = centroid.bias;
                     }
                     biases[stage * OTHERS + j * 32 + lane] = bias;
                 }
@@ -423,22 +423,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) reverse_wgmma(
 #pragma unroll
         for (u32 r = 0; r < 2; r++) {
             const i64 to = ((i64)head * rows + row + 8 * r) * WIDTH + lane % 4 * 8;
-            const auto put = [&](bf16_t* result, const float* sums, float factor) {
-#pragma unroll
-                for (u32 part = 0; part < WIDTH / 32; part++) {
-                    u32 words[4];
-#pragma unroll
-                    for (u32 j = 0; j < 4; j++) {
-                        const u32 i = 16 * part + 4 * j + 2 * r;
-                        words[j] = Pair<bf16_t>::of(sums[i] * factor, sums[i + 1] * factor);
-                    }
-                    transpose_words(words);
-                    if (row + 8 * r < end)
-                        *(uint4*)(result + to + part * 32) = {words[0], words[1], words[2], words[3]};
-                }
-            };
-            put(first, first_sums, sizes.scale);
-            if (OF_KEYS) put(second, second_sums, 1.f);
+            store_sums<WIDTH>(first + to, first_sums, r, sizes.scale, row + 8 * r < end);
+            if (OF_KEYS) store_sums<WIDTH>(second + to, second_sums, r, 1.f, row + 8 * r < end);
         }
     }
 }

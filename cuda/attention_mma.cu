@@ -81,7 +81,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_mma(
                 const u32 own = (tile - plain) * KEYS + j;
                 if (own < centroids) {
                     const Range range = tokens_of(centroid_cut, own);
-                    if (!is_taken(key_cut, taken, range)) {
+                    if (!is_taken(key_cut, taken, range.begin)) {
                         token = own;
                         bias = log2f((float)(range.end - range.begin)) / scale;
                     }

@@ -306,18 +306,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attend_wgmma(
             const float over = under[row] > 0.f ? 1.f / under[row] : 0.f;
             const i32 token = rows.begin + (i32)(member * 64 + warp % 4 * 16 + row * 8 + lane / 4);
             bf16_t* const to = y + row_at(places, head, token) + lane % 4 * 8;
-#pragma unroll
-            for (u32 part = 0; part < WIDTH / 32; part++) {
-                u32 words[4];
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) {
-                    const u32 i = 16 * part + 4 * j + 2 * row;
-                    words[j] = Pair<bf16_t>::of(sums[i] * over, sums[i + 1] * over);
-                }
-                transpose_words(words);
-                if (token < rows.end)
-                    *(uint4*)(to + part * 32) = {words[0], words[1], words[2], words[3]};
-            }
+            store_sums<WIDTH>(to, sums, row, over, token < rows.end);
             if (lse && lane % 4 == 0 && token < rows.end)
                 lse[(i64)head * n + token] = 0.69314718f * (top[row] * scale + log2f(under[row]));
         }

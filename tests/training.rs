@@ -10,7 +10,7 @@ use lite3r::{
     backbones::{BuildOptions, Config, ReferenceView, build},
     backend::{Target, cpu::Cpu},
     data::{self, Options, Sampler, Split},
-    scenes, session,
+    demo, scenes, session,
     train::{
         config::{self, Losses, Student},
         init,
@@ -647,4 +647,24 @@ fn what_cannot_be_trained_is_told_in_full() {
     missing.data.views = vec![2];
     let mut trainer = trainer(missing);
     assert_eq!(trainer.learn(&[scene(0, 3)]).unwrap_err().code, "train.views");
+}
+
+#[test]
+fn recipes_of_the_repository_are_sound() {
+    let recipe = |name: &str| {
+        let config = config::Config::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tools").join(name)).unwrap();
+        config.check().unwrap();
+        config
+    };
+    recipe("teacher.toml");
+    // Routers learn in the form that the student of the demo reads them in.
+    let passes = recipe("router.toml").student.unwrap().passes;
+    let mut learnt = BTreeMap::new();
+    for pass in passes.split(';') {
+        let Some(rule) = pass.strip_prefix("sla{kind=global,layers=[") else { continue };
+        let (layers, options) = rule.split_once("],").unwrap();
+        learnt.extend(layers.split(',').map(|layer| (format!("global.{layer}"), format!("sla{{{options}"))));
+    }
+    let read = demo::LITE.attention.iter().map(|rule| rule.split_once('=').unwrap());
+    assert_eq!(learnt, read.map(|(layer, options)| (layer.to_string(), options.to_string())).collect());
 }

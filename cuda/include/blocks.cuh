@@ -65,8 +65,6 @@ DEVICE i32 listed_token(const Cut& cut, const i32* list, u32 slot) {
     return token < range.end ? token : -1;
 }
 
-// Whether the block that holds the tokens of a centroid is among those `taken`, a bit a block.
-DEVICE bool is_taken(const Cut& cut, const u32* taken, const Range& tokens) {
-    const u32 block = place_of(cut, tokens.begin).block;
-    return taken[block / 32] >> block % 32 & 1;
-}
+// Whether a block is among those `taken`, a bit a block; and whether the one that holds a token is.
+DEVICE bool is_taken(const u32* taken, u32 block) { return taken[block / 32] >> block % 32 & 1; }
+DEVICE bool is_taken(const Cut& cut, const u32* taken, i32 token) { return is_taken(taken, place_of(cut, token).block); }

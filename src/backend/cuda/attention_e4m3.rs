@@ -16,9 +16,9 @@ use lite3r_ir::{
 use super::{
     Arch, Kernel,
     attention::{Cut, Rows, Sizes},
-    attention_wgmma::{SHARED, sizes},
+    attention_wgmma::sizes,
     dims,
-    launch::{Arg, Launch, Lowered, Module, PROCESSORS},
+    launch::{Arg, Launch, Lowered, Module, PROCESSORS, SHARED},
 };
 use crate::backend::Request;
 

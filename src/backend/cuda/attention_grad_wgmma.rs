@@ -9,8 +9,8 @@ use super::{
     Arch, Kernel,
     attention::{Rows, Sizes},
     attention_grad::{Gradient, Of, gradient, grid},
-    attention_wgmma::{SHARED, sizes},
-    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
+    attention_wgmma::sizes,
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, SHARED, Swizzle, TensorMap},
 };
 use crate::backend::Request;
 

@@ -8,7 +8,7 @@ use super::{
     Arch, Kernel,
     attention::{Cut, Rows, Sizes},
     dims,
-    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, SHARED, Swizzle, TensorMap},
 };
 use crate::backend::Request;
 
@@ -18,9 +18,6 @@ pub const KERNELS: &[Kernel] = &[
     Kernel { name: "attention.wgmma", op: "attention", dtypes: &[DType::BF16], lower: attention },
     Kernel { name: "block_attention.wgmma", op: "block_attention", dtypes: &[DType::BF16], lower: block_attention },
 ];
-
-/// Bytes of shared memory that a block may have.
-pub const SHARED: usize = 227 << 10;
 
 /// Fewer queries than this would leave most of a tile empty.
 const FEWEST: usize = 17;

@@ -299,11 +299,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::backend::cuda::conformance;
+    use crate::backend::cuda::{conformance, launch::SHARED};
 
     #[test]
     fn rings_and_columns_fit_into_shared_memory() {
-        assert!(TILES.iter().all(|tile| tile.shared() <= 232_448), "{:?}", TILES.map(Tile::shared));
+        assert!(TILES.iter().all(|tile| tile.shared() <= SHARED), "{:?}", TILES.map(Tile::shared));
     }
 
     /// Within 10 % of the fastest tile of a run on an H200.

@@ -6,7 +6,7 @@ use super::{
     Arch, Kernel,
     conv_weight_grad::{add_parts, geometry},
     dims,
-    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, SHARED, Swizzle, TensorMap},
 };
 use crate::backend::Request;
 
@@ -16,8 +16,7 @@ pub const KERNELS: &[Kernel] =
 
 /// Columns and rows of a box of pixels.
 const SIDE: usize = 8;
-/// Bytes of shared memory a block, and the most stages that are of use.
-const SHARED: usize = 232_448;
+/// The most stages that are of use.
 const MOST_STAGES: usize = 8;
 /// Clock cycles a microsecond, and bytes that reach a block in one.
 const CYCLES: f32 = 1600.0;

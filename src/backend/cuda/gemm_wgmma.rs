@@ -5,7 +5,7 @@ use lite3r_ir::{DType, ops::quantize::Granularity};
 use super::{
     Arch, Kernel,
     floats::FLOATS,
-    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, Swizzle, TensorMap},
+    launch::{Arg, Base, Launch, Lowered, Module, PROCESSORS, Pointer, SHARED, Swizzle, TensorMap},
     product::Product,
     qkv_linear::Joint,
 };
@@ -67,8 +67,6 @@ const VARIANTS: [Variant; 11] = [
 const LAUNCH: f32 = 2.6;
 /// What of the last tile stands alone where warpgroups take tiles in turn, and of all others does not.
 const TAIL: f32 = 0.8;
-/// Shared memory of a block.
-const SHARED: usize = 227 << 10;
 
 impl Variant {
     /// Warpgroups that multiply.

@@ -219,6 +219,8 @@ pub enum Swizzle {
 /// Streaming multiprocessors of the device that grids and tiles are chosen for, an H100 or H200. Others run the same
 /// grids in more waves.
 pub const PROCESSORS: usize = 132;
+/// Bytes of shared memory that a block on Hopper may have.
+pub const SHARED: usize = 227 << 10;
 
 /// Blocks of a grid-stride loop over `n` elements with `threads` a block: enough to fill any device, no more.
 pub fn blocks(n: u64, threads: u32) -> u32 {
